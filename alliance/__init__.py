@@ -1,0 +1,29 @@
+"""Alliance: a spectral-spatial-frequency foundation model for remote sensing.
+
+Symbols, the same everywhere:
+    b batch, c channels (spectral bands), h w rows and columns (of pixels or of tokens), g band groups, m bands of a
+    group, n tokens of a group, v visible tokens, d width, k frequency bands or stages (low to high), p values of a
+    patch, f width of the frequency branch.
+"""
+
+from alliance.checkpoint import load_encoder, save_encoder
+from alliance.encoder import AllianceEncoder, EncoderConfig, Features
+from alliance.errors import InputError
+from alliance.model import Alliance, AllianceConfig, create_model, list_models
+from alliance.sensors import Band, Sensor, read_sensor
+
+__all__ = [
+    "Alliance",
+    "AllianceConfig",
+    "AllianceEncoder",
+    "Band",
+    "EncoderConfig",
+    "Features",
+    "InputError",
+    "Sensor",
+    "create_model",
+    "list_models",
+    "load_encoder",
+    "read_sensor",
+    "save_encoder",
+]

@@ -1,0 +1,104 @@
+"""The encoder's file format: `model.safetensors`, `config.json`, `sensors.json`. Reading it executes nothing."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alliance.encoder import AllianceEncoder, EncoderConfig
+from alliance.errors import InputError
+from alliance.sensors import Sensor
+
+FORMAT = 1
+WEIGHTS, CONFIG, SENSORS = "model.safetensors", "config.json", "sensors.json"
+
+
+def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """Write an encoder so that `load_encoder` gives the same features. An older export there is replaced whole.
+
+    Args:
+        weights: state dict to write instead of the encoder's own (sharded training gathers them elsewhere).
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = encoder.state_dict() if weights is None else weights
+    save_file({name: value.detach().float().cpu().contiguous().clone() for name, value in state.items()}, partial / WEIGHTS)
+    record = {"format": FORMAT, "encoder": dataclasses.asdict(encoder.config)}
+    (partial / CONFIG).write_text(json.dumps(record, indent=2))
+    sensors = [sensor.to_dict() for sensor in encoder.sensors.values()]
+    (partial / SENSORS).write_text(json.dumps(sensors, indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+
+def load_encoder(path: str | Path, *, allow: Collection[str] = (), device: str | torch.device = "cpu") -> AllianceEncoder:
+    """Load an exported encoder, in evaluation mode.
+
+    Args:
+        path: an export folder, its `model.safetensors`, or a run folder that holds `encoder/`.
+        allow: names of weights that may be missing, unexpected or of another shape.
+    Raises:
+        InputError: nothing to load there, damaged files, or weights that do not fit.
+    """
+    folder = find_export(Path(path))
+    record = _read_json(folder / CONFIG)
+    if record.get("format") != FORMAT:
+        raise InputError(f"{folder / CONFIG}: format {record.get('format')!r} is not {FORMAT}; update alliance-rs")
+    fields = {field.name for field in dataclasses.fields(EncoderConfig)}
+    unknown = sorted(set(record["encoder"]) - fields)
+    if unknown:
+        raise InputError(f"{folder / CONFIG}: unknown encoder setting {unknown[0]!r}; update alliance-rs")
+    sensors = [Sensor.from_dict(entry, source=str(folder / SENSORS)) for entry in _read_json(folder / SENSORS)]
+    encoder = AllianceEncoder(EncoderConfig(**record["encoder"]), sensors)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); export the encoder again") from error
+    load_weights(encoder, weights, allow=allow, source=str(folder / WEIGHTS))
+    return encoder.to(device).eval()
+
+
+def find_export(path: Path) -> Path:
+    """The folder that holds an export, given the folder, its weights file or a run folder."""
+    folder = path.parent if path.name == WEIGHTS else path
+    for candidate in (folder, folder / "encoder"):
+        if (candidate / WEIGHTS).is_file():
+            return candidate
+    raise InputError(
+        f"{path} holds no exported encoder ({WEIGHTS}, {CONFIG}, {SENSORS}); "
+        f"give a run folder, its encoder/ folder, or the {WEIGHTS} inside"
+    )
+
+
+def load_weights(
+    module: torch.nn.Module, weights: Mapping[str, Tensor], *, allow: Collection[str] = (), source: str = "weights"
+) -> None:
+    """Copy weights into a module; refuse, with a table, names or shapes that differ and are not in `allow`."""
+    own = module.state_dict()
+    rows = [f"  missing     {name} {tuple(own[name].shape)}" for name in own if name not in weights]
+    rows += [f"  unexpected  {name} {tuple(weights[name].shape)}" for name in weights if name not in own]
+    reshaped = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    rows += [f"  reshaped    {name} {tuple(weights[name].shape)} -> {tuple(own[name].shape)}" for name in reshaped]
+    refused = [row for row in rows if row.split()[1] not in allow]
+    if refused:
+        raise InputError(f"{source} does not fit the model; name what may differ with allow=[...]:\n" + "\n".join(refused))
+    fitting = {name: value for name, value in weights.items() if name in own and name not in reshaped}
+    module.load_state_dict(fitting, strict=False)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); export the encoder again") from error

@@ -1,0 +1,189 @@
+"""Progressive frequency decoder: low -> mid -> high, a gated frequency token entering at every stage (d.6)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from einops import rearrange, repeat
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alliance.blocks import FusionBlock, FusionConfig, Grid
+from alliance.embedding import BandKernels, FixedKernels, GroupKernels, PositionLayout, TokenPosition, reference_bands
+from alliance.encoder import Embedded, LayerNorm, initialise_linear
+from alliance.errors import InputError
+from alliance.sensors import Sensor
+from alliance.tokens import Groups, Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Size and options of the decoder (alliance.md d.6, corrected by f.2)."""
+
+    embed_dim: int = 256
+    depth: int = 6
+    heads: int = 8
+    stages: Literal[1, 3] = 3  # 3: low, mid, high; 1: the whole image at once
+    attention: Literal["fusion", "plain"] = "fusion"  # triple-domain fusion, or a plain ViT block
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    injection: Literal["stage", "every"] = "stage"  # frequency tokens enter at stage starts, or before every block
+    blend: Literal["additive", "convex"] = "additive"  # add them, or pull the token towards them as in the file
+    mask_tokens: Literal["encoded", "bypass"] = "encoded"  # after the encoder, or straight from their projectors
+    position: PositionLayout = "add"
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.heads or self.embed_dim % 4:
+            raise InputError(f"decoder.embed_dim {self.embed_dim} is not a multiple of 4 and of heads {self.heads}")
+        if self.depth < self.stages:
+            raise InputError(f"decoder.depth {self.depth} is less than decoder.stages {self.stages}")
+
+
+class FrequencyGate(nn.Module):
+    """Frequency selective gate: how much of a frequency token each place takes, sigmoid(<W_q z, W_k m> / sqrt(d) + beta)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens: Tensor, band: Tensor) -> Tensor:
+        """Tokens (b, n, d) and one frequency token (b, d) -> (b, n, 1)."""
+        score = self.query(tokens) @ rearrange(self.key(band), "b d -> b d 1")
+        return torch.sigmoid(score / math.sqrt(tokens.shape[-1]) + self.bias)
+
+
+class BandHead(nn.Module):
+    """Tokens -> pixels of whatever bands the group holds, by kernels generated from their codes."""
+
+    def __init__(self, d: int, patch: int, tokenizer: str, sensors: Sequence[Sensor]) -> None:
+        super().__init__()
+        self.kernels = GroupKernels(tokenizer, sensors, d, patch**2, bias=True)
+
+    def forward(self, tokens: Tensor, code: Tensor, sensor: Sensor, groups: Groups) -> Tensor:
+        """(b, g, n, d) -> (b, g, n, m, p)."""
+        weight, bias, _ = self.kernels(code, sensor, groups)
+        assert bias is not None
+        flat = rearrange(tokens, "b g n d -> g (b n) d").to(weight.dtype)
+        pixels = flat @ rearrange(weight, "g m d p -> g d (m p)") + rearrange(bias, "g m p -> g 1 (m p)")
+        return rearrange(pixels, "g (b n) (m p) -> b g n m p", b=tokens.shape[0], m=weight.shape[1])
+
+
+class ProgressiveDecoder(nn.Module):
+    """Visible tokens -> predictions of every stage, low to high.
+
+    Masked places start as zero. Stage 1 fills them with gated m_low before positions are added (so they keep their
+    place, f.2.2); stages 2 and 3 add gated m_mid and m_high. Each stage ends in its own norm and the shared head.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, encoder_dim: int, patch: int, *, frequency: bool, tokenizer: str,
+        sensors: Sequence[Sensor],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        d = config.embed_dim
+        self.config = config
+        self.activation_checkpointing = False
+        self.enter = nn.Linear(encoder_dim, d)
+        self.cls_position = nn.Parameter(torch.empty(d))
+        self.mask_token = None if frequency else nn.Parameter(torch.empty(d))
+        self.position = TokenPosition(d, config.position)
+        bands = 3 if frequency else 0
+        self.gates = nn.ModuleList(FrequencyGate(d) for _ in range(bands))
+        plain = config.attention == "plain"
+        self.blocks = nn.ModuleList(
+            Block(d, config.heads, qkv_bias=True, norm_layer=LayerNorm)
+            if plain
+            else FusionBlock(d, config.heads, config.fusion)
+            for _ in range(config.depth)
+        )
+        self.norms = nn.ModuleList(LayerNorm(d) for _ in range(config.stages))
+        self.head = BandHead(d, patch, tokenizer, sensors)
+
+    def reset_parameters(self, encoder_code: nn.Module) -> None:
+        """Initialise; the head is scaled on the codes that the encoder's band code gives to reference bands."""
+        initialise_linear(self)
+        nn.init.normal_(self.cls_position, std=0.02)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+        for block in self.blocks:
+            if isinstance(block, FusionBlock):
+                block.attn.reset_parameters()
+        kernels = self.head.kernels.source
+        if isinstance(kernels, BandKernels):
+            with torch.no_grad():
+                kernels.reset_parameters(encoder_code(reference_bands()))
+        elif isinstance(kernels, FixedKernels):
+            kernels.reset_parameters()
+
+    def stage_starts(self) -> list[int]:
+        """First block of every stage: depth // stages blocks each, the remainder in the last."""
+        return [self.config.depth // self.config.stages * stage for stage in range(self.config.stages)]
+
+    def forward(
+        self, encoded: Tensor, embedded: Embedded, mask: Mask, sensor: Sensor, groups: Groups, h: int, w: int
+    ) -> Tensor:
+        """
+        Args:
+            encoded: (b, prefix + v, d) output of the encoder.
+        Returns:
+            (k, b, g, n, m, p) predictions, low to high, k = `stages`.
+        """
+        grid = Grid(len(groups), h, w)
+        prefix = 1 + len(embedded.special.frequency)
+        decoded = self.enter(encoded)
+        bands = decoded[:, 1:prefix]
+        if self.config.mask_tokens == "bypass":
+            bands = repeat(self.enter(embedded.special.frequency), "k d -> b k d", b=len(decoded))
+        position = self.position(embedded.code, groups, h, w).expand(grid.g, h * w, -1)
+        position = rearrange(position, "g n d -> 1 (g n) d")
+        tokens = self._fill(decoded[:, prefix:], bands, position, mask) + position
+        sequence = torch.cat([decoded[:, :1] + self.cls_position, tokens], dim=1)
+
+        predictions, starts = [], self.stage_starts()
+        for index, block in enumerate(self.blocks):
+            stage = sum(start <= index for start in starts) - 1
+            first_block = index in starts
+            if len(bands) and bands.shape[1] and index > 0 and (first_block or self.config.injection == "every"):
+                sequence = self._inject(sequence, bands, stage, index, mask)
+            sequence = self._run(block, sequence, grid)
+            if index + 1 in [*starts[1:], len(self.blocks)]:
+                patches = rearrange(self.norms[stage](sequence[:, 1:]), "b (g n) d -> b g n d", g=grid.g)
+                predictions.append(self.head(patches, embedded.code, sensor, groups))
+        return torch.stack(predictions)
+
+    def _fill(self, visible: Tensor, bands: Tensor, position: Tensor, mask: Mask) -> Tensor:
+        """Visible tokens at their places, (b, g * n, d); what a masked place starts from elsewhere."""
+        if self.mask_token is not None:
+            start = rearrange(self.mask_token, "d -> 1 1 d")
+        else:
+            start = self._taken(position, bands, stage=0, block=0)
+        slots = start.to(visible.dtype).expand(len(visible), mask.masked.shape[1], -1)
+        return slots.scatter(1, repeat(mask.visible, "b v -> b v d", d=visible.shape[-1]), visible)
+
+    def _inject(self, sequence: Tensor, bands: Tensor, stage: int, block: int, mask: Mask) -> Tensor:
+        """Let masked places take from the stage's frequency token."""
+        cls, tokens = sequence[:, :1], sequence[:, 1:]
+        taken = self._taken(tokens, bands, stage, block)
+        return torch.cat([cls, tokens + rearrange(mask.masked, "b n -> b n 1") * taken], dim=1)
+
+    def _taken(self, tokens: Tensor, bands: Tensor, stage: int, block: int) -> Tensor:
+        """alpha gamma_k m_k (additive) or alpha gamma_k (m_k - z) (convex); one stage takes the mean of the three."""
+        alpha = 1 - 0.5 * block / len(self.blocks)
+        chosen = range(3) if self.config.stages == 1 else [stage]
+        convex = self.config.blend == "convex" and block > 0
+        total = torch.zeros((), device=tokens.device, dtype=tokens.dtype)
+        for k in chosen:
+            band = bands[:, k]
+            wide = rearrange(band, "b d -> b 1 d")
+            gate = self.gates[k](tokens.expand(len(band), -1, -1), band)
+            total = total + gate * (wide - tokens if convex else wide)
+        return alpha * total / len(chosen)
+
+    def _run(self, block: nn.Module, sequence: Tensor, grid: Grid) -> Tensor:
+        arguments = (sequence, grid) if isinstance(block, FusionBlock) else (sequence,)
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)

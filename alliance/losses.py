@@ -1,0 +1,157 @@
+"""Targets in frequency bands, losses on masked tokens, and how their weights move from low to high (d.8, g.2)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from alliance.errors import InputError
+from alliance.frequency import Edge, Extension, low_pass
+from alliance.sensors import Sensor
+from alliance.tokens import Groups, group_table, patchify
+
+STAGES = ("low", "mid", "high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Targets, losses and schedule (alliance.md d.8, g.2)."""
+
+    targets: Literal["cumulative", "disjoint", "increments"] = "cumulative"  # increments: disjoint bands over their rms
+    cutoffs: tuple[float, float] | None = None  # cycles per pixel; None: 1 / (2 patch) and 1 / patch
+    edge: Edge = "raised_cosine"
+    extension: Extension = "mirror"
+    normalise: Literal["none", "patch_group"] = "none"  # of the last target, per patch and band group
+    schedule: Literal["linear", "rbf", "constant"] = "linear"
+    sar_high: float = 1 / 3  # most weight of the high stage for SAR, whose high frequencies are mostly speckle
+    fft: float = 0.0  # weight of the spectral distance of the last stage; 0.1 where used
+
+    def __post_init__(self) -> None:
+        if self.cutoffs is not None and not 0 < self.cutoffs[0] < self.cutoffs[1] <= math.sqrt(0.5):
+            raise InputError(f"loss.cutoffs must rise within (0, 0.707] cycles per pixel, got {self.cutoffs}")
+        if self.normalise == "patch_group" and self.targets != "cumulative":
+            raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'")
+
+    def cutoffs_for(self, patch: int) -> tuple[float, float]:
+        return self.cutoffs or (1 / (2 * patch), 1 / patch)
+
+
+class Losses(NamedTuple):
+    total: Tensor  # scalar float32
+    stages: Tensor  # (k,) float32, low to high, before weighting
+
+
+def frequency_bands(image: Tensor, cutoffs: Sequence[float], edge: Edge, extension: Extension) -> Tensor:
+    """Standardised image (b, c, h, w) -> its disjoint bands low, mid, high, (3, b, c, h, w), which sum to it."""
+    low, mid = low_pass(image, cutoffs, edge=edge, extension=extension)
+    return torch.stack([low, mid - low, image.float() - mid])
+
+
+def stage_targets(image: Tensor, sensor: Sensor, patch: int, stages: int, config: LossConfig) -> Tensor:
+    """What each stage shall predict: (k, b, c, h, w) float32; `image` is standardised."""
+    if stages == 1:
+        return image.float()[None]
+    bands = frequency_bands(image, config.cutoffs_for(patch), config.edge, config.extension)
+    if config.targets == "cumulative":
+        return bands.cumsum(0)
+    return bands / band_spread(sensor, config, image.device)
+
+
+def band_spread(sensor: Sensor, config: LossConfig, device: torch.device) -> Tensor:
+    """Divisor of each disjoint band, (3, 1, c, 1, 1): its rms per channel, or 1."""
+    if config.targets == "disjoint":
+        return torch.ones((), device=device)
+    missing = [band.name for band in sensor.bands if band.spread is None]
+    if missing:
+        raise InputError(
+            f"loss.targets 'increments' needs the spread of every band of sensor {sensor.name}, and {missing[0]} has "
+            f"none; add it with alliance.measure_spread(sensor, images, ...)"
+        )
+    spread = torch.tensor([band.spread for band in sensor.bands], device=device)
+    return rearrange(spread, "c k -> k 1 c 1 1")
+
+
+def assemble(stages: Tensor, sensor: Sensor, config: LossConfig) -> Tensor:
+    """Stage predictions (k, b, c, h, w) -> cumulative images, the last one the whole image."""
+    if len(stages) == 1 or config.targets == "cumulative":
+        return stages
+    return (stages * band_spread(sensor, config, stages.device)).cumsum(0)
+
+
+def measure_spread(image: Tensor, patch: int, config: LossConfig) -> Tensor:
+    """Rms of each disjoint band and channel of standardised images (b, c, h, w): (c, 3)."""
+    bands = frequency_bands(image, config.cutoffs_for(patch), config.edge, config.extension)
+    return reduce(bands.square(), "k b c h w -> c k", "mean").sqrt().clamp(min=1e-3)
+
+
+def stage_weights(progress: float, stages: int, config: LossConfig, *, sar: bool = False) -> Tensor:
+    """Weights of the stage losses at a fraction of the run, (k,) float32, sum 1.
+
+    linear: a third each for a quarter of the run, then towards low 0.10, mid 1/3, high 0.57 (published file,
+    renormalised). rbf: softmax of -(t - c_k)^2 / (2 * 0.45^2) with c = 0, 0.5, 1 (decay, hump, rise of the figure).
+    """
+    if stages == 1:
+        return torch.ones(1)
+    t = min(max(progress, 0.0), 1.0)
+    if config.schedule == "linear":
+        s = max((t - 0.25) / 0.75, 0.0)
+        weights = torch.tensor([(1 - s) / 3 + 0.10 * s, 1 / 3, (1 - s) / 3 + 0.57 * s])
+    elif config.schedule == "rbf":
+        weights = torch.softmax(-((t - torch.tensor([0.0, 0.5, 1.0])) ** 2) / (2 * 0.45**2), dim=0)
+    else:
+        weights = torch.ones(3)
+    weights = weights / weights.sum()
+    if sar and weights[2] > config.sar_high:
+        weights[:2] *= (1 - config.sar_high) / weights[:2].sum()
+        weights[2] = config.sar_high
+    return weights
+
+
+def group_patches(image: Tensor, patch: int, groups: Groups) -> Tensor:
+    """(..., c, h, w) -> (..., g, n, m, p); places beyond a group's bands repeat its first one."""
+    index, _ = group_table(groups, image.device)
+    lead = image.shape[:-3]
+    patches = patchify(image.flatten(0, -4), patch)[:, index].unflatten(0, lead)
+    return rearrange(patches, "... g m n p -> ... g n m p")
+
+
+def normalise_patches(target: Tensor, real: Tensor) -> Tensor:
+    """Zero mean and unit deviation of each patch and group over its real bands: (..., g, n, m, p)."""
+    share = rearrange(real.to(target.dtype) / real.sum(1, keepdim=True), "g m -> g 1 m 1") / target.shape[-1]
+    mean = (target * share).sum((-2, -1), keepdim=True)
+    variance = ((target - mean).square() * share).sum((-2, -1), keepdim=True)
+    return (target - mean) / torch.sqrt(variance + 1e-6)
+
+
+def token_errors(prediction: Tensor, target: Tensor, valid: Tensor, real: Tensor) -> Tensor:
+    """Mean squared error of every token over its real bands and valid pixels.
+
+    Args:
+        prediction, target: (..., b, g, n, m, p).
+        valid: (b, n, p) pixels.
+        real: (g, m) bands of each group.
+    Returns:
+        (..., b, g, n) float32.
+    """
+    weight = rearrange(valid.float(), "b n p -> b 1 n 1 p") * rearrange(real.float(), "g m -> 1 g 1 m 1")
+    squared = (prediction.float() - target).square() * weight
+    return squared.sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1)
+
+
+def masked_mean(errors: Tensor, masked: Tensor, valid: Tensor) -> Tensor:
+    """Mean over a sample's masked and valid tokens, then over samples: (k, b, g, n) -> (k,).
+
+    Per sample first, so that the loss of a batch is the mean over its parts however it is dealt to ranks.
+    """
+    weight = (rearrange(masked, "b (g n) -> b g n", g=errors.shape[2]) & rearrange(valid, "b n -> b 1 n")).float()
+    return ((errors * weight).sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1)).mean(-1)
+
+
+def spectral_distance(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance of two images' spectra, (..., h, w) each: |F(x) - F(y)| with ortho norm."""
+    difference = torch.fft.rfft2(prediction.float() - truth.float(), norm="ortho")
+    return torch.sqrt(difference.real.square() + difference.imag.square() + 1e-6).mean()

@@ -1,0 +1,175 @@
+"""The pretraining model: hide tokens, encode the rest, decode low -> mid -> high, compare with the image's bands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from alliance.decoder import DecoderConfig, ProgressiveDecoder
+from alliance.encoder import AllianceEncoder, EncoderConfig
+from alliance.errors import InputError
+from alliance.losses import (
+    LossConfig,
+    Losses,
+    assemble,
+    group_patches,
+    masked_mean,
+    normalise_patches,
+    spectral_distance,
+    stage_targets,
+    stage_weights,
+    token_errors,
+)
+from alliance.sensors import Sensor
+from alliance.tokens import Groups, Mask, MaskingConfig, draw_mask, group_table, patchify, ungroup, unpatchify
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllianceConfig:
+    """Everything that defines the model."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+class Prediction(NamedTuple):
+    stages: Tensor  # (k, b, g, n, m, p), low to high
+    mask: Mask
+    standardised: Tensor  # (b, c, h, w)
+    valid: Tensor  # (b, 1, h, w) bool
+
+
+class Reconstruction(NamedTuple):
+    """Images for people to look at, in standard deviations; bands of groups that were not drawn are NaN."""
+
+    target: Tensor  # (b, c, h, w)
+    visible: Tensor  # (b, c, h, w), NaN where the encoder did not look
+    stages: Tensor  # (k, b, c, h, w), cumulative, low to high
+
+
+class Alliance(nn.Module):
+    """Masked spectral-spatial-frequency autoencoder."""
+
+    def __init__(self, config: AllianceConfig, sensors: Sequence[Sensor] = ()) -> None:
+        super().__init__()
+        self.config = config
+        encoder, frequency = config.encoder, config.encoder.tokens == "frequency"
+        self.encoder = AllianceEncoder(encoder, sensors)
+        self.decoder = ProgressiveDecoder(
+            config.decoder, encoder.embed_dim, encoder.patch, frequency=frequency, tokenizer=encoder.tokenizer,
+            sensors=sensors,
+        )  # fmt: skip
+        self.decoder.reset_parameters(self.encoder.patch_embed.code)
+
+    def predict(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups) -> Prediction:
+        """Hide, encode, decode: the overview figure of the paper."""
+        patch = self.config.encoder.patch
+        standardised, valid = sensor.standardise(image)
+        h, w = image.shape[-2] // patch, image.shape[-1] // patch
+        embedded = self.encoder.embed(standardised, sensor, groups)
+        mask = draw_mask(noise, patch_validity(valid, patch), len(groups), self.config.masking)
+        encoded = self.encoder.encode(embedded, mask.visible)[-1]
+        stages = self.decoder(encoded, embedded, mask, sensor, groups, h, w)
+        return Prediction(stages, mask, standardised, valid)
+
+    def forward(
+        self, image: Tensor, sensor: Sensor, noise: Tensor, progress: float = 0.0, groups: Groups | None = None
+    ) -> Losses:
+        """
+        Args:
+            image: (b, c, h, w) float32 in the sensor's units, NaN where data is missing.
+            noise: (b, g * n) uniform, see `tokens.mask_noise`: the least are visible.
+            progress: fraction of the run, moves the stage weights.
+            groups: band groups to use; None: all of the sensor.
+        """
+        groups = groups or sensor.group_indices
+        prediction = self.predict(image, sensor, noise, groups)
+        with torch.autocast(image.device.type, enabled=False):
+            return self._losses(prediction, sensor, progress, groups)
+
+    def reconstruct(
+        self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None
+    ) -> Reconstruction:
+        """What the model makes of the masked image, stage by stage, with the true pixels where it could see."""
+        groups = groups or sensor.group_indices
+        patch, c = self.config.encoder.patch, len(sensor.bands)
+        h, w = image.shape[-2] // patch, image.shape[-1] // patch
+        prediction = self.predict(image, sensor, noise, groups)
+        stages = unpatchify(ungroup(prediction.stages.float(), groups, c), h, w)
+        stages = assemble(stages, sensor, self.config.loss)
+        masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups))
+        index, _ = group_table(groups, image.device)
+        masked = masked.expand(-1, -1, -1, index.shape[1], patch**2)
+        masked = unpatchify(ungroup(masked.float(), groups, c), h, w)
+        target = prediction.standardised
+        return Reconstruction(target, target.masked_fill(masked != 0, torch.nan), stages)
+
+    def _losses(self, prediction: Prediction, sensor: Sensor, progress: float, groups: Groups) -> Losses:
+        config, patch = self.config.loss, self.config.encoder.patch
+        k = len(prediction.stages)
+        _, real = group_table(groups, prediction.valid.device)
+        with torch.no_grad():
+            images = stage_targets(prediction.standardised, sensor, patch, k, config)
+            targets = group_patches(images, patch, groups)
+            if config.normalise == "patch_group":
+                targets[-1] = normalise_patches(targets[-1], real)
+        pixels = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b n p")
+        errors = token_errors(prediction.stages, targets, pixels, real)
+        usable = patch_validity(prediction.valid, patch)
+        stages = masked_mean(errors, prediction.mask.masked, usable)
+        weights = stage_weights(progress, k, config, sar=sensor.is_sar).to(stages.device)
+        total = (weights * stages).sum()
+        if config.fft:
+            total = total + config.fft * self._spectral_loss(prediction, targets[-1], groups)
+        return Losses(total, stages.detach())
+
+    def _spectral_loss(self, prediction: Prediction, target: Tensor, groups: Groups) -> Tensor:
+        """Spectral distance of the last stage, true pixels standing where the encoder could see (A2MIM, MFM)."""
+        patch = self.config.encoder.patch
+        h, w = (size // patch for size in prediction.standardised.shape[-2:])
+        masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups))
+        mixed = torch.where(masked, prediction.stages[-1].float(), target)
+        pair = ungroup(torch.stack([mixed, target]), groups, prediction.standardised.shape[1])
+        used = sorted(index for group in groups for index in group)
+        images = unpatchify(pair[:, :, used], h, w)
+        return spectral_distance(images[0], images[1])
+
+
+def patch_validity(valid: Tensor, patch: int) -> Tensor:
+    """Patches (b, n) with at least half of their pixels valid; `valid` is (b, 1, h, w)."""
+    share = reduce(valid.float(), "b 1 (y i) (x j) -> b (y x)", "mean", i=patch, j=patch)
+    return share >= 0.5
+
+
+ENCODERS = {
+    "nano": {"embed_dim": 96, "depth": 4, "heads": 3},
+    "tiny": {"embed_dim": 192, "depth": 12, "heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "heads": 16},
+}
+LARGE_DECODER = ("base", "large")  # 512 wide; smaller encoders have a decoder of 256
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows."""
+    return [f"alliance_{size}_patch{patch}" for size in ENCODERS for patch in (8, 16)]
+
+
+def model_config(name: str) -> AllianceConfig:
+    """Configuration of a named model, for example `alliance_small_patch8`."""
+    if name not in list_models():
+        raise InputError(f"no model is called {name!r}; alliance.list_models() gives {', '.join(list_models())}")
+    _, size, patch = name.split("_")
+    encoder = EncoderConfig(**ENCODERS[size], patch=int(patch.removeprefix("patch")))
+    return AllianceConfig(encoder=encoder, decoder=DecoderConfig(embed_dim=512 if size in LARGE_DECODER else 256))
+
+
+def create_model(name: str, sensors: Sequence[Sensor] = ()) -> Alliance:
+    """An untrained pretraining model; its `.encoder` is what fine-tuning uses."""
+    return Alliance(model_config(name), sensors)

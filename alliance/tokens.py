@@ -1,0 +1,117 @@
+"""Patches, band groups and 3-D masks: pure functions that turn images into tokens and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from alliance.errors import InputError
+
+Groups = Sequence[Sequence[int]]  # channel indices of every band group
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """Which tokens the encoder does not see (alliance.md d.4)."""
+
+    ratio: float | None = None  # share of hidden tokens; None: 0.75 up to three band groups, 0.90 above
+    geometry: Literal["independent", "tube"] = "independent"  # tube: the same places in every band group
+    max_groups: int = 6  # band groups drawn per step; a sensor with more (hyperspectral) shows a random subset
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise InputError(f"masking.ratio must lie between 0 and 1, got {self.ratio}")
+
+    def ratio_for(self, groups: int) -> float:
+        return self.ratio if self.ratio is not None else 0.75 if groups <= 3 else 0.90
+
+
+class Mask(NamedTuple):
+    visible: Tensor  # (b, v) int64, indices into the g * n tokens, ascending noise
+    masked: Tensor  # (b, g * n) bool, True where the encoder does not look
+
+
+def token_grid_shape(h: int, w: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of tokens; refuses sizes that the patch does not divide."""
+    if h % patch or w % patch:
+        raise InputError(f"image is {h} x {w} pixels, not a multiple of patch {patch}; crop it or choose another patch")
+    return h // patch, w // patch
+
+
+def patchify(image: Tensor, patch: int) -> Tensor:
+    """(b, c, h, w) -> (b, c, n, patch * patch), tokens in raster order."""
+    token_grid_shape(*image.shape[-2:], patch)
+    return rearrange(image, "b c (y i) (x j) -> b c (y x) (i j)", i=patch, j=patch)
+
+
+def unpatchify(patches: Tensor, h: int, w: int) -> Tensor:
+    """Inverse of `patchify` for a token grid of h x w: (..., c, n, p) -> (..., c, h * patch, w * patch)."""
+    patch = round(patches.shape[-1] ** 0.5)
+    return rearrange(patches, "... c (y x) (i j) -> ... c (y i) (x j)", y=h, x=w, i=patch, j=patch)
+
+
+def group_table(groups: Groups, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Groups of unequal size as one table: channel indices (g, m) and where they are real (g, m) bool."""
+    longest = max(len(group) for group in groups)
+    index = torch.tensor([[*group, *[group[0]] * (longest - len(group))] for group in groups], device=device)
+    size = torch.tensor([len(group) for group in groups], device=device)
+    return index, torch.arange(longest, device=device)[None, :] < size[:, None]
+
+
+def ungroup(grouped: Tensor, groups: Groups, channels: int) -> Tensor:
+    """Put grouped channels (..., g, n, m, p) back in order: (..., channels, n, p); channels of no group are NaN."""
+    index, real = group_table(groups, grouped.device)
+    flat = rearrange(grouped, "... g n m p -> ... (g m) n p")
+    image = flat.new_full((*flat.shape[:-3], channels, *flat.shape[-2:]), torch.nan)
+    keep = rearrange(real, "g m -> (g m)").nonzero()[:, 0]
+    image[..., rearrange(index, "g m -> (g m)")[keep], :, :] = flat[..., keep, :, :]
+    return image
+
+
+def draw_groups(groups: Groups, most: int, seed: int, step: int) -> Groups:
+    """At most `most` of a sensor's band groups, the same for every rank at one step."""
+    if len(groups) <= most:
+        return groups
+    chosen = np.random.Generator(np.random.Philox([seed, step])).choice(len(groups), most, replace=False)
+    return [groups[index] for index in sorted(chosen)]
+
+
+def mask_noise(seed: int, step: int, positions: Sequence[int], count: int) -> Tensor:
+    """Uniform noise (b, count) that decides which tokens are masked.
+
+    A pure function of the seed, the step and each sample's position in the global batch: the same masks for any number
+    of ranks, and after a resume.
+    """
+    rows = [np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, int(p)]))) for p in positions]
+    return torch.from_numpy(np.stack([row.random(count, dtype=np.float32) for row in rows]))
+
+
+def draw_mask(noise: Tensor, valid: Tensor, groups: int, config: MaskingConfig) -> Mask:
+    """Choose the visible tokens: those with the least noise.
+
+    Args:
+        noise: (b, g * n) uniform.
+        valid: (b, n) bool; invalid patches are masked first.
+    """
+    b, count = noise.shape
+    ratio = config.ratio_for(groups)
+    noise = noise.masked_fill(repeat(~valid, "b n -> b (g n)", g=groups), torch.inf)
+    if config.geometry == "tube":
+        keep = max(1, round((1 - ratio) * count / groups))
+        places = noise[:, : count // groups].argsort(dim=1)[:, :keep]
+        offsets = torch.arange(groups, device=noise.device) * (count // groups)
+        visible = rearrange(places[:, None, :] + offsets[None, :, None], "b g v -> b (g v)")
+    else:
+        keep = max(1, round((1 - ratio) * count))
+        visible = noise.argsort(dim=1)[:, :keep]
+    masked = torch.ones(b, count, dtype=torch.bool, device=noise.device).scatter(1, visible, False)
+    return Mask(visible, masked)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Gather tokens (b, n, d) at index (b, v) -> (b, v, d)."""
+    return tokens.gather(1, repeat(index, "b v -> b v d", d=tokens.shape[-1]))
