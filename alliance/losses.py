@@ -119,12 +119,12 @@ def group_patches(image: Tensor, patch: int, groups: Groups) -> Tensor:
     return rearrange(patches, "... g m n p -> ... g n m p")
 
 
-def normalise_patches(target: Tensor, real: Tensor) -> Tensor:
-    """Zero mean and unit deviation of each patch and group over its real bands: (..., g, n, m, p)."""
-    share = rearrange(real.to(target.dtype) / real.sum(1, keepdim=True), "g m -> g 1 m 1") / target.shape[-1]
-    mean = (target * share).sum((-2, -1), keepdim=True)
-    variance = ((target - mean).square() * share).sum((-2, -1), keepdim=True)
-    return (target - mean) / torch.sqrt(variance + 1e-6)
+def patch_statistics(patches: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each patch and band group over its real bands: (..., g, n, m, p) -> (..., g, n, 1, 1)."""
+    share = rearrange(real.to(patches.dtype) / real.sum(1, keepdim=True), "g m -> g 1 m 1") / patches.shape[-1]
+    mean = (patches * share).sum((-2, -1), keepdim=True)
+    variance = ((patches - mean).square() * share).sum((-2, -1), keepdim=True)
+    return mean, torch.sqrt(variance + 1e-6)
 
 
 def token_errors(prediction: Tensor, target: Tensor, valid: Tensor, real: Tensor) -> Tensor:

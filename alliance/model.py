@@ -17,7 +17,7 @@ from alliance.losses import (
     assemble,
     group_patches,
     masked_mean,
-    normalise_patches,
+    patch_statistics,
     spectral_distance,
     stage_targets,
     stage_weights,
@@ -47,9 +47,10 @@ class Prediction(NamedTuple):
 class Reconstruction(NamedTuple):
     """Images for people to look at, in standard deviations; bands of groups that were not drawn are NaN."""
 
-    target: Tensor  # (b, c, h, w)
-    visible: Tensor  # (b, c, h, w), NaN where the encoder did not look
-    stages: Tensor  # (k, b, c, h, w), cumulative, low to high
+    targets: Tensor  # (k, b, c, h, w), cumulative, low to high; the last one is the image
+    stages: Tensor  # (k, b, c, h, w), what the decoder says of them
+    masked: Tensor  # (b, c, h, w) bool, where the encoder did not look
+    valid: Tensor  # (b, 1, h, w) bool
 
 
 class Alliance(nn.Module):
@@ -95,19 +96,22 @@ class Alliance(nn.Module):
     def reconstruct(
         self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None
     ) -> Reconstruction:
-        """What the model makes of the masked image, stage by stage, with the true pixels where it could see."""
+        """What the model makes of the masked image, stage by stage."""
         groups = groups or sensor.group_indices
-        patch, c = self.config.encoder.patch, len(sensor.bands)
+        config, patch, c = self.config.loss, self.config.encoder.patch, len(sensor.bands)
         h, w = image.shape[-2] // patch, image.shape[-1] // patch
         prediction = self.predict(image, sensor, noise, groups)
-        stages = unpatchify(ungroup(prediction.stages.float(), groups, c), h, w)
-        stages = assemble(stages, sensor, self.config.loss)
-        masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups))
-        index, _ = group_table(groups, image.device)
+        stages, target = prediction.stages.float(), prediction.standardised
+        index, real = group_table(groups, image.device)
+        if config.normalise == "patch_group":
+            mean, deviation = patch_statistics(group_patches(target, patch, groups), real)
+            stages = torch.cat([stages[:-1], stages[-1:] * deviation + mean])
+        stages = assemble(unpatchify(ungroup(stages, groups, c), h, w), sensor, config)
+        targets = assemble(stage_targets(target, sensor, patch, len(stages), config), sensor, config)
+        masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups)).float()
         masked = masked.expand(-1, -1, -1, index.shape[1], patch**2)
-        masked = unpatchify(ungroup(masked.float(), groups, c), h, w)
-        target = prediction.standardised
-        return Reconstruction(target, target.masked_fill(masked != 0, torch.nan), stages)
+        masked = unpatchify(ungroup(masked, groups, c), h, w) != 0
+        return Reconstruction(targets, stages, masked, prediction.valid)
 
     def _losses(self, prediction: Prediction, sensor: Sensor, progress: float, groups: Groups) -> Losses:
         config, patch = self.config.loss, self.config.encoder.patch
@@ -117,7 +121,8 @@ class Alliance(nn.Module):
             images = stage_targets(prediction.standardised, sensor, patch, k, config)
             targets = group_patches(images, patch, groups)
             if config.normalise == "patch_group":
-                targets[-1] = normalise_patches(targets[-1], real)
+                mean, deviation = patch_statistics(targets[-1], real)
+                targets[-1] = (targets[-1] - mean) / deviation
         pixels = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b n p")
         errors = token_errors(prediction.stages, targets, pixels, real)
         usable = patch_validity(prediction.valid, patch)

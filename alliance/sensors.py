@@ -52,6 +52,11 @@ class Band:
         if self.spread is not None:
             object.__setattr__(self, "spread", tuple(self.spread))
 
+    @property
+    def known_as(self) -> set[str]:
+        """Name and aliases in the form in which names are compared."""
+        return {_plain(name) for name in (self.name, *self.aliases)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sensor:
@@ -68,9 +73,10 @@ class Sensor:
         names = [band.name for band in self.bands]
         if not names:
             raise InputError(f"sensor {self.name} has no bands")
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        known = [name for band in self.bands for name in band.known_as]
+        repeated = sorted({name for name in known if known.count(name) > 1})
         if repeated:
-            raise InputError(f"sensor {self.name}: band names must differ, repeated: {', '.join(repeated)}")
+            raise InputError(f"sensor {self.name}: band names and aliases must differ, repeated: {', '.join(repeated)}")
         grouped = [name for group in self.groups for name in group]
         if self.groups and sorted(grouped) != sorted(names):
             raise InputError(f"sensor {self.name}: its groups must hold each band once, got {self.groups}")
@@ -107,8 +113,7 @@ class Sensor:
         seen = [_plain(name) for name in names]
         places, missing = [], []
         for band in self.bands:
-            wanted = {_plain(name) for name in (band.name, *band.aliases)}
-            found = [index for index, name in enumerate(seen) if name in wanted]
+            found = [index for index, name in enumerate(seen) if name in band.known_as]
             if len(found) > 1:
                 raise InputError(f"band {band.name} of sensor {self.name} stands twice among {', '.join(names)}")
             places.extend(found)
@@ -128,7 +133,7 @@ class Sensor:
 
     def select(self, names: Sequence[str]) -> "Sensor":
         """The same sensor with these bands only, in this order."""
-        places = {_plain(alias): band for band in self.bands for alias in (band.name, *band.aliases)}
+        places = {name: band for band in self.bands for name in band.known_as}
         unknown = [name for name in names if _plain(name) not in places]
         if unknown:
             raise InputError(f"sensor {self.name} has no band {_brief(unknown)}; it has {_brief(self.band_names)}")
@@ -150,7 +155,7 @@ class Sensor:
         self.check(stored)
         value = stored.float()
         if self.nodata is not None:
-            value = value.masked_fill(stored == self.nodata, math.nan)
+            value = value.masked_fill(value == self.nodata, math.nan)  # of `stored`, -9999 would wrap to 241 in uint8
         return value * self._column("scale", value) + self._column("offset", value)
 
     def standardise(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,22 +221,25 @@ class Sensor:
 
 def read_sensor(path: Path) -> Sensor:
     """Read one YAML file. `extends: NAME` starts from the file NAME.yaml beside it and overrides its keys."""
+    return Sensor.from_dict(_read_record(path), source=str(path))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such sensor file; check the name, or write one beside the others") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(record, dict):
         raise InputError(f"{path}: a sensor file holds keys such as name, gsd_m and bands")
-    if "extends" in record:
-        parent = path.with_name(f"{record.pop('extends')}.yaml")
-        base = yaml.safe_load(parent.read_text())
-        record = base | record
-    return Sensor.from_dict(record, source=str(path))
+    parent = record.pop("extends", None)
+    return record if parent is None else _read_record(path.with_name(f"{parent}.yaml")) | record
 
 
 def _plain(name: str) -> str:
-    """A band name without case, separators and leading zeros: `B02`, `b2` and `B_02` are one band."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_\-.]", "", name.casefold()))
+    """A band name without case, separators and leading zeros: `B02`, `b2` and `B_02` are one band, 40.2 and 402 two."""
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"[\s_\-]|(?<!\d)\.|\.(?!\d)", "", name.casefold()))
 
 
 def _brief(names: Sequence[str], limit: int = 14) -> str:

@@ -1,0 +1,1 @@
+"""What pretraining and fine-tuning share: ranks, the DeepSpeed engine, schedules, run folders, logs, checkpoints."""

@@ -1,0 +1,124 @@
+"""The DeepSpeed engine: our settings in, an engine out. Batch, clipping and precision live once, in our config."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from alliance.encoder import set_explicit_attention
+from alliance.errors import InputError
+from engine.optim import OptimConfig, parameter_groups
+from engine.ranks import World
+
+OWNED_KEYS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "fp16", "bf16", "torch_autocast",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How steps are computed; none of it changes what is learnt beyond rounding."""
+
+    zero: Literal[0, 1, 2, 3] | None = None  # ZeRO stage; None: 1 on GPUs, 0 on CPUs
+    precision: Literal["fp32", "bf16", "autocast"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
+    micro_batch: int | None = None  # samples per rank and pass; None: the whole share of a rank at once
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile of the model
+    explicit_attention: bool | None = None  # None: for reduced precision on CPUs, where it is faster
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # further DeepSpeed settings, e.g. offloading
+
+    def __post_init__(self) -> None:
+        if self.zero == 0 and self.precision == "bf16":
+            raise InputError("engine.precision bf16 needs engine.zero >= 1: DeepSpeed's first step is wrong at stage 0")
+        owned = sorted(set(self.deepspeed) & set(OWNED_KEYS))
+        if owned:
+            raise InputError(f"engine.deepspeed.{owned[0]} is derived; set optim.* or engine.* instead")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the global batch is dealt out: batch = micro * accumulation * world size."""
+
+    micro: int
+    accumulation: int
+
+
+def deal_batch(batch: int, micro: int | None, world_size: int) -> Batching:
+    """Split the global batch over ranks and passes; refuses what does not divide."""
+    if batch % world_size:
+        raise InputError(f"optim.batch {batch} is not a multiple of the {world_size} ranks; change either")
+    share = batch // world_size
+    micro = min(micro or share, share)
+    if share % micro:
+        raise InputError(f"engine.micro_batch {micro} does not divide the {share} samples of a rank; change either")
+    return Batching(micro, share // micro)
+
+
+def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, world: World) -> tuple[Any, Batching]:
+    """Wrap a model: returns the DeepSpeed engine and how the batch is dealt out."""
+    import deepspeed
+
+    batching = deal_batch(optim.batch, config.micro_batch, world.size)
+    on_cpu = world.device.type == "cpu"
+    precision = config.precision or ("fp32" if on_cpu else "bf16")
+    explicit = config.explicit_attention
+    if explicit if explicit is not None else on_cpu and precision != "fp32":
+        set_explicit_attention(model)
+    for module in model.modules():
+        if hasattr(module, "activation_checkpointing"):
+            module.activation_checkpointing = config.activation_checkpointing
+    optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas)
+    engine, *_ = deepspeed.initialize(
+        model=model.to(world.device), optimizer=optimiser, config=deepspeed_settings(optim, config, batching, precision, on_cpu)
+    )
+    if config.compile:
+        engine.compile()
+    return engine, batching
+
+
+def deepspeed_settings(
+    optim: OptimConfig, config: EngineConfig, batching: Batching, precision: str, on_cpu: bool
+) -> dict[str, Any]:
+    """The dictionary DeepSpeed reads."""
+    # DeepSpeed's bf16 without ZeRO takes a wrong first step, so reduced precision on stage 0 stays autocast
+    stage = config.zero if config.zero is not None else (0 if on_cpu and precision != "bf16" else 1)
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": batching.micro,
+        "gradient_accumulation_steps": batching.accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+    if precision == "autocast":
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    for key, value in config.deepspeed.items():
+        both = isinstance(value, dict) and isinstance(settings.get(key), dict)
+        settings[key] = settings[key] | value if both else value
+    return settings
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Use this rate for the step to come; `lr_scale` of a group multiplies it (layer decay)."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def take_step(engine: Any, *, norm: bool) -> float | None:
+    """Apply the accumulated gradients; returns their norm before clipping if asked for.
+
+    Without ZeRO the engine keeps no norm in float32, so it is taken from the gradients before they are gone.
+    """
+    boundary = engine.is_gradient_accumulation_boundary()
+    found = None
+    if norm and boundary and engine.zero_optimization_stage() == 0:
+        found = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    if norm and boundary and found is None:
+        found = engine.get_global_grad_norm()
+    return None if found is None else float(found)

@@ -1,0 +1,115 @@
+"""What a run tells: lines on the screen and in train.log, one JSON object per event in metrics.jsonl, wandb as a mirror."""
+
+import dataclasses
+import json
+import logging
+import math
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.runs import RunConfig, RunFolder
+
+logger = logging.getLogger("alliance")
+
+WANDB_TIMEOUT = 15  # seconds to reach the server before going offline
+
+
+def setup_logging(folder: RunFolder | None) -> None:
+    """Log to the screen and to train.log; ranks without a folder log warnings only."""
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if folder else logging.WARNING)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if folder:
+        handlers.append(logging.FileHandler(folder.log))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+class Metrics:
+    """Appends to metrics.jsonl; on resume, lines at or after the resumed step are dropped."""
+
+    def __init__(self, path: Path, *, resume_step: int = 0, mirror: Any | None = None) -> None:
+        self.mirror = mirror
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        self.file = open(path, "a")
+
+    def write(self, **record: Any) -> None:
+        """One object. Numbers that are not finite become null, so that every reader can parse the line."""
+        record = {key: _plain(value) for key, value in record.items()}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.mirror is not None:
+            self.mirror(record)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class WandbMirror:
+    """Sends records to wandb. It never stops a run: the first failure switches it off with a warning."""
+
+    def __init__(self, run: RunConfig, folder: RunFolder, config: Any) -> None:
+        self.session: Any = None
+        for mode in ("online", "offline") if run.wandb == "online" else ("offline",):
+            try:
+                import wandb
+
+                self.session = wandb.init(
+                    project=run.wandb_project, dir=str(folder.path), mode=mode, name=folder.path.name,
+                    config=dataclasses.asdict(config), settings=wandb.Settings(init_timeout=WANDB_TIMEOUT),
+                )  # fmt: skip
+                return
+            except Exception as error:  # a mirror must not stop a run, whatever it throws
+                logger.warning("wandb %s does not start (%s)", mode, str(error).splitlines()[0] if str(error) else error)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if self.session is None or "event" in record:
+            return
+        try:
+            self.session.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+        except Exception as error:
+            logger.warning("wandb stops logging (%s); metrics.jsonl goes on", error)
+            self.session = None
+
+    def close(self) -> None:
+        if self.session is not None:
+            try:
+                self.session.finish()
+            except Exception as error:
+                logger.warning("wandb does not finish (%s)", error)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory of this process so far: on the device, or resident in the machine's memory; GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def duration(seconds: float) -> str:
+    """75 -> '1m15s', 7500 -> '2h05m'."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line).get("step", 0)
+    except json.JSONDecodeError:  # a line cut by a kill
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

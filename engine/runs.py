@@ -1,0 +1,86 @@
+"""The run folder: who may write into it, and what stands where."""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import yaml
+
+from alliance.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives, how long it is, and how often it reports."""
+
+    dir: str
+    steps: int = 10_000
+    seed: int = 0
+    resume: Literal["never", "auto"] = "never"  # auto: go on from the newest good checkpoint, or start if there is none
+    log_every: int = 10
+    picture_every: int = 500  # 0: only at the end
+    save_every: int = 500
+    keep: int = 2  # checkpoints; the newest ones stay
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "alliance"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
+            raise InputError(
+                "run.steps, run.log_every, run.save_every and run.keep must be at least 1, "
+                f"got {self.steps}, {self.log_every}, {self.save_every}, {self.keep}"
+            )
+
+
+class RunFolder:
+    """Paths of a run. Only the main rank claims the folder; it holds a lock as long as it lives."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
+        self.encoder = self.path / "encoder"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "train.log"
+        self._lock: IO[str] | None = None
+
+    def claim(self, resume: str) -> None:
+        """Make the folder ours.
+
+        Raises:
+            InputError: it holds an earlier run and `resume` is never, or another process trains in it.
+        """
+        used = self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir())
+        if used and resume == "never":
+            raise InputError(
+                f"run folder {self.path} already holds a run; go on with --run.resume auto, or choose another --run.dir"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--run.dir {self.path} is a file; choose a folder")
+        try:
+            self.pictures.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise InputError(f"run folder {self.path} cannot be written ({error.strerror}); choose another --run.dir") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"another process trains in run folder {self.path}; wait for it, or choose another --run.dir"
+            ) from error
+
+    def write_config(self, record: dict) -> None:
+        """Keep the resolved settings beside what they made."""
+        write_whole(self.path / "config.yaml", yaml.safe_dump(record, sort_keys=False))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all, also after a power cut."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""Masked pretraining of Alliance on shards of unlabelled imagery."""

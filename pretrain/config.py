@@ -1,0 +1,35 @@
+"""The settings tree of a pretraining run. Defaults < YAML (`--config`) < command line (`--optim.lr 1e-3`)."""
+
+from dataclasses import dataclass, field
+
+from alliance.errors import InputError
+from alliance.model import AllianceConfig
+from datasets.shards.loader import SourceConfig
+from engine.build import EngineConfig
+from engine.optim import OptimConfig
+from engine.runs import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from and how they are varied."""
+
+    sources: list[SourceConfig]
+    crop: int | None = None  # pixels; random square of this size; None: the whole tile
+    augment: bool = True  # flips and quarter turns
+    workers: int = 0  # reading processes per rank; raw shards are read fastest without
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise InputError("data.sources is empty; give [{shards: FOLDER, weight: 1.0}], made by launch/shards.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that defines a run."""
+
+    run: RunConfig
+    data: DataConfig
+    model: AllianceConfig = field(default_factory=AllianceConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
