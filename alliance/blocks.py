@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from alliance.encoder import LayerNorm
@@ -27,7 +27,9 @@ class FusionConfig:
     """Options of triple-domain fusion attention (alliance.md d.7, f.2, f.3)."""
 
     width: float = 0.25  # of the frequency branch, in units of the decoder's; 0.5 in d.7
-    fusion: Literal["scale", "mlp", "replace"] = "scale"  # + scaled branch (f.3); + scaled MLP; MLP alone as in the file
+    fusion: Literal["scale", "mlp", "replace"] = (
+        "scale"  # + scaled branch (f.3); + scaled MLP; MLP alone as in the file
+    )
     shared_norm: bool = True  # one LayerNorm for both branches (f.3)
     amplitude: bool = True  # gate the amplitude of every bin
     phase: bool = True  # turn the phase of every bin
@@ -36,6 +38,12 @@ class FusionConfig:
     cuts: tuple[float, float] = (1 / 8, 1 / 4)  # between the scales, cycles per token
     floor: float = 0.1  # of an amplitude in the phasor, relative to the rms amplitude
     spatial_spectral: Literal["joint", "factorised"] = "joint"  # attention over all tokens, or space then groups
+
+
+def zero(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero: it adds nothing until it has learnt to."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 class SpectralOperator(nn.Module):
@@ -59,8 +67,7 @@ class SpectralOperator(nn.Module):
         """Zero last layers: gain 1 and no turn, whatever the input."""
         for last in (self.amplitude and self.amplitude.fc2, self.phase and self.phase.fc2, self.selection):
             if last is not None:
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+                zero(last)
 
     def forward(self, u: Tensor, grid: Grid) -> Tensor:
         """(b, g, h * w, f) -> the same shape and dtype."""
@@ -108,8 +115,7 @@ class GroupMixing(nn.Module):
         self.convolution = nn.Conv1d(f, f, 3, padding=1, groups=f)
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.convolution.weight)
-        nn.init.zeros_(self.convolution.bias)
+        zero(self.convolution)
 
     def forward(self, u: Tensor) -> Tensor:
         """(b, g, n, f) -> the same shape; a single group passes unchanged."""

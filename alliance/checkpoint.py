@@ -32,7 +32,9 @@ def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     state = encoder.state_dict() if weights is None else weights
-    save_file({name: value.detach().float().cpu().contiguous().clone() for name, value in state.items()}, partial / WEIGHTS)
+    save_file(
+        {name: value.detach().float().cpu().contiguous().clone() for name, value in state.items()}, partial / WEIGHTS
+    )
     record = {"format": FORMAT, "encoder": dataclasses.asdict(encoder.config)}
     (partial / CONFIG).write_text(json.dumps(record, indent=2))
     sensors = [sensor.to_dict() for sensor in encoder.sensors.values()]
@@ -42,7 +44,9 @@ def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[
     return folder
 
 
-def load_encoder(path: str | Path, *, allow: Collection[str] = (), device: str | torch.device = "cpu") -> AllianceEncoder:
+def load_encoder(
+    path: str | Path, *, allow: Collection[str] = (), device: str | torch.device = "cpu"
+) -> AllianceEncoder:
     """Load an exported encoder, in evaluation mode.
 
     Args:
@@ -92,7 +96,9 @@ def load_weights(
     rows += [f"  reshaped    {name} {tuple(weights[name].shape)} -> {tuple(own[name].shape)}" for name in reshaped]
     refused = [row for row in rows if row.split()[1] not in allow]
     if refused:
-        raise InputError(f"{source} does not fit the model; name what may differ with allow=[...]:\n" + "\n".join(refused))
+        raise InputError(
+            f"{source} does not fit the model; name what may differ with allow=[...]:\n" + "\n".join(refused)
+        )
     fitting = {name: value for name, value in weights.items() if name in own and name not in reshaped}
     module.load_state_dict(fitting, strict=False)
 

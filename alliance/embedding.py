@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from alliance.errors import InputError
@@ -34,7 +35,7 @@ class BandKernels(nn.Module):
 
     def __init__(self, fan_in: int, fan_out: int, *, bias: bool) -> None:
         super().__init__()
-        self.mixer = nn.Sequential(nn.Linear(CODE_WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, RANK))
+        self.mixer = Mlp(CODE_WIDTH, HIDDEN, RANK)
         self.basis = nn.Parameter(torch.empty(RANK, fan_in, fan_out))
         self.basis_bias = nn.Parameter(torch.empty(RANK, fan_out)) if bias else None
 
@@ -44,12 +45,10 @@ class BandKernels(nn.Module):
         nn.init.uniform_(self.basis, -bound, bound)
         if self.basis_bias is not None:
             nn.init.zeros_(self.basis_bias)
-        last = self.mixer[-1]
-        assert isinstance(last, nn.Linear)
         with torch.no_grad():
             gain = self.mixer(reference).square().sum(-1).mean().sqrt()
-            last.weight /= gain
-            last.bias /= gain
+            for parameter in self.mixer.fc2.parameters():
+                parameter /= gain
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor | None]:
         """Codes (c, CODE_WIDTH) -> kernels (c, fan_in, fan_out) and biases (c, fan_out) or None."""
@@ -109,11 +108,11 @@ class SpectralPosition(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(CODE_WIDTH, d), nn.GELU(), nn.Linear(d, d))
+        self.mlp = Mlp(CODE_WIDTH, d, d)
 
     def forward(self, code: Tensor, groups: Groups) -> Tensor:
         mean = torch.stack([code[list(group)].mean(0) for group in groups])
-        return self.mlp(mean.to(self.mlp[0].weight.dtype))
+        return self.mlp(mean.to(self.mlp.fc1.weight.dtype))
 
 
 class TokenPosition(nn.Module):
@@ -183,9 +182,7 @@ class PatchEmbedding(nn.Module):
             tokens = tokens + self._project(amplitude, self.amplitude_kernels, code, sensor, groups)
         return tokens + self.bias + self.position(code, groups, h, w), code
 
-    def _project(
-        self, values: Tensor, kernels: GroupKernels, code: Tensor, sensor: Sensor, groups: Groups
-    ) -> Tensor:
+    def _project(self, values: Tensor, kernels: GroupKernels, code: Tensor, sensor: Sensor, groups: Groups) -> Tensor:
         """Values (b, g, m, n, p) times the kernels of their bands, |g|^-1/2 sum over each group's bands."""
         weight, _, real = kernels(code, sensor, groups)
         weight = weight * rearrange(real.sum(1), "g -> g 1 1 1").to(weight.dtype).rsqrt()

@@ -6,9 +6,9 @@ Zero frequency stays in the corner: nothing is shifted. Everything here runs in 
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
@@ -16,6 +16,7 @@ from torch import Tensor
 
 Edge = Literal["raised_cosine", "ideal"]
 Extension = Literal["mirror", "periodic"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done as one matrix product
 
@@ -33,6 +34,11 @@ def float32_island(like: Tensor) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(precision)
+
+
+def _uncompiled(function: Function) -> Function:
+    """Keep complex arithmetic, which the compiler lacks, out of compiled graphs."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,14 +128,14 @@ def _rdft_matrices(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor
         return forward.float().to(device), inverse.float().to(device)
 
 
-@torch.compiler.disable
+@_uncompiled
 def _rfft2(grid: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     spectrum = torch.fft.rfft2(rearrange(grid, "... (h w) f -> ... h w f", h=h), dim=(-3, -2), norm="ortho")
     spectrum = rearrange(spectrum, "... i j f -> ... (i j) f")
     return spectrum.real, spectrum.imag
 
 
-@torch.compiler.disable
+@_uncompiled
 def _irfft2(real: Tensor, imaginary: Tensor, h: int, w: int) -> Tensor:
     spectrum = rearrange(torch.complex(real, imaginary), "... (i j) f -> ... i j f", i=h)
     return rearrange(torch.fft.irfft2(spectrum, s=(h, w), dim=(-3, -2), norm="ortho"), "... h w f -> ... (h w) f")
@@ -176,9 +182,9 @@ def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
         Frequencies (r,) in cycles per pixel up to 0.5, and power (..., r) float32.
     """
     h, w = image.shape[-2:]
-    window = torch.outer(torch.hann_window(h, device=image.device), torch.hann_window(w, device=image.device))
+    rows, columns = (torch.hann_window(size, device=image.device) for size in (h, w))
     centred = image.float() - image.float().mean(dim=(-2, -1), keepdim=True)
-    power = torch.fft.fft2(centred * window, norm="ortho").abs().square()
+    power = torch.fft.fft2(centred * torch.outer(rows, columns), norm="ortho").abs().square()
     count = min(h, w) // 2
     ring = (radial_frequency(h, w, device=image.device) * min(h, w)).round().long()
     member = torch.nn.functional.one_hot(ring.clamp(max=count + 1), count + 2).float()

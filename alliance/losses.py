@@ -69,7 +69,7 @@ def band_spread(sensor: Sensor, config: LossConfig, device: torch.device) -> Ten
     if missing:
         raise InputError(
             f"loss.targets 'increments' needs the spread of every band of sensor {sensor.name}, and {missing[0]} has "
-            f"none; add it with alliance.measure_spread(sensor, images, ...)"
+            f"none; add it with sensor.with_spread(measure_spread(images, ...))"
         )
     spread = torch.tensor([band.spread for band in sensor.bands], device=device)
     return rearrange(spread, "c k -> k 1 c 1 1")

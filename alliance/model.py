@@ -93,9 +93,7 @@ class Alliance(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return self._losses(prediction, sensor, progress, groups)
 
-    def reconstruct(
-        self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None
-    ) -> Reconstruction:
+    def reconstruct(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None) -> Reconstruction:
         """What the model makes of the masked image, stage by stage."""
         groups = groups or sensor.group_indices
         config, patch, c = self.config.loss, self.config.encoder.patch, len(sensor.bands)
@@ -151,19 +149,19 @@ def patch_validity(valid: Tensor, patch: int) -> Tensor:
     return share >= 0.5
 
 
-ENCODERS = {
-    "nano": {"embed_dim": 96, "depth": 4, "heads": 3},
-    "tiny": {"embed_dim": 192, "depth": 12, "heads": 3},
-    "small": {"embed_dim": 384, "depth": 12, "heads": 6},
-    "base": {"embed_dim": 768, "depth": 12, "heads": 12},
-    "large": {"embed_dim": 1024, "depth": 24, "heads": 16},
+SIZES = {  # of the encoder: embed_dim, depth, heads
+    "nano": (96, 4, 3),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
 }
 LARGE_DECODER = ("base", "large")  # 512 wide; smaller encoders have a decoder of 256
 
 
 def list_models() -> list[str]:
     """Names that `create_model` knows."""
-    return [f"alliance_{size}_patch{patch}" for size in ENCODERS for patch in (8, 16)]
+    return [f"alliance_{size}_patch{patch}" for size in SIZES for patch in (8, 16)]
 
 
 def model_config(name: str) -> AllianceConfig:
@@ -171,7 +169,8 @@ def model_config(name: str) -> AllianceConfig:
     if name not in list_models():
         raise InputError(f"no model is called {name!r}; alliance.list_models() gives {', '.join(list_models())}")
     _, size, patch = name.split("_")
-    encoder = EncoderConfig(**ENCODERS[size], patch=int(patch.removeprefix("patch")))
+    embed_dim, depth, heads = SIZES[size]
+    encoder = EncoderConfig(embed_dim=embed_dim, depth=depth, heads=heads, patch=int(patch.removeprefix("patch")))
     return AllianceConfig(encoder=encoder, decoder=DecoderConfig(embed_dim=512 if size in LARGE_DECODER else 256))
 
 

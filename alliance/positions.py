@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from alliance.sensors import MODALITIES, Band

@@ -113,7 +113,8 @@ class Sensor:
         seen = [_plain(name) for name in names]
         places, missing = [], []
         for band in self.bands:
-            found = [index for index, name in enumerate(seen) if name in band.known_as]
+            wanted = band.known_as
+            found = [index for index, name in enumerate(seen) if name in wanted]
             if len(found) > 1:
                 raise InputError(f"band {band.name} of sensor {self.name} stands twice among {', '.join(names)}")
             places.extend(found)
@@ -148,6 +149,11 @@ class Sensor:
             dataclasses.replace(band, mean=float(m), std=float(s))
             for band, m, s in zip(self.bands, mean, std, strict=True)
         )
+        return dataclasses.replace(self, bands=tuple(bands))
+
+    def with_spread(self, spread: Sequence[Sequence[float]]) -> "Sensor":
+        """The same sensor with the rms of each band's frequency increments, low to high."""
+        bands = (dataclasses.replace(band, spread=tuple(s)) for band, s in zip(self.bands, spread, strict=True))
         return dataclasses.replace(self, bands=tuple(bands))
 
     def to_physical(self, stored: Tensor) -> Tensor:
@@ -228,7 +234,9 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such sensor file; check the name, or write one beside the others") from error
+        raise InputError(
+            f"{path}: there is no such sensor file; check the name, or write one beside the others"
+        ) from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(record, dict):
@@ -248,4 +256,6 @@ def _brief(names: Sequence[str], limit: int = 14) -> str:
 
 def _without_defaults(record: Any) -> dict[str, Any]:
     fields = dataclasses.fields(record)
-    return {f.name: getattr(record, f.name) for f in fields if getattr(record, f.name) != f.default and f.name != "bands"}
+    return {
+        f.name: getattr(record, f.name) for f in fields if getattr(record, f.name) != f.default and f.name != "bands"
+    }

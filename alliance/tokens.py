@@ -35,8 +35,9 @@ class Mask(NamedTuple):
     masked: Tensor  # (b, g * n) bool, True where the encoder does not look
 
 
-def token_grid_shape(h: int, w: int, patch: int) -> tuple[int, int]:
-    """Rows and columns of tokens; refuses sizes that the patch does not divide."""
+def token_grid_shape(image: Tensor, patch: int) -> tuple[int, int]:
+    """Rows and columns of tokens of an image (..., h, w); refuses sizes that the patch does not divide."""
+    h, w = image.shape[-2:]
     if h % patch or w % patch:
         raise InputError(f"image is {h} x {w} pixels, not a multiple of patch {patch}; crop it or choose another patch")
     return h // patch, w // patch
@@ -44,7 +45,7 @@ def token_grid_shape(h: int, w: int, patch: int) -> tuple[int, int]:
 
 def patchify(image: Tensor, patch: int) -> Tensor:
     """(b, c, h, w) -> (b, c, n, patch * patch), tokens in raster order."""
-    token_grid_shape(*image.shape[-2:], patch)
+    token_grid_shape(image, patch)
     return rearrange(image, "b c (y i) (x j) -> b c (y x) (i j)", i=patch, j=patch)
 
 

@@ -56,11 +56,10 @@ def deal_batch(batch: int, micro: int | None, world_size: int) -> Batching:
     return Batching(micro, share // micro)
 
 
-def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, world: World) -> tuple[Any, Batching]:
-    """Wrap a model: returns the DeepSpeed engine and how the batch is dealt out."""
+def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, world: World, batching: Batching) -> Any:
+    """Wrap a model into a DeepSpeed engine."""
     import deepspeed
 
-    batching = deal_batch(optim.batch, config.micro_batch, world.size)
     on_cpu = world.device.type == "cpu"
     precision = config.precision or ("fp32" if on_cpu else "bf16")
     explicit = config.explicit_attention
@@ -68,14 +67,16 @@ def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, wor
         set_explicit_attention(model)
     for module in model.modules():
         if hasattr(module, "activation_checkpointing"):
-            module.activation_checkpointing = config.activation_checkpointing
+            vars(module)["activation_checkpointing"] = config.activation_checkpointing
     optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas)
     engine, *_ = deepspeed.initialize(
-        model=model.to(world.device), optimizer=optimiser, config=deepspeed_settings(optim, config, batching, precision, on_cpu)
+        model=model.to(world.device),
+        optimizer=optimiser,
+        config=deepspeed_settings(optim, config, batching, precision, on_cpu),
     )
     if config.compile:
         engine.compile()
-    return engine, batching
+    return engine
 
 
 def deepspeed_settings(

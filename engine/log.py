@@ -1,6 +1,5 @@
 """What a run tells: lines on the screen and in train.log, one JSON object per event in metrics.jsonl, wandb as a mirror."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -56,7 +55,7 @@ class Metrics:
 class WandbMirror:
     """Sends records to wandb. It never stops a run: the first failure switches it off with a warning."""
 
-    def __init__(self, run: RunConfig, folder: RunFolder, config: Any) -> None:
+    def __init__(self, run: RunConfig, folder: RunFolder, config: dict[str, Any]) -> None:
         self.session: Any = None
         for mode in ("online", "offline") if run.wandb == "online" else ("offline",):
             try:
@@ -64,11 +63,13 @@ class WandbMirror:
 
                 self.session = wandb.init(
                     project=run.wandb_project, dir=str(folder.path), mode=mode, name=folder.path.name,
-                    config=dataclasses.asdict(config), settings=wandb.Settings(init_timeout=WANDB_TIMEOUT),
+                    config=config, settings=wandb.Settings(init_timeout=WANDB_TIMEOUT),
                 )  # fmt: skip
                 return
             except Exception as error:  # a mirror must not stop a run, whatever it throws
-                logger.warning("wandb %s does not start (%s)", mode, str(error).splitlines()[0] if str(error) else error)
+                logger.warning(
+                    "wandb %s does not start (%s)", mode, str(error).splitlines()[0] if str(error) else error
+                )
 
     def __call__(self, record: dict[str, Any]) -> None:
         if self.session is None or "event" in record:

@@ -47,7 +47,10 @@ def band_psnr(reconstruction: Reconstruction, patch: int, config: LossConfig) ->
     difference = guess - truth
     bands = frequency_bands(difference, cutoffs, config.edge, config.extension)
     errors = {"psnr": difference} | {f"psnr_{name}": band for name, band in zip(STAGES, bands, strict=True)}
-    return {name: float(20 * torch.log10(peak / band.square().mean().sqrt().clamp(min=1e-6))) for name, band in errors.items()}
+    return {
+        name: float(20 * torch.log10(peak / band.square().mean().sqrt().clamp(min=1e-6)))
+        for name, band in errors.items()
+    }
 
 
 def draw_reconstruction(

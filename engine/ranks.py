@@ -2,13 +2,16 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from alliance.errors import InputError
+
+Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -33,6 +36,7 @@ def start() -> World:
 
     logger.setLevel("WARNING")
     accelerator = get_accelerator()
+    assert accelerator is not None, "DeepSpeed always finds one, the CPU at least"
     on_cpu = accelerator.device_name() == "cpu"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if on_cpu:  # used by inference only, and costs a C++ build
@@ -46,9 +50,21 @@ def start() -> World:
 
 def finish() -> None:
     """Wait for all ranks, then leave the group: without it a rank sometimes aborts after a successful run."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Run `action` on every rank; a user's mistake seen by any of them is raised by all of them, so that none waits."""
+    result, complaint = None, None
+    try:
+        result = action()
+    except InputError as error:
+        complaint = str(error)
+    complaints = [text for text in gather(complaint) if text]
+    if complaints:
+        raise InputError(complaints[0])
+    return cast(Result, result)
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,9 @@ class RunFolder:
             self.pictures.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")
         except OSError as error:
-            raise InputError(f"run folder {self.path} cannot be written ({error.strerror}); choose another --run.dir") from error
+            raise InputError(
+                f"run folder {self.path} cannot be written ({error.strerror}); choose another --run.dir"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

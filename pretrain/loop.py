@@ -88,9 +88,7 @@ def run_step(
     return StepReport(sensor, mean_over_ranks(torch.stack(reports).mean(0)), norm, skipped)
 
 
-def _drop_step(
-    batch: Batch, losses: Losses, index: int, passes: int, step: int, batches: Iterator[Batch]
-) -> None:
+def _drop_step(batch: Batch, losses: Losses, index: int, passes: int, step: int, batches: Iterator[Batch]) -> None:
     """Name what was not finite and leave the rest of the step's batches out."""
     own = None if torch.isfinite(losses.total) else (losses.stages.tolist(), batch.keys)
     for rank, found in enumerate(gather(own)):

@@ -1,29 +1,26 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
-from alliance.losses import measure_spread
 from alliance.model import Alliance
-from alliance.sensors import Sensor
 from alliance.tokens import mask_noise, token_grid_shape
-from datasets.shards.loader import ShardLoader
+from datasets.shards.loader import LoaderConfig, ShardLoader
 from engine import checkpoints
-from engine.build import build_engine
+from engine.build import build_engine, deal_batch
 from engine.log import Metrics, WandbMirror, logger, setup_logging
 from engine.pictures import band_psnr, draw_reconstruction
-from engine.ranks import World, finish, from_main, start
+from engine.ranks import World, finish, start, together
 from engine.runs import RunFolder
 from engine.settings import parse_settings, to_record
 from pretrain.config import PretrainConfig
+from pretrain.data import fixed_samples, measure_spreads, pooled_sensors
 from pretrain.loop import train
 
-SPREAD_SAMPLES = 256  # on which the frequency increments of a sensor are measured
 PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
 PROBE_SEED = 1
 
@@ -35,10 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         config = parse_settings(PretrainConfig, __doc__, arguments)
         world = start()
         rank = world.rank
-        try:
-            pretrain(config, world)
-        finally:
-            finish()
+        pretrain(config, world)
+        finish()
     except InputError as error:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -46,12 +41,130 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def pretrain(config: PretrainConfig, world: World) -> None:
-    """One run on this rank."""
+    """One run on this rank: claim the folder, build, go on or start, train, export."""
     folder = RunFolder(config.run.dir)
-    agree_on_error(lambda: folder.claim(config.run.resume) if world.is_main else None)
+    together(lambda: folder.claim(config.run.resume) if world.is_main else None)
     setup_logging(folder if world.is_main else None)
-    run = Run(config, folder, world)
+    run = together(lambda: Run(config, folder, world))
     try:
-        run.go()
+        run.train()
     finally:
         run.close()
+
+
+class Run:
+    """What a run holds: data, sensors with statistics, engine, and its reports."""
+
+    def __init__(self, config: PretrainConfig, folder: RunFolder, world: World) -> None:
+        self.config, self.folder, self.world = config, folder, world
+        data, loss, patch = config.data, config.model.loss, config.model.encoder.patch
+        batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
+        loading = LoaderConfig(
+            seed=config.run.seed, micro=batching.micro, accumulation=batching.accumulation,
+            workers=data.workers, crop=data.crop, flips=data.augment,
+        )  # fmt: skip
+        self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size)
+        sources = self.loader.sources
+        self.sensors = pooled_sensors(sources, self.loader.sensor_names)
+        if loss.targets == "increments":
+            self.sensors = measure_spreads(sources, self.sensors, patch, data.crop, loss)
+        self.probes = {
+            name: fixed_samples(sources, sensor, PROBE_SAMPLES, data.crop) for name, sensor in self.sensors.items()
+        }
+        for image in self.probes.values():
+            token_grid_shape(image, patch)
+        torch.manual_seed(config.run.seed)
+        self.engine = build_engine(
+            Alliance(config.model, list(self.sensors.values())), config.optim, config.engine, world, batching
+        )
+        self.start = 0
+        state = checkpoints.restore(self.engine, folder.checkpoints, world) if config.run.resume == "auto" else None
+        if state is not None:
+            self.start = state["step"]
+            self.loader.load_state_dict(state["loader"])
+        self.metrics = self._open_metrics() if world.is_main else None
+
+    def train(self) -> None:
+        """Train to the last step; export the encoder and say where everything is."""
+        steps, main = self.config.run.steps, self.world.is_main
+        if self.start >= steps:
+            raise InputError(f"run {self.folder.path} already has its {steps} steps; raise --run.steps to train longer")
+        self._say_what_runs()
+        train(
+            self.engine, self.loader, self.sensors, self.config,
+            start=self.start, world=self.world, write=self._write, after_step=self._after_step,
+        )  # fmt: skip
+        if main:
+            logger.info("pictures are in %s", self.folder.pictures)
+            logger.info(
+                "the encoder is in %s; load it with alliance.load_encoder(%r)",
+                self.folder.encoder,
+                str(self.folder.encoder),
+            )
+
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def _open_metrics(self) -> Metrics:
+        self.folder.write_config(to_record(self.config))
+        mirror = (
+            None
+            if self.config.run.wandb == "off"
+            else WandbMirror(self.config.run, self.folder, to_record(self.config))
+        )
+        metrics = Metrics(self.folder.metrics, resume_step=self.start, mirror=mirror)
+        if self.start:
+            metrics.write(event="resume", step=self.start, world_size=self.world.size)
+            logger.info("going on from step %d", self.start)
+        return metrics
+
+    def _write(self, **record: Any) -> None:
+        if self.metrics is not None:
+            self.metrics.write(**record)
+
+    def _say_what_runs(self) -> None:
+        model, optim = self.engine.module, self.config.optim
+        millions = sum(count_parameters(p) for p in model.parameters()) / 1e6
+        encoder = sum(count_parameters(p) for p in model.encoder.parameters()) / 1e6
+        logger.info(
+            "%.1f M parameters (encoder %.1f M), batch %d on %d ranks (%s), ZeRO stage %d, sensors %s",
+            millions, encoder, optim.batch, self.world.size, self.world.device,
+            self.engine.zero_optimization_stage(), ", ".join(self.sensors),
+        )  # fmt: skip
+
+    def _after_step(self, done: int) -> None:
+        """Pictures, checkpoint and export when they are due after `done` steps."""
+        run = self.config.run
+        last = done == run.steps
+        if last or (run.picture_every and done % run.picture_every == 0):
+            self._draw(done)
+        if last or done % run.save_every == 0:
+            state = {"step": done, "loader": self.loader.state_dict()}
+            path = checkpoints.save(self.engine, self.folder.checkpoints, done, state, keep=run.keep, world=self.world)
+            self._write(event="checkpoint", step=done - 1, path=path.name)
+            weights = checkpoints.full_weights(self.engine, "encoder.")
+            if weights is not None:
+                save_encoder(self.engine.module.encoder, self.folder.encoder, weights)
+
+    @torch.no_grad()
+    def _draw(self, done: int) -> None:
+        """Reconstruct the probe of every sensor on all ranks; the main one draws it."""
+        model, patch, loss = self.engine.module, self.config.model.encoder.patch, self.config.model.loss
+        model.eval()
+        for name, image in self.probes.items():
+            sensor = self.sensors[name]
+            count = len(sensor.group_indices) * image.shape[-2] * image.shape[-1] // patch**2
+            noise = mask_noise(PROBE_SEED, 0, range(len(image)), count).to(self.world.device)
+            result = model.reconstruct(image.to(self.world.device), sensor, noise)
+            if self.world.is_main:
+                path = self.folder.pictures / f"step_{done:08d}_{name}.png"
+                draw_reconstruction(path, result, sensor, title=f"{name}, step {done}")
+                self._write(event="picture", step=done - 1, sensor=name, path=path.name)
+                self._write(event="probe", step=done - 1, sensor=name, **band_psnr(result, patch, loss))
+        model.train()
+
+
+def count_parameters(parameter: torch.nn.Parameter) -> int:
+    """Number of values, also where ZeRO stage 3 keeps only a part here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,82 @@
+# Alliance: the commands of the README. `make` or `make help` lists them.
+
+RUN ?= runs/quickstart
+RESUME ?= never
+CONFIG ?= configs/pretrain/nano.yaml
+DATA ?=
+SENSOR ?= auto
+SHARDS ?= data/shards
+TILE ?= 96
+WORKERS ?= 2
+RANKS ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')),1,2)
+ARGS ?=
+LONG ?=
+
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv/bin
+TILING = --tile $(TILE) --workers $(WORKERS)
+# Shards of the user's scenes are named like their folder.
+OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')")
+SOURCES = $(if $(DATA),{"shards": "$(OWN)"},{"shards": "$(SHARDS)/optical"}$(COMMA) {"shards": "$(SHARDS)/sar"})
+COMMA := ,
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help pretrain test lint clean install shards unused-run
+
+pretrain: unused-run shards ## pretrain on made-up scenes, or on DATA=<folder of GeoTIFF>
+	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus $(RANKS) launch/pretrain.py \
+		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(ARGS)
+
+test: install ## run the tests; LONG=1 also the long ones
+	$(VENV)/python -m pytest $(if $(filter 1,$(LONG)),-m '') $(ARGS)
+
+lint: install ## ruff and pyright, as in pre-commit
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/pyright
+
+clean: ## remove what `make pretrain` made of the made-up scenes, and caches; keeps .venv and other runs
+	rm -rf runs/quickstart data/synthetic data/synthetic.part $(SHARDS)/optical $(SHARDS)/sar
+	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+help: ## list the commands and their variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo 'variables of make pretrain, with their values now:'
+	@echo '  DATA=$(DATA)  SENSOR=$(SENSOR)  TILE=$(TILE)  WORKERS=$(WORKERS)  SHARDS=$(SHARDS)'
+	@echo '  RUN=$(RUN)  RESUME=$(RESUME) (never, auto)  RANKS=$(RANKS)  CONFIG=$(CONFIG)'
+	@echo '  ARGS="--run.steps 100 ..." goes to launch/pretrain.py, or to pytest'
+
+install: .venv/.installed
+
+# Made anew only when a dependency or a tool's settings change.
+.venv/.installed: setup.cfg pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; say where: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	test -x $(VENV)/pip || $(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install -e '.[train,dev]'
+	touch $@
+
+# Nothing is made, let alone overwritten, for a run that cannot start.
+unused-run:
+	@if [ '$(RESUME)' = never ] && [ -n "$$(ls -A '$(RUN)' 2>/dev/null)" ]; then \
+		echo '$(RUN) already holds a run. Go on with it:   make pretrain RESUME=auto' >&2; \
+		echo '                 or use another name:   make pretrain RUN=runs/other' >&2; \
+		echo '                 or begin again:        $(if $(filter runs/quickstart,$(RUN)),make clean,rm -r $(RUN))' >&2; \
+		exit 1; \
+	fi
+
+# Complete shards are found complete; interrupted ones are gone on with.
+shards: install $(if $(DATA),,data/synthetic)
+ifneq ($(DATA),)
+	$(VENV)/python launch/shards.py '$(DATA)' --sensor '$(SENSOR)' --out '$(OWN)' $(TILING)
+else
+	$(VENV)/python launch/shards.py data/synthetic/optical --sensor synthetic-optical --out '$(SHARDS)/optical' $(TILING)
+	$(VENV)/python launch/shards.py data/synthetic/sar --sensor synthetic-sar --out '$(SHARDS)/sar' $(TILING)
+endif
+
+data/synthetic: | .venv/.installed
+	rm -rf $@.part
+	$(VENV)/python launch/synthetic.py --out $@.part --cube 0
+	mv $@.part $@

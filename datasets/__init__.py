@@ -1,0 +1,1 @@
+"""Bytes to tensors: scenes of any format, shards made of them, and the readers that feed training."""

@@ -1,0 +1,150 @@
+"""The command `launch/shards.py`: from files and folders of imagery to shards."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alliance.errors import InputError
+from datasets.catalog import sensor_names
+from datasets.cubes import CubeOptions
+from datasets.shards.foreign import index_folder
+from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather, summarise
+from datasets.shards.index import Index
+from datasets.shards.plan import Plan, TileOptions, make_plan
+from datasets.shards.write import write_shards
+
+EPILOG = """examples:
+  python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/
+  python launch/shards.py sentinel2-l2a=optical/ sentinel1-grd-db=radar/ --out shards/     several sensors per sample
+  python launch/shards.py cube.h5 --sensor hsi --name neon --scale 1e-4 --tile 24 --out shards/
+  python launch/shards.py --index foreign/ --sensor rgb-uint8                              tars made by others
+
+An interrupted run goes on where it stopped when the same command is given again."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are stopped as by Ctrl-C
+    options = _parser().parse_args(arguments)
+    try:
+        index, plan = _index_foreign(options) if options.index else _make(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the finished shards are kept: give the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    for line in report(index, options.index or options.out, plan):
+        print(line)
+
+
+def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
+    """What was made, in lines."""
+    total = sum(shard.bytes for shard in index.shards)
+    lines = [f"{index.samples} samples in {len(index.shards)} shards, {total / 1e6:.1f} MB, in {folder}"]
+    for name, sensor in index.sensors.items():
+        lines.append(f"{name}: tiles {' x '.join(map(str, index.shapes[name]))}")
+        figures = index.statistics[name]
+        rows = list(zip(sensor.bands, figures["mean"], figures["std"], figures["min"], figures["max"], strict=True))
+        lines.append(f"  {'band':<10}{'mean':>12}{'std':>12}{'min':>12}{'max':>12}  {sensor.bands[0].unit}")
+        shown = rows if len(rows) <= 16 else rows[:: len(rows) // 8]
+        for band, *values in shown:
+            lines.append(f"  {band.name:<10}" + "".join(f"{value:>12.5g}" for value in values))
+        if len(shown) < len(rows):
+            lines.append(f"  ({len(shown)} of {len(rows)} bands shown)")
+        constant = [band.name for band, _, std, _, _ in rows if std == 0]
+        lines.extend([f"  constant, so of no use to a model: {', '.join(constant)}"] if constant else [])
+    lines.extend(_unnamed(plan) if plan else [])
+    lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
+    lines.extend([f"skipped {len(index.skipped)} files:"] if index.skipped else [])
+    lines.extend(f"  {line}" for line in summarise(index.skipped))
+    source = f"[{{shards: {folder}, weight: 1.0}}]"
+    lines.append(f"next: python launch/pretrain.py --config configs/pretrain/nano.yaml --data.sources '{source}'")
+    return lines
+
+
+def _unnamed(plan: Plan) -> list[str]:
+    """Which sensors' bands were taken by their order alone."""
+    lines = []
+    for name, sensor in plan.sensors.items():
+        scenes = [layer.scene for each in plan.footprints for layer in each.layers if layer.sensor.name == name]
+        count = sum(scene.band_names is None for scene in scenes)
+        if count and not sensor.description.startswith("generated"):
+            order = ", ".join(sensor.band_names[:13])
+            lines.append(f"note: {count} of {len(scenes)} scenes have no band names; taken in the order {order}")
+        if all(band.wavelength is None and band.modality == "optical" for band in sensor.bands):
+            lines.append(f"note: {name} has no wavelengths; give them with --wavelengths FILE or start:stop")
+    return lines
+
+
+def _make(options: argparse.Namespace) -> tuple[Index, Plan]:
+    if not options.scenes:
+        raise InputError("no scenes given; see python launch/shards.py --help")
+    if options.out is None:
+        raise InputError("where to? pass --out DIR")
+    stride = options.tile if options.stride is None else options.stride
+    tiles = TileOptions(tile=options.tile, stride=stride, max_missing=options.max_missing, shard_mb=options.shard_mb)
+    plan = make_plan([gather(request) for request in _requests(options)], tiles)
+    index = write_shards(plan, options.out, workers=options.workers, overwrite=options.overwrite)
+    return index, plan
+
+
+def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
+    if options.scenes or options.out:
+        raise InputError("--index reads one folder of tars and writes into it; give neither scenes nor --out")
+    return index_folder(options.index, options.sensor, member=options.member, workers=options.workers), None
+
+
+def _requests(options: argparse.Namespace) -> list[Request]:
+    """One request per sensor, in the order in which the sensors are named first."""
+    paths: dict[str, list[Path]] = {}
+    for text in options.scenes:
+        sensor, equals, path = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        paths.setdefault(sensor if named else options.sensor, []).append(Path(path if named else text))
+    cube = CubeOptions(key=options.key, axes=options.axes)
+    generated = Generated(
+        name=options.name,
+        wavelengths=options.wavelengths,
+        unit=options.unit,
+        scale=options.scale,
+        nodata=options.nodata,
+    )
+    return [
+        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated) for sensor, group in paths.items()
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/shards.py",
+        description="Cut imagery into tiles and pack them into WebDataset shards with an index and statistics.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("scenes", nargs="*", metavar="SCENES", help="files or folders, or SENSOR=PATH for several sensors per sample")
+    names = ", ".join(sensor_names())
+    add("--sensor", default=AUTO, metavar="NAME", help=f"{names}; a YAML file; {AUTO} (default); {GENERATED} for cubes")
+    add("--out", type=Path, metavar="DIR", help="folder to write into")
+    add("--tile", type=int, default=96, help="tile side in pixels of the first sensor (default %(default)s)")
+    add("--stride", type=int, help="step from tile to tile in pixels (default: the tile)")
+    add("--workers", type=int, default=2, help="processes (default %(default)s)")
+    add("--shard-mb", type=float, default=256.0, help="largest shard, MB (default %(default)s)")
+    add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
+    add("--overwrite", action="store_true", help="replace the shards that are in --out")
+    cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
+    cube("--key", help="name of the array (default: the only 3-D one)")
+    cube("--axes", help="order of its axes, such as hwc or chw (default: told by the band count)")
+    made = parser.add_argument_group("a sensor for hyperspectral cubes (--sensor hsi)").add_argument
+    made("--name", help="its name (default hsi and the band count)")
+    made("--wavelengths", metavar="W", help="file with a number per band, or start:stop in nm (default: of the image)")
+    made("--unit", default="reflectance", help="of the physical values (default %(default)s)")
+    made("--scale", type=float, default=1.0, help="physical value of a stored 1 (default %(default)s)")
+    made("--nodata", type=float, help="stored value of missing pixels (default: of the image)")
+    foreign = parser.add_argument_group("tars made by others").add_argument
+    foreign("--index", type=Path, metavar="DIR", help="write the index of the .tar files in DIR")
+    foreign("--member", metavar="FIELD", help="member that holds the image (default: the only .npy)")
+    return parser

@@ -1,0 +1,169 @@
+"""Find the scenes of one sensor in files and folders."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from alliance.errors import InputError
+from alliance.sensors import Sensor
+from datasets import cubes, rasters
+from datasets.catalog import candidates, find_sensor, fit, generated_sensor, has_band, sensor_names
+from datasets.cubes import CubeOptions, describe_cube
+from datasets.rasters import RasterScene, describe_raster, join_bands
+from datasets.scenes import Scene, Skipped, Unreadable
+
+AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What `--sensor hsi` makes of a cube."""
+
+    name: str | None = None  # default hsi<band count>
+    wavelengths: str | None = None  # file with one number per band, or start:stop in nm; None: as in the image
+    unit: str = "reflectance"
+    scale: float = 1.0  # stored value to unit
+    nodata: float | None = None  # None: as in the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One sensor and the files or folders of its scenes."""
+
+    sensor: str  # name, YAML file, "auto" or "hsi"
+    paths: tuple[Path, ...]
+    cube: CubeOptions = CubeOptions()
+    generated: Generated = Generated()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """The scenes of one sensor, each with the places of the sensor's bands in it."""
+
+    sensor: Sensor
+    scenes: tuple[tuple[Scene, tuple[int, ...]], ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass
+class _Found:
+    scenes: list[Scene] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def gather(request: Request) -> Collection:
+    """Describe every image below the request's paths and keep those of its sensor, sorted by name.
+
+    Raises:
+        InputError: a path does not exist, the sensor is unknown or not to be told, or no image is of it.
+    """
+    named = None if request.sensor in (AUTO, GENERATED) else find_sensor(request.sensor)
+    found = _describe_all(request, named)
+    if request.sensor != GENERATED:
+        _join_singles(found, named)
+    if not found.scenes:
+        raise InputError(_nothing(request, found.skipped))
+    sensor = named or (_generate(request, found.scenes[0]) if request.sensor == GENERATED else _guess(found.scenes))
+    kept = []
+    for scene in sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)):
+        names = None if request.sensor == GENERATED else scene.band_names
+        try:
+            kept.append((scene, fit(sensor, names, scene.shape[0], scene.dtype)))
+        except InputError as error:
+            found.skipped.extend(Skipped(source, str(error)) for source in scene.sources)
+    if not kept:
+        raise InputError(_nothing(request, found.skipped))
+    return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)))
+
+
+def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
+    """One line per reason, the most frequent first: the first files' names, how many more, and the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for file, reason in skipped:
+        by_reason.setdefault(reason, []).append(file)
+    lines = []
+    for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
+        lines.append(f"{', '.join(files[:limit])}{rest}: {reason}")
+    return lines
+
+
+def _describe_all(request: Request, sensor: Sensor | None) -> _Found:
+    found = _Found()
+    cube = replace(request.cube, bands=len(sensor.bands)) if sensor else request.cube
+    files = [(file, root) for path in request.paths for file, root in _files(path)]
+    for file, root in tqdm(files, desc="reading headers", unit="file", leave=False, disable=None):
+        try:
+            is_cube = file.suffix.lower() in cubes.SUFFIXES
+            found.scenes.append(describe_cube(file, root, cube) if is_cube else describe_raster(file, root))
+        except Unreadable as error:
+            found.skipped.append(Skipped(file.relative_to(root).as_posix(), str(error)))
+    return found
+
+
+def _files(path: Path) -> list[tuple[Path, Path]]:
+    """The images at a path, sorted, each with its root."""
+    known = (*rasters.SUFFIXES, *cubes.SUFFIXES)
+    if path.is_file():
+        if path.suffix.lower() not in known:
+            raise InputError(f"{path}: no image format we read; known suffixes: {' '.join(known)}")
+        return [(path, path.parent)]
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder; give scenes, or folders of them")
+    return [(file, path) for file in sorted(path.rglob("*")) if file.suffix.lower() in known and file.is_file()]
+
+
+def _join_singles(found: _Found, sensor: Sensor | None) -> None:
+    sensors = [sensor] if sensor else [find_sensor(name) for name in sensor_names()]
+    several = [sensor for sensor in sensors if len(sensor.bands) > 1]
+    files = [scene for scene in found.scenes if isinstance(scene, RasterScene)]
+    joined, refused = join_bands(files, lambda suffix: any(has_band(sensor, suffix) for sensor in several))
+    found.scenes = [*joined, *(scene for scene in found.scenes if not isinstance(scene, RasterScene))]
+    reason = "its bands lie in files of different footprints"
+    found.skipped.extend(Skipped(source, reason) for scene in refused for source in scene.sources)
+
+
+def _guess(scenes: Sequence[Scene]) -> Sensor:
+    """The one sensor that fits the scenes; scenes that fit none (labels, say) have no voice."""
+    votes: Counter[str] = Counter()
+    for scene in scenes:
+        votes.update(sensor.name for sensor in candidates(scene.band_names, scene.shape[0], scene.dtype))
+    if len(votes) == 1:
+        return find_sensor(next(iter(votes)))
+    if votes:
+        listed = ", ".join(f"{name} ({count} scenes)" for name, count in votes.most_common())
+        raise InputError(f"the sensor is not to be told from the bands, it may be: {listed}; pass --sensor NAME")
+    bands = Counter(f"{scene.shape[0]} bands of {scene.dtype}" for scene in scenes).most_common(1)[0][0]
+    known = ", ".join(sensor_names())
+    raise InputError(f"no shipped sensor fits {bands} ({scenes[0].name}); pass --sensor NAME ({known}) or --sensor hsi")
+
+
+def _generate(request: Request, scene: Scene) -> Sensor:
+    count, options = scene.shape[0], request.generated
+    if count < 2:
+        raise InputError(f"{scene.sources[0]}: one band is no hyperspectral cube; save it as (bands, rows, columns)")
+    nodata = scene.nodata if options.nodata is None else options.nodata
+    wavelengths = scene.wavelengths if options.wavelengths is None else _wavelengths(options.wavelengths, count)
+    name = options.name or f"{GENERATED}{count}"
+    return generated_sensor(name, count, wavelengths, unit=options.unit, scale=options.scale, nodata=nodata)
+
+
+def _wavelengths(text: str, count: int) -> list[float]:
+    try:
+        if not Path(text).is_file():
+            start, stop = map(float, text.split(":"))
+            return np.linspace(start, stop, count).tolist()
+        return [float(word) for word in Path(text).read_text().replace(",", " ").split()]
+    except ValueError as error:
+        raise InputError(f"--wavelengths {text}: give a file of numbers, or start:stop in nm") from error
+
+
+def _nothing(request: Request, skipped: Sequence[Skipped]) -> str:
+    where = ", ".join(map(str, request.paths))
+    if not skipped:
+        return f"{where}: no images; known suffixes: {' '.join((*rasters.SUFFIXES, *cubes.SUFFIXES))}"
+    return f"{where}: no usable image of sensor {request.sensor}: {'; '.join(summarise(skipped)[:3])}"

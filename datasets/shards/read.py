@@ -1,0 +1,182 @@
+"""Read samples of indexed shards straight from their place in the tars into a batch array."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alliance.errors import InputError
+from alliance.sensors import Sensor
+from datasets.shards.index import Index, Sidecar
+from datasets.shards.order import Cache
+
+OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time
+
+
+class BrokenSample(Exception):
+    """A sample cannot be read: its shard has vanished, is cut off, or holds other bytes than were indexed."""
+
+    def __init__(self, key: str, shard: str, reason: str) -> None:
+        super().__init__(f"{shard}: {key}: {reason}")
+        self.key, self.shard, self.reason = key, shard, reason
+
+
+class Samples(NamedTuple):
+    """Samples as they are stored, (b, c, h, w) in the source dtype, native byte order."""
+
+    stored: np.ndarray
+    keys: list[str]
+    skipped: list[str]  # broken samples, "shard: key: reason"; each is replaced by the first good one
+
+
+class ShardSource:
+    """The shards of one folder. Reads are independent of each other and of the process; it may be pickled."""
+
+    def __init__(self, folder: Path | str, *, check: bool = True) -> None:
+        """Read the index.
+
+        Args:
+            check: see that every shard is there, with the indexed size.
+        Raises:
+            InputError: no folder, no index, or shards that are missing or of another size.
+        """
+        self.folder = Path(folder)
+        self.index = Index.read(self.folder)
+        self.counts = np.array([shard.samples for shard in self.index.shards], dtype=np.int64)
+        self._open_caches()
+        if check:
+            self._check()
+
+    @property
+    def sensors(self) -> dict[str, Sensor]:
+        """The sensors by name, with the measured statistics."""
+        return self.index.sensors
+
+    @property
+    def samples(self) -> int:
+        return self.index.samples
+
+    def shape(self, sensor: str) -> tuple[int, int, int]:
+        """(c, h, w) of this sensor's arrays."""
+        return self.index.shapes[sensor]
+
+    def read(self, sensor: str, shards: np.ndarray, samples: np.ndarray, *, verify: bool = False) -> Samples:
+        """Read a batch of one sensor; broken samples are replaced by the first good one and named.
+
+        Args:
+            shards, samples: shard numbers and numbers within the shards, (b,) each.
+            verify: compare every sample with its checksum.
+        Raises:
+            BrokenSample: not one of them can be read.
+        """
+        entries: dict[int, _Entry] = {}
+        broken: dict[int, BrokenSample] = {}
+        for place in np.lexsort((samples, shards)).tolist():
+            try:
+                entries[place] = self._entry(sensor, int(shards[place]), int(samples[place]))
+            except BrokenSample as error:
+                broken[place] = error
+        dtype = np.result_type(*{entry.dtype for entry in entries.values()}) if entries else np.dtype(np.uint8)
+        stored = np.empty((len(shards), *self.shape(sensor)), dtype.newbyteorder("="))
+        for place, entry in entries.items():
+            try:
+                self._read_into(stored[place], entry, verify)
+            except BrokenSample as error:
+                broken[place] = error
+        good = [place for place in sorted(entries) if place not in broken]
+        if not good:
+            raise broken[0]
+        for place in broken:
+            stored[place], entries[place] = stored[good[0]], entries[good[0]]
+        keys = [entries[place].key for place in range(len(shards))]
+        return Samples(stored, keys, [str(broken[place]) for place in sorted(broken)])
+
+    def keys(self, shards: Iterable[int], samples: Iterable[int]) -> list[str]:
+        """Keys of many samples; a sample whose sidecar is broken is called by its numbers."""
+        names = []
+        for shard, sample in zip(shards, samples, strict=True):
+            try:
+                names.append(self._sidecar(int(shard)).keys[sample].decode())
+            except BrokenSample:
+                names.append(f"{self.index.shards[int(shard)].name}:{sample}")
+        return names
+
+    def _entry(self, sensor: str, shard: int, sample: int) -> "_Entry":
+        sidecar = self._sidecar(shard)
+        places = sidecar.places[sensor]
+        dtype = np.dtype(places.dtype[sample].decode())
+        offset, crc32 = int(places.offset[sample]), int(places.crc32[sample])
+        return _Entry(sidecar.keys[sample].decode(), shard, offset, dtype, crc32)
+
+    def _read_into(self, target: np.ndarray, entry: "_Entry", verify: bool) -> None:
+        """Read one array into its place in the batch, converting it only if the dtypes differ."""
+        direct = target.dtype == entry.dtype
+        array = target if direct else np.empty(target.shape, entry.dtype)
+        name = self.index.shards[entry.shard].name
+        data = array.ravel().view(np.uint8).data  # the same memory, as bytes
+        try:
+            count = os.preadv(self._descriptor(entry.shard), [data], entry.offset)
+        except OSError as error:
+            raise BrokenSample(entry.key, name, error.strerror or str(error)) from error
+        if count < len(data):
+            raise BrokenSample(entry.key, name, f"{count} of {len(data)} bytes are there")
+        if verify and zlib.crc32(data) != entry.crc32:
+            raise BrokenSample(entry.key, name, "its bytes are not those that were indexed (crc32)")
+        if not direct:
+            target[...] = array
+
+    def _sidecar(self, shard: int) -> Sidecar:
+        name = self.index.shards[shard].name
+        try:
+            return self._sidecars.get_or_make(shard, lambda: self._load_sidecar(shard))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BrokenSample("sidecar", name, f"cannot be read: {error}") from error
+
+    def _load_sidecar(self, shard: int) -> Sidecar:
+        record = self.index.shards[shard]
+        sidecar = Sidecar.load((self.folder / record.name).with_suffix(".npz"))
+        if len(sidecar.keys) != record.samples:
+            raise ValueError(f"has {len(sidecar.keys)} samples, the index {record.samples}")
+        return sidecar
+
+    def _descriptor(self, shard: int) -> int:
+        path = self.folder / self.index.shards[shard].name
+        return self._descriptors.get_or_make(shard, lambda: os.open(path, os.O_RDONLY))
+
+    def _check(self) -> None:
+        for shard in self.index.shards:
+            path = self.folder / shard.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                state = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise InputError(f"shard {path} {state}; copy it again, or run launch/shards.py again")
+
+    def _open_caches(self) -> None:
+        self._sidecars: Cache[Sidecar] = Cache(OPEN_SHARDS)
+        self._descriptors: Cache[int] = Cache(OPEN_SHARDS, discard=os.close)
+
+    def close(self) -> None:
+        """Close the open shards; they are opened again when needed."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_sidecars", "_descriptors")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_caches()
+
+
+class _Entry(NamedTuple):
+    """Where one array lies."""
+
+    key: str
+    shard: int
+    offset: int
+    dtype: np.dtype
+    crc32: int

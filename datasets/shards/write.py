@@ -1,0 +1,223 @@
+"""Cut the planned tiles and write them, shard by shard, in as many processes as wanted."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import signal
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from webdataset.writer import TarWriter
+
+from alliance.errors import InputError
+from alliance.sensors import Sensor
+from datasets.scenes import Scene, Skipped, Unreadable
+from datasets.shards.index import NAME, Index, Sidecar, collect
+from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
+from datasets.shards.scan import scan
+
+
+class ShardJob(Protocol):
+    """Work whose result is a tar and its sidecar."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def tiles(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = False) -> Index:
+    """Make the plan's shards and their index; shards that an interrupted run finished are kept.
+
+    Raises:
+        InputError: the folder holds something else, or no sample could be made.
+    """
+    jobs = plan.jobs(out)
+    prepare_folder(out, plan.fingerprint, overwrite=overwrite)
+    run_jobs(jobs, partial(write_shard, sensors=plan.sensors, shapes=plan.shapes), workers)
+    index = collect([job.path for job in jobs], plan.sensors, plan.shapes, plan.skipped)
+    index.write(out)
+    return index
+
+
+def prepare_folder(out: Path, fingerprint: str, *, overwrite: bool) -> None:
+    """Make the folder, or see that all it holds is an earlier run of the same plan."""
+    out.mkdir(parents=True, exist_ok=True)
+    ours = sorted(path for path in out.iterdir() if _is_ours(path))
+    if overwrite:
+        for path in ours:
+            path.unlink()
+    if any(not _is_ours(path) for path in out.iterdir()):
+        raise InputError(f"{out} holds other files; pass another --out")
+    if any(_fingerprint(path) not in (None, fingerprint) for path in out.glob("shard-*.npz")):
+        raise InputError(f"{out} holds shards of other scenes or options; pass --overwrite, or another --out")
+
+
+def is_finished(job: ShardJob) -> bool:
+    """Whether an earlier run made this shard."""
+    try:
+        sidecar = Sidecar.load(job.path.with_suffix(".npz"))
+        size = job.path.stat().st_size if len(sidecar.keys) else 0
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+    return sidecar.fingerprint == job.fingerprint and size == sidecar.bytes
+
+
+def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int) -> None:
+    """Do the jobs that are not finished. On Ctrl-C the shards in work are finished, the others are left.
+
+    Raises:
+        InputError: a worker was killed.
+        KeyboardInterrupt: stopped by the user.
+    """
+    todo = [job for job in jobs if not is_finished(job)]
+    total, left = (sum(job.tiles for job in some) for some in (jobs, todo))
+    with tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
+        if workers <= 1 or len(todo) <= 1:
+            for job in todo:
+                work(job)
+                bar.update(job.tiles)
+            return
+        pool = ProcessPoolExecutor(min(workers, len(todo)), get_context("spawn"), initializer=_start_worker)
+        with pool:
+            futures = {pool.submit(work, job): job for job in todo}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(futures[future].tiles)
+            except BrokenProcessPool as error:
+                raise InputError(
+                    "a worker was killed, for memory perhaps; try --workers 1, or less --shard-mb"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def write_shard(job: Job, *, sensors: dict[str, Sensor], shapes: dict[str, tuple[int, int, int]]) -> None:
+    """Write one tar under a temporary name, rename it, then write its sidecar."""
+    part = job.path.with_name(job.path.name + ".tmp")
+    skipped: list[Skipped] = []
+    dropped = 0
+    with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
+        for piece in job.pieces:
+            windows = piece.footprint.windows(job.options)[piece.start : piece.stop]
+            try:
+                samples = list(_cut(piece.footprint, windows, job))
+            except Unreadable as error:
+                skipped.append(Skipped(_source(piece.footprint, error.file), str(error)))
+                continue
+            dropped += len(windows) - len(samples)
+            for sample in samples:
+                tar.write(sample)
+    sidecar = scan(part, sensors, shapes)
+    if len(sidecar.keys):
+        os.replace(part, job.path)
+    else:
+        part.unlink()
+    record = {"dropped": dropped, "skipped": tuple(skipped), "fingerprint": job.fingerprint}
+    record |= {} if len(sidecar.keys) else {"bytes": 0}
+    dataclasses.replace(sidecar, **record).save(job.path.with_suffix(".npz"))
+
+
+def _cut(footprint: Footprint, windows: Sequence[tuple[int, int]], job: Job) -> Iterator[dict[str, Any]]:
+    """Samples of the windows, without those that lack too much."""
+    tile = job.options.tile
+    with ExitStack() as stack:
+        readers = [stack.enter_context(layer.scene.open(layer.bands)) for layer in footprint.layers]
+        for row, col in windows:
+            sample: dict[str, Any] = {"__key__": f"{footprint.key}_r{row:05d}_c{col:05d}"}
+            for layer, read in zip(footprint.layers, readers, strict=True):
+                array, missing = settle(read(*(int(v * layer.ratio) for v in (row, col, tile, tile))), layer)
+                if missing > job.options.max_missing:
+                    break
+                sample[f"{layer.sensor.name}.npy"] = _npy(array)
+            else:
+                yield sample | {"json": json.dumps(_describe(footprint.layers, row, col)).encode()}
+
+
+def settle(tile: np.ndarray, layer: Layer) -> tuple[np.ndarray, float]:
+    """A tile whose missing values are marked the sensor's way, and their part of it.
+
+    Values stay as they are. Where the file marks missing values otherwise than the sensor, they become the sensor's
+    nodata if the dtype holds it, else the tile becomes float with NaN.
+    """
+    given, wanted = layer.scene.nodata, layer.sensor.nodata
+    differs = given is not None and not math.isnan(given) and given != wanted
+    foreign = tile == given if differs else np.zeros(tile.shape, dtype=bool)
+    if foreign.any() and wanted is not None and _holds(tile.dtype, wanted):
+        tile = np.where(foreign, np.array(wanted, tile.dtype), tile)
+    elif foreign.any():
+        tile = np.where(foreign, np.nan, tile.astype(with_nan(tile.dtype)))
+    missing = np.isnan(tile) | (tile == wanted) if wanted is not None else np.isnan(tile)
+    return tile, float(missing.mean())
+
+
+def _holds(dtype: np.dtype, value: float) -> bool:
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _describe(layers: Sequence[Layer], row: int, col: int) -> dict[str, Any]:
+    """What the sample's JSON says."""
+    scenes = {layer.sensor.name: layer.scene for layer in layers}
+    first = layers[0].scene
+    return {
+        "crs": first.crs,
+        "transform": _tile_transform(first, row, col),
+        "date": first.date,
+        "bands": {layer.sensor.name: layer.sensor.band_names for layer in layers},
+        "source": {name: scene.sources for name, scene in scenes.items()},
+    }
+
+
+def _tile_transform(scene: Scene, row: int, col: int) -> list[float] | None:
+    if scene.transform is None:
+        return None
+    a, b, c, d, e, f = scene.transform
+    return [a, b, c + a * col + b * row, d, e, f + d * col + e * row]
+
+
+def _source(footprint: Footprint, file: Path | None) -> str:
+    scenes = [layer.scene for layer in footprint.layers]
+    names = {path: name for scene in scenes for path, name in zip(scene.files, scene.sources, strict=True)}
+    return names[file or scenes[0].files[0]]
+
+
+def _is_ours(path: Path) -> bool:
+    name = path.name.removesuffix(".tmp")
+    return name == NAME or (name.startswith("shard-") and name.endswith((".tar", ".npz")))
+
+
+def _fingerprint(sidecar: Path) -> str | None:
+    try:
+        return Sidecar.load(sidecar).fingerprint
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    torch.set_num_threads(1)

@@ -1,0 +1,11 @@
+"""Make shards of imagery:  python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from datasets.shards.command import main
+
+    main()

@@ -1,0 +1,11 @@
+"""Write made-up scenes with known truth:  python launch/synthetic.py --out data/synthetic --scenes 12 --size 384 --seed 0"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from datasets.synthetic import main
+
+    main()

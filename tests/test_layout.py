@@ -1,0 +1,119 @@
+"""The shape of the code: which way imports point, names that shadow nothing, sizes, and files that explain themselves."""
+
+import ast
+import configparser
+import graphlib
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RANK = {"alliance": 0, "datasets": 1, "engine": 2, "pretrain": 3, "finetune": 3, "launch": 4, "benchmarks": 4}
+CORE = {"torch", "timm", "einops", "safetensors", "yaml", "numpy"}  # all that the installed library may need
+IMPORT_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pytest-timeout": "pytest_timeout"}
+FILES = {
+    path.relative_to(ROOT): ast.parse(path.read_text()) for folder in RANK for path in (ROOT / folder).rglob("*.py")
+}
+MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+SCRIPTS = [
+    path for path, tree in FILES.items() if path.parts[0] in ("launch", "finetune") and "__main__" in ast.dump(tree)
+]
+each_file = pytest.mark.parametrize("path", FILES, ids=str)
+
+
+def imports(path: Path, *, everywhere: bool = True) -> Iterator[str]:
+    """Modules that a file imports, dotted; `everywhere` also those imported inside functions."""
+    tree = FILES[path]
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parent.parts[: len(path.parent.parts) + 1 - node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            parts = [f"{base}.{alias.name}" for alias in node.names]
+            yield from (part if part in MODULES else base for part in parts)
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and length in lines of every function of a file."""
+    for node in ast.walk(FILES[path]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def dependencies() -> set[str]:
+    """Import names of everything setup.cfg asks for."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    names = [re.split(r"[\[<>=! ]", line)[0] for line in "\n".join(lines).split("\n") if line]
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+@each_file
+def test_imports_point_down(path: Path) -> None:
+    """launch -> pretrain, finetune -> engine -> datasets -> alliance; pretrain and finetune do not know each other."""
+    own = path.parts[0]
+    for name in imports(path):
+        top = name.partition(".")[0]
+        assert top != "tests", f"{path} imports {name}"
+        assert top not in RANK or top == own or RANK[top] < RANK[own], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "alliance"], ids=str)
+def test_the_library_needs_its_core_dependencies_alone(path: Path) -> None:
+    tops = {name.partition(".")[0] for name in imports(path, everywhere=False)}
+    assert tops <= CORE | {"alliance"} | set(sys.stdlib_module_names)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = {name: {other for other in imports(path) if other in MODULES} for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the circle
+
+
+@each_file
+def test_no_module_is_named_like_one_of_python_or_of_a_library(path: Path) -> None:
+    names = {path.stem, *path.parent.parts} - {"__init__", "datasets"}
+    assert not names & (set(sys.stdlib_module_names) | dependencies())
+
+
+def test_setup_installs_the_library_alone() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options"]["packages"] == "alliance"
+    required = {
+        IMPORT_NAMES.get(name, name) for name in re.findall(r"^[\w-]+", setup["options"]["install_requires"], re.M)
+    }
+    assert required == CORE
+
+
+@each_file
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len((ROOT / path).read_text().splitlines()) <= 400
+    assert not [(name, length) for name, length in functions(path) if length > 60]
+
+
+def test_half_of_all_functions_have_at_most_15_lines() -> None:
+    assert statistics.median(length for path in FILES for _, length in functions(path)) <= 15
+
+
+@each_file
+def test_every_module_opens_with_a_docstring(path: Path) -> None:
+    tree = FILES[path]
+    assert not tree.body or ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+def test_scripts_are_thin_and_put_the_clone_first_on_the_path(path: Path) -> None:
+    """A class defined in a script would be pickled as __main__.X; its own folder on the path would shadow packages."""
+    assert "sys.path[0] = str(Path(__file__).resolve().parents[1])" in (ROOT / path).read_text()
+    assert not [node for node in ast.walk(FILES[path]) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_opens_with_a_comment(path: Path) -> None:
+    assert re.match(r"# \w", path.read_text())
