@@ -33,12 +33,12 @@ def setup_logging(folder: RunFolder | None) -> None:
 class Metrics:
     """Appends to metrics.jsonl; on resume, lines at or after the resumed step are dropped."""
 
-    def __init__(self, path: Path, *, resume_step: int = 0, mirror: Any | None = None) -> None:
+    def __init__(self, path: Path, *, resume_step: int = 0, mirror: "WandbMirror | None" = None) -> None:
         self.mirror = mirror
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
             path.write_text("".join(f"{line}\n" for line in kept))
-        self.file = open(path, "a")
+        self.file = open(path, "a")  # noqa: SIM115 - closed with the run
 
     def write(self, **record: Any) -> None:
         """One object. Numbers that are not finite become null, so that every reader can parse the line."""
@@ -50,6 +50,8 @@ class Metrics:
 
     def close(self) -> None:
         self.file.close()
+        if self.mirror is not None:
+            self.mirror.close()
 
 
 class WandbMirror:
@@ -111,6 +113,4 @@ def _step_of(line: str) -> float:
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

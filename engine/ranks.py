@@ -29,6 +29,8 @@ def start() -> World:
     """Join the process group of the launcher (deepspeed, torchrun, srun with RANK set), or be the only process."""
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator

@@ -61,7 +61,7 @@ class RunFolder:
             raise InputError(f"--run.dir {self.path} is a file; choose a folder")
         try:
             self.pictures.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the run
         except OSError as error:
             raise InputError(
                 f"run folder {self.path} cannot be written ({error.strerror}); choose another --run.dir"
@@ -69,9 +69,16 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.release()
             raise InputError(
                 f"another process trains in run folder {self.path}; wait for it, or choose another --run.dir"
             ) from error
+
+    def release(self) -> None:
+        """Let go of the lock; the end of the process does it as well."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def write_config(self, record: dict) -> None:
         """Keep the resolved settings beside what they made."""

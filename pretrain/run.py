@@ -105,14 +105,13 @@ class Run:
     def close(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
+        self.folder.release()
 
     def _open_metrics(self) -> Metrics:
         self.folder.write_config(to_record(self.config))
-        mirror = (
-            None
-            if self.config.run.wandb == "off"
-            else WandbMirror(self.config.run, self.folder, to_record(self.config))
-        )
+        mirror = None
+        if self.config.run.wandb != "off":
+            mirror = WandbMirror(self.config.run, self.folder, to_record(self.config))
         metrics = Metrics(self.folder.metrics, resume_step=self.start, mirror=mirror)
         if self.start:
             metrics.write(event="resume", step=self.start, world_size=self.world.size)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets.shards import command
 from datasets.synthetic import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,3 +27,20 @@ def synthetic_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
     write_scenes(folder, count=2, size=128, seed=0)
     return folder
+
+
+def _shards(scenes: Path, sensor: str, out: Path) -> Path:
+    command.main([str(scenes), "--sensor", sensor, "--out", str(out), "--tile", "64", "--workers", "1"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def optical_shards(synthetic_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the made-up optical scenes: 8 tiles of 10 x 64 x 64."""
+    return _shards(synthetic_scenes / "optical", "synthetic-optical", tmp_path_factory.mktemp("shards") / "optical")
+
+
+@pytest.fixture(scope="session")
+def sar_shards(synthetic_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the made-up SAR scenes: 8 tiles of 2 x 64 x 64."""
+    return _shards(synthetic_scenes / "sar", "synthetic-sar", tmp_path_factory.mktemp("shards") / "sar")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pytest
@@ -243,6 +243,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @contextmanager
 def medium_products() -> Iterator[None]:
+    """Products of float32 matrices in bfloat16, set for all devices at once."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -252,14 +253,31 @@ def medium_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """The same by the newer setting of one device."""
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "bf16"
+    try:
+        yield
+        assert backend.fp32_precision == "bf16", "a transform changed the setting for others"
+    finally:
+        backend.fp32_precision = before
+
+
+def bfloat16_autocast() -> AbstractContextManager[None]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("inexact", [medium_products, bfloat16_products, bfloat16_autocast])
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms_are_exact_where_products_are_not(name):
+def test_transforms_are_exact_where_products_are_not(name, inexact):
     image, run = random(2, 12, 12), TRANSFORMS[name]
     expected = run(image)
-    with medium_products():
-        torch.testing.assert_close(run(image), expected, atol=1e-6, rtol=1e-6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(run(image), expected, atol=1e-6, rtol=1e-6)
+    with inexact():
+        result = run(image)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

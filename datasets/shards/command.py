@@ -121,13 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch/shards.py",
         description="Cut imagery into tiles and pack them into WebDataset shards with an index and statistics.",
-        epilog=EPILOG,
+        epilog=f"shipped sensors:\n  {', '.join(sensor_names())}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("scenes", nargs="*", metavar="SCENES", help="files or folders, or SENSOR=PATH for several sensors per sample")
-    names = ", ".join(sensor_names())
-    add("--sensor", default=AUTO, metavar="NAME", help=f"{names}; a YAML file; {AUTO} (default); {GENERATED} for cubes")
+    known = f"a shipped sensor, a YAML file, {AUTO} (default: told by band names), or {GENERATED} for a cube"
+    add("--sensor", default=AUTO, metavar="NAME", help=known)
     add("--out", type=Path, metavar="DIR", help="folder to write into")
     add("--tile", type=int, default=96, help="tile side in pixels of the first sensor (default %(default)s)")
     add("--stride", type=int, help="step from tile to tile in pixels (default: the tile)")

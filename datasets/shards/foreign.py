@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from datasets.catalog import find_sensor, fit
@@ -64,29 +66,28 @@ def _check_ours(path: Path) -> None:
 
 def _first_array(tars: Sequence[Path], member: str | None, sensor: Sensor) -> tuple[str, tuple[int, int, int]]:
     """Field and shape of the images, as the first readable sample has them."""
-    fields: dict[str, tuple[int, ...]] = {}
-    wanted = None if member is None else f"{member.removesuffix('.npy').removesuffix('npy')}.npy".lstrip(".")
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     refused: list[str] = []
-    for field, found in _arrays(tars, refused):
+    for field, shape, dtype in _arrays(tars, refused):
         if field in fields:  # the second sample begins
             break
-        fields[field] = found
-    chosen = [field for field in fields if wanted in (None, field)]
+        fields[field] = shape, dtype
+    chosen = [field for field in fields if member in (None, field, field.removesuffix(".npy"))]
     if len(chosen) != 1:
-        listed = ", ".join(f"{field} {shape}" for field, shape in fields.items()) or "none"
+        listed = ", ".join(f"{field} {shape}" for field, (shape, _) in fields.items()) or "none"
         reasons = f" ({'; '.join(refused[:3])})" if refused else ""
         raise InputError(f"which array is the image? Pass --member FIELD; .npy fields found: {listed}{reasons}")
-    shape = fields[chosen[0]]
+    shape, dtype = fields[chosen[0]]
     if len(shape) != 3:
         raise InputError(f"arrays {chosen[0]} have shape {shape}, not (bands, rows, columns)")
     try:
-        fit(sensor, None, shape[0], "")
+        fit(sensor, None, shape[0], dtype.name)
     except InputError as error:
         raise InputError(f"arrays {chosen[0]} of shape {shape}: {error}") from error
     return chosen[0], (shape[0], shape[1], shape[2])
 
 
-def _arrays(tars: Sequence[Path], refused: list[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _arrays(tars: Sequence[Path], refused: list[str]) -> Iterator[tuple[str, tuple[int, ...], np.dtype]]:
     for tar in tars:
         skipped: list[Skipped] = []
         with tar.open("rb") as stream:
@@ -94,7 +95,8 @@ def _arrays(tars: Sequence[Path], refused: list[str]) -> Iterator[tuple[str, tup
                 if not field.endswith("npy"):
                     continue
                 try:
-                    yield field, read_header(stream, info)[0]
+                    shape, dtype = read_header(stream, info)
+                    yield field, shape, dtype
                 except Unreadable as error:
                     refused.append(f"{tar.name}: {info.name} {error}")
         refused.extend(f"{file} {reason}" for file, reason in skipped)

@@ -92,7 +92,9 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
                 work(job)
                 bar.update(job.tiles)
             return
-        pool = ProcessPoolExecutor(min(workers, len(todo)), get_context("spawn"), initializer=_start_worker)
+        context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
+        context.set_forkserver_preload([__name__])
+        pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker)
         with pool:
             futures = {pool.submit(work, job): job for job in todo}
             try:

@@ -1,0 +1,62 @@
+"""Learning rate, weight decay and how the batch is dealt out."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alliance.errors import InputError
+from alliance.model import create_model
+from engine.build import EngineConfig, deal_batch
+from engine.optim import OptimConfig, learning_rate, parameter_groups
+from tests.models import sensor_of
+
+
+def test_the_rate_rises_linearly_then_falls_as_a_cosine():
+    config = OptimConfig(lr=1.0, warmup=0.1)
+    assert [learning_rate(step, 100, config) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert learning_rate(10, 100, config) == pytest.approx(1.0)
+    assert learning_rate(55, 100, config) == pytest.approx(0.5)  # half-way down
+    assert learning_rate(99, 100, config) < 0.001
+
+
+@given(st.integers(1, 1000), st.floats(0, 0.9), st.floats(0, 0.5))
+def test_the_rate_stays_between_its_limits(steps: int, warmup: float, low: float):
+    config = OptimConfig(lr=1.0, min_lr=low, warmup=warmup)
+    rates = [learning_rate(step, steps, config) for step in range(steps)]
+    assert max(rates) <= 1.0 + 1e-9
+    assert min(rates) >= min(low, rates[0]) - 1e-9
+
+
+def test_norms_biases_and_learned_tokens_have_no_weight_decay():
+    model = create_model("alliance_nano_patch8", [sensor_of(4)])
+    decayed, free = parameter_groups(model, OptimConfig(weight_decay=0.05))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    free_names = {names[id(parameter)] for parameter in free["params"]}
+    assert {"encoder.special.waves", "encoder.norm.weight", "encoder.blocks.0.attn.qkv.bias"} <= free_names
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    assert {"encoder.blocks.0.attn.qkv.weight", "decoder.enter.weight"} <= decayed_names
+    assert free_names.isdisjoint(decayed_names)
+    assert free_names | decayed_names == set(names.values())
+
+
+@given(st.integers(1, 16), st.integers(1, 8), st.integers(1, 8))
+def test_micro_batch_accumulation_and_ranks_multiply_to_the_batch(micro: int, passes: int, ranks: int):
+    dealt = deal_batch(micro * passes * ranks, micro, ranks)
+    assert dealt.micro * dealt.accumulation * ranks == micro * passes * ranks
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused():
+    with pytest.raises(InputError, match=r"optim.batch 10 is not a multiple of the 4 ranks"):
+        deal_batch(10, None, 4)
+    with pytest.raises(InputError, match=r"engine.micro_batch 3 does not divide the 8 samples"):
+        deal_batch(16, 3, 2)
+
+
+def test_settings_that_train_wrongly_are_refused():
+    with pytest.raises(InputError, match="zero >= 1"):
+        EngineConfig(zero=0, precision="bf16")
+    with pytest.raises(InputError, match=r"engine.deepspeed.gradient_clipping is derived"):
+        EngineConfig(deepspeed={"gradient_clipping": 1.0})
+    with pytest.raises(InputError, match="batch >= 1"):
+        OptimConfig(batch=0)
