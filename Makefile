@@ -16,17 +16,25 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv/bin
 TILING = --tile $(TILE) --workers $(WORKERS)
-# Shards of the user's scenes are named like their folder.
-OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')")
-SOURCES = $(if $(DATA),{"shards": "$(OWN)"},{"shards": "$(SHARDS)/optical"}$(COMMA) {"shards": "$(SHARDS)/sar"})
+# DATA is a folder of scenes, or sources of several sensors: SENSOR[@TILE]=FOLDER[,FOLDER] ...
+# Shards of a folder are named like it, those of a source like its sensor.
+MIXED = $(findstring =,$(DATA))
+HEAD = $(subst @, ,$(firstword $(subst =, ,$(1))))
+SENSOR_OF = $(word 1,$(call HEAD,$(1)))
+TILE_OF = $(or $(word 2,$(call HEAD,$(1))),$(TILE))
+FOLDERS_OF = $(subst $(COMMA), ,$(word 2,$(subst =, ,$(1))))
+OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')" | tr ' ' _)
+MADE = $(if $(DATA),$(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN)),$(SHARDS)/optical $(SHARDS)/sar)
+SOURCES = $(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"}))
 COMMA := ,
+SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help pretrain test lint clean install shards unused-run
 
-pretrain: unused-run shards ## pretrain on made-up scenes, or on DATA=<folder of GeoTIFF>
-	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed --num_gpus $(RANKS) launch/pretrain.py \
+pretrain: unused-run shards ## pretrain on made-up scenes, on DATA=<folder>, or on DATA='SENSOR=<folder> ...'
+	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed -q --num_gpus $(RANKS) launch/pretrain.py \
 		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(ARGS)
 
 test: install ## run the tests; LONG=1 also the long ones
@@ -69,7 +77,11 @@ unused-run:
 
 # Complete shards are found complete; interrupted ones are gone on with.
 shards: install $(if $(DATA),,data/synthetic)
-ifneq ($(DATA),)
+ifneq ($(MIXED),)
+	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(call FOLDERS_OF,$(item)) \
+		--sensor $(call SENSOR_OF,$(item)) --out $(SHARDS)/$(call SENSOR_OF,$(item)) \
+		--tile $(call TILE_OF,$(item)) --workers $(WORKERS) && )true
+else ifneq ($(DATA),)
 	$(VENV)/python launch/shards.py '$(DATA)' --sensor '$(SENSOR)' --out '$(OWN)' $(TILING)
 else
 	$(VENV)/python launch/shards.py data/synthetic/optical --sensor synthetic-optical --out '$(SHARDS)/optical' $(TILING)

@@ -148,13 +148,13 @@ def class_spectra(wavelengths: Array) -> Array:
     """Mean reflectance (7, n) of every class at `wavelengths`, nm: smooth invented curves with the known shapes."""
     nm = np.asarray(wavelengths, dtype=float)
     soil = 0.05 + 0.36 * (1 - np.exp(-(nm - 380) / 620)) - 0.05 * _bump(nm, 1930, 70) - 0.05 * _bump(nm, 2210, 60)
-    beyond_red = 1 / (1 + np.exp(-(nm - 760) / 16))
+    infrared = 1 / (1 + np.exp(-(nm - 900) / 50))
     spectra = {
         "water": 0.075 * np.exp(-(((nm - 470) / 190) ** 2)) + 0.004,
         "forest": _vegetation(nm, green=0.030, infrared=0.30, moisture=0.9),
         "cropland": _vegetation(nm, green=0.045, infrared=0.46, moisture=0.75),
         "grass": _vegetation(nm, green=0.045, infrared=0.33, moisture=0.45),
-        "built-up": soil * (1 - 0.25 * beyond_red),
+        "built-up": soil * (1 - 0.25 * infrared),
         "bare soil": soil,
         "road": 0.085 + 0.05 * (nm - 400) / 2100,
     }

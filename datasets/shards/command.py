@@ -25,12 +25,12 @@ An interrupted run goes on where it stopped when the same command is given again
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are stopped as by Ctrl-C
     options = _parser().parse_args(arguments)
     try:
         index, plan = _index_foreign(options) if options.index else _make(options)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -98,7 +98,7 @@ class ShardLoader:
         if not (weights > 0).all():
             raise InputError(f"weights of sources must be positive, got {weights.tolist()}")
         self._shares = np.cumsum(weights / weights.sum())
-
+        _check_crop(self.sources, self.sensor_names, config.crop)
         self._reader = _Reader(self.sources, config, rank, world)
         self._step, self._consumed = 0, [0] * len(sources)
         self._recent: deque[Step] = deque(maxlen=16)

@@ -76,8 +76,9 @@ class Footprint:
         total = 1024
         for layer in self.layers:
             data = int(np.prod(layer.tile_shape(tile))) * layer.dtype.itemsize
-            names = sum(len(name) + 4 for name in layer.sensor.band_names)
-            total += data + names + 8 * 512  # npy and tar headers of long names, padding, the sensor's part of the json
+            texts = (*layer.sensor.band_names, *layer.scene.sources, layer.scene.crs or "")
+            described = sum(len(json.dumps(text)) + 2 for text in texts)
+            total += data + described + 8 * 512  # npy header, tar headers with long names, padding
         return total
 
 

@@ -6,6 +6,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -42,7 +43,7 @@ def scan(
     wanted = {field: name for name, field in (fields or {name: f"{name}.npy" for name in sensors}).items()}
     samples: dict[str, dict[str, _Member]] = {}
     skipped: list[Skipped] = []
-    with tar.open("rb") as stream:
+    with tar.open("rb") as stream, _one_thread():
         size, sha256 = os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest()
         for key, field, info in members(stream, tar, skipped):
             name = wanted.get(field)
@@ -107,6 +108,17 @@ def read_header(stream: BinaryIO, info: tarfile.TarInfo) -> tuple[tuple[int, ...
     if fortran and len(shape) > 1:
         raise Unreadable("is in Fortran order; save np.ascontiguousarray of it")
     return shape, dtype
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tiles are too small to be shared among threads; on a busy machine they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read_member(stream: BinaryIO, info: tarfile.TarInfo, sensor: Sensor, shape: tuple[int, ...]) -> _Member:

@@ -12,12 +12,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from webdataset.writer import TarWriter
 
@@ -55,14 +55,20 @@ def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = F
 
 
 def prepare_folder(out: Path, fingerprint: str, *, overwrite: bool) -> None:
-    """Make the folder, or see that all it holds is an earlier run of the same plan."""
+    """Make the folder, or see that all it holds is an earlier run of the same plan, or remove that run.
+
+    Raises:
+        InputError: the folder holds anything else; nothing is removed then.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; pass another --out")
     out.mkdir(parents=True, exist_ok=True)
-    ours = sorted(path for path in out.iterdir() if _is_ours(path))
+    others = [path for path in sorted(out.iterdir()) if not _is_ours(path)]
+    if others:
+        raise InputError(f"{out} holds other files ({others[0].name}); pass another --out")
     if overwrite:
-        for path in ours:
-            path.unlink()
-    if any(not _is_ours(path) for path in out.iterdir()):
-        raise InputError(f"{out} holds other files; pass another --out")
+        for path in (out / NAME, *out.iterdir()):
+            path.unlink(missing_ok=True)
     if any(_fingerprint(path) not in (None, fingerprint) for path in out.glob("shard-*.npz")):
         raise InputError(f"{out} holds shards of other scenes or options; pass --overwrite, or another --out")
 
@@ -222,4 +228,12 @@ def _fingerprint(sidecar: Path) -> str | None:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    torch.set_num_threads(1)
+    Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the process that started it is gone, however it went."""
+    parent = parent_process()
+    assert parent is not None, "only worker processes wait for their parent"
+    parent.join()
+    os._exit(1)
