@@ -11,7 +11,8 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from alliance.encoder import LayerNorm
-from alliance.frequency import float32_island, scale_partition, token_grid, token_spectrum
+from alliance.errors import InputError
+from alliance.frequency import scale_partition, token_grid, token_spectrum
 
 
 class Grid(NamedTuple):
@@ -59,6 +60,8 @@ class SpectralOperator(nn.Module):
         self.config = config
         hidden = max(f // 4, 1)
         turns = config.phase_heads or f
+        if f % turns:
+            raise InputError(f"fusion.phase_heads {turns} does not divide the {f} channels of the frequency branch")
         self.amplitude = Mlp(f, hidden, f) if config.amplitude else None
         self.phase = Mlp(2 * f, hidden, turns) if config.phase else None
         self.selection = nn.Linear(f, len(config.cuts) + 1) if config.band_selection else None
@@ -73,37 +76,35 @@ class SpectralOperator(nn.Module):
         """(b, g, h * w, f) -> the same shape and dtype."""
         if self.amplitude is None and self.phase is None and self.selection is None:
             return u
-        dtype = u.dtype
         real, imaginary = token_spectrum(u, grid.h, grid.w)
-        with float32_island(real):
-            power = real.square() + imaginary.square()
-            rms = power.detach().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-4
-            amplitude = torch.sqrt(power + (self.config.floor * rms).square())
-            gain = self._gain(amplitude / rms, u, grid)
-            turn = self._turn(real / amplitude, imaginary / amplitude, dtype)
-            if gain is not None:
-                real, imaginary = gain * real, gain * imaginary
-            if turn is not None:
-                cosine, sine = turn.cos(), turn.sin()
-                real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
-        return token_grid(real, imaginary, grid.h, grid.w).to(dtype)
+        power = real.square() + imaginary.square()
+        rms = power.detach().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-4
+        amplitude = torch.sqrt(power + (self.config.floor * rms).square())
+        gain = self._gain((amplitude / rms).log().to(u.dtype), u, grid)
+        if self.phase is not None:
+            phasor = torch.cat([real / amplitude, imaginary / amplitude], dim=-1)
+            turn = self._turn(self.phase, phasor.to(u.dtype))
+            cosine, sine = turn.cos(), turn.sin()
+            real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
+        if gain is not None:
+            real, imaginary = gain * real, gain * imaginary
+        return token_grid(real, imaginary, grid.h, grid.w).to(u.dtype)
 
-    def _gain(self, relative: Tensor, u: Tensor, grid: Grid) -> Tensor | None:
+    def _gain(self, loudness: Tensor, u: Tensor, grid: Grid) -> Tensor | None:
         gain = None
         if self.amplitude is not None:
-            gain = 2 * torch.sigmoid(self.amplitude(relative.log().to(u.dtype)).float())
+            gain = 2 * torch.sigmoid(self.amplitude(loudness).float())
         if self.selection is not None:
-            beta = self.selection(u.mean(dim=2)).float().softmax(dim=-1)  # (b, g, k)
+            beta = self.selection(u.mean(dim=2)).float().softmax(dim=-1)
             scales = scale_partition(grid.h, grid.w, self.config.cuts, u.device)
-            weight = len(scales) * rearrange(beta @ scales, "b g i -> b g i 1")
+            weight = len(scales) * (rearrange(beta, "b g k -> b g 1 k") * rearrange(scales, "k i -> i k")).sum(-1)
+            weight = rearrange(weight, "b g i -> b g i 1")
             gain = weight if gain is None else weight * gain
         return gain
 
-    def _turn(self, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor | None:
-        if self.phase is None:
-            return None
-        turn = math.pi * torch.tanh(self.phase(torch.cat([cosine, sine], dim=-1).to(dtype)).float())
-        return repeat(turn, "b g i t -> b g i (t r)", r=cosine.shape[-1] // turn.shape[-1])
+    def _turn(self, phase: nn.Module, phasor: Tensor) -> Tensor:
+        turn = math.pi * torch.tanh(phase(phasor).float())
+        return repeat(turn, "b g i t -> b g i (t r)", r=phasor.shape[-1] // 2 // turn.shape[-1])
 
 
 class GroupMixing(nn.Module):

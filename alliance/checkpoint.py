@@ -56,15 +56,7 @@ def load_encoder(
         InputError: nothing to load there, damaged files, or weights that do not fit.
     """
     folder = find_export(Path(path))
-    record = _read_json(folder / CONFIG)
-    if record.get("format") != FORMAT:
-        raise InputError(f"{folder / CONFIG}: format {record.get('format')!r} is not {FORMAT}; update alliance-rs")
-    fields = {field.name for field in dataclasses.fields(EncoderConfig)}
-    unknown = sorted(set(record["encoder"]) - fields)
-    if unknown:
-        raise InputError(f"{folder / CONFIG}: unknown encoder setting {unknown[0]!r}; update alliance-rs")
-    sensors = [Sensor.from_dict(entry, source=str(folder / SENSORS)) for entry in _read_json(folder / SENSORS)]
-    encoder = AllianceEncoder(EncoderConfig(**record["encoder"]), sensors)
+    encoder = AllianceEncoder(_read_config(folder / CONFIG), _read_sensors(folder / SENSORS))
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -103,8 +95,31 @@ def load_weights(
     module.load_state_dict(fitting, strict=False)
 
 
+def _read_config(path: Path) -> EncoderConfig:
+    record = _read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("encoder"), dict):
+        raise InputError(f"{path} is not the configuration of an encoder; export the encoder again")
+    if record.get("format") != FORMAT:
+        raise InputError(f"{path}: format {record.get('format')!r} is not {FORMAT}; update alliance-rs")
+    unknown = sorted(set(record["encoder"]) - {field.name for field in dataclasses.fields(EncoderConfig)})
+    if unknown:
+        raise InputError(f"{path}: unknown encoder setting {unknown[0]!r}; update alliance-rs")
+    try:
+        return EncoderConfig(**record["encoder"])
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{path} holds wrong values ({error}); export the encoder again") from error
+
+
+def _read_sensors(path: Path) -> list[Sensor]:
+    try:
+        return [Sensor.from_dict(entry, source=str(path)) for entry in _read_json(path)]
+    except (TypeError, ValueError, AttributeError) as error:
+        message = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path} is not a list of sensors ({message}); export the encoder again") from error
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); export the encoder again") from error

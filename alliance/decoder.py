@@ -18,6 +18,8 @@ from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.tokens import Groups, Mask
 
+HEAD_GAIN = 0.1  # of the head's initial kernels: the first prediction is nearly zero, the first loss nearly one
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -114,9 +116,9 @@ class ProgressiveDecoder(nn.Module):
         kernels = self.head.kernels.source
         if isinstance(kernels, BandKernels):
             with torch.no_grad():
-                kernels.reset_parameters(encoder_code(reference_bands()))
+                kernels.reset_parameters(encoder_code(reference_bands()), gain=HEAD_GAIN)
         elif isinstance(kernels, FixedKernels):
-            kernels.reset_parameters()
+            kernels.reset_parameters(gain=HEAD_GAIN)
 
     def stage_starts(self) -> list[int]:
         """First block of every stage: depth // stages blocks each, the remainder in the last."""

@@ -39,16 +39,16 @@ class BandKernels(nn.Module):
         self.basis = nn.Parameter(torch.empty(RANK, fan_in, fan_out))
         self.basis_bias = nn.Parameter(torch.empty(RANK, fan_out)) if bias else None
 
-    def reset_parameters(self, reference: Tensor) -> None:
+    def reset_parameters(self, reference: Tensor, gain: float = 1.0) -> None:
         """Xavier for each basis kernel; the mixer scaled so that sum_r a_r^2 is 1 on average over `reference`."""
-        bound = math.sqrt(6 / (self.basis.shape[1] + self.basis.shape[2]))
+        bound = gain * math.sqrt(6 / (self.basis.shape[1] + self.basis.shape[2]))
         nn.init.uniform_(self.basis, -bound, bound)
         if self.basis_bias is not None:
             nn.init.zeros_(self.basis_bias)
         with torch.no_grad():
-            gain = self.mixer(reference).square().sum(-1).mean().sqrt()
+            norm = self.mixer(reference).square().sum(-1).mean().sqrt()
             for parameter in self.mixer.fc2.parameters():
-                parameter /= gain
+                parameter /= norm
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor | None]:
         """Codes (c, CODE_WIDTH) -> kernels (c, fan_in, fan_out) and biases (c, fan_out) or None."""
@@ -63,21 +63,22 @@ class FixedKernels(nn.Module):
     def __init__(self, sensors: Sequence[Sensor], fan_in: int, fan_out: int, *, bias: bool) -> None:
         super().__init__()
         counts = {sensor.name: len(sensor.bands) for sensor in sensors}
+        self.bands = {sensor.name: sensor.band_names for sensor in sensors}
         if not counts:
             raise InputError("encoder.tokenizer 'fixed' has one kernel per band: build the model with its sensors")
         self.kernels = nn.ParameterDict({name: torch.empty(c, fan_in, fan_out) for name, c in counts.items()})
         self.biases = nn.ParameterDict({name: torch.zeros(c, fan_out) for name, c in counts.items()} if bias else {})
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, gain: float = 1.0) -> None:
         for kernel in self.kernels.values():
-            bound = math.sqrt(6 / (kernel.shape[1] + kernel.shape[2]))
+            bound = gain * math.sqrt(6 / (kernel.shape[1] + kernel.shape[2]))
             nn.init.uniform_(kernel, -bound, bound)
 
     def forward(self, sensor: Sensor) -> tuple[Tensor, Tensor | None]:
-        if sensor.name not in self.kernels:
+        if self.bands.get(sensor.name) != sensor.band_names:
             raise InputError(
-                f"a fixed tokenizer knows {', '.join(self.kernels)}, not sensor {sensor.name}; "
-                f"use encoder.tokenizer 'wavelength' for any sensor"
+                f"a fixed tokenizer knows {', '.join(self.bands)} with all their bands in order, not sensor "
+                f"{sensor.name} with {', '.join(sensor.band_names)}; use encoder.tokenizer 'wavelength' for any sensor"
             )
         return self.kernels[sensor.name], self.biases[sensor.name] if self.biases else None
 
@@ -120,7 +121,8 @@ class TokenPosition(nn.Module):
 
     def __init__(self, d: int, layout: PositionLayout) -> None:
         super().__init__()
-        self.spectral_width = d if layout == "add" else (d // 3) // 16 * 16
+        beside = (d // 3 if d % 3 == 0 else d // 4) // 4 * 4  # 256 of 768 and 128 of 512, as in the file
+        self.spectral_width = d if layout == "add" else beside
         self.spatial_width = d if layout == "add" else d - self.spectral_width
         self.layout = layout
         self.spectral = SpectralPosition(self.spectral_width)

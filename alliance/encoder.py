@@ -158,7 +158,7 @@ class AllianceEncoder(nn.Module):
         """
         depth = len(self.blocks)
         wanted = [depth * (i + 1) // indices - 1 for i in range(indices)] if isinstance(indices, int) else list(indices)
-        if not wanted or any(not -depth <= index < depth for index in wanted):
+        if not 0 < len(set(wanted)) == len(wanted) or any(not -depth <= index < depth for index in wanted):
             raise InputError(f"indices {indices} do not fit an encoder of {depth} blocks")
         wanted = [index % depth for index in wanted]
         rows = image.shape[-2] // self.patch_size

@@ -25,15 +25,16 @@ MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done 
 def float32_island(like: Tensor) -> Iterator[None]:
     """No autocast and full-precision float32 products: transforms lose digits in bfloat16 and TF32."""
     with torch.autocast(like.device.type, enabled=False):
-        precision = torch.get_float32_matmul_precision()
-        if torch.compiler.is_compiling() or precision == "highest":
+        products = torch.backends.cuda.matmul if like.is_cuda else torch.backends.mkldnn.matmul
+        precision = products.fp32_precision
+        if torch.compiler.is_compiling() or precision == "ieee":
             yield
             return
-        torch.set_float32_matmul_precision("highest")
+        products.fp32_precision = "ieee"
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(precision)
+            products.fp32_precision = precision
 
 
 def _uncompiled(function: Function) -> Function:
@@ -160,8 +161,8 @@ def token_grid(real: Tensor, imaginary: Tensor, h: int, w: int) -> Tensor:
     """Inverse of `token_spectrum`: (..., h * w, f) float32. Parts that no real grid can have are projected away."""
     with float32_island(real):
         if h * w > MATMUL_GRID:
-            return _irfft2(real, imaginary, h, w)
-        return _rdft_matrices(h, w, real.device)[1] @ torch.cat([real, imaginary], dim=-2)
+            return _irfft2(real.float(), imaginary.float(), h, w)
+        return _rdft_matrices(h, w, real.device)[1] @ torch.cat([real, imaginary], dim=-2).float()
 
 
 @functools.lru_cache(maxsize=16)
@@ -188,5 +189,6 @@ def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
     count = min(h, w) // 2
     ring = (radial_frequency(h, w, device=image.device) * min(h, w)).round().long()
     member = torch.nn.functional.one_hot(ring.clamp(max=count + 1), count + 2).float()
-    totals = torch.einsum("...hw,hwr->...r", power, member) / rearrange(member, "h w r -> (h w) r").sum(0).clamp(min=1)
+    with float32_island(power):
+        totals = torch.einsum("...hw,hwr->...r", power, member) / member.sum((0, 1)).clamp(min=1)
     return torch.arange(1, count + 1, device=image.device) / min(h, w), totals[..., 1 : count + 1]

@@ -132,11 +132,12 @@ class Alliance(nn.Module):
         return Losses(total, stages.detach())
 
     def _spectral_loss(self, prediction: Prediction, target: Tensor, groups: Groups) -> Tensor:
-        """Spectral distance of the last stage, true pixels standing where the encoder could see (A2MIM, MFM)."""
+        """Spectral distance of the last stage, true pixels where the encoder could see or data is missing (A2MIM)."""
         patch = self.config.encoder.patch
         h, w = (size // patch for size in prediction.standardised.shape[-2:])
         masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups))
-        mixed = torch.where(masked, prediction.stages[-1].float(), target)
+        valid = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b 1 n 1 p")
+        mixed = torch.where(masked & valid, prediction.stages[-1].float(), target)
         pair = ungroup(torch.stack([mixed, target]), groups, prediction.standardised.shape[1])
         used = sorted(index for group in groups for index in group)
         images = unpatchify(pair[:, :, used], h, w)

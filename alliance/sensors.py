@@ -70,6 +70,8 @@ class Sensor:
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise InputError(f"sensor name {self.name!r}: use letters, digits, - and _ only; it names files")
         names = [band.name for band in self.bands]
         if not names:
             raise InputError(f"sensor {self.name} has no bands")
@@ -165,7 +167,7 @@ class Sensor:
         return value * self._column("scale", value) + self._column("offset", value)
 
     def standardise(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Physical image -> zero mean, unit deviation per channel, clamped to +-5; missing pixels are 0.
+        """Physical image -> zero mean, unit deviation per channel, clamped to +-5; pixels that miss a channel are 0.
 
         Args:
             image: (b, c, h, w) float32, NaN where data is missing.
@@ -181,9 +183,8 @@ class Sensor:
                 f"or give them with sensor.with_statistics(mean, std)"
             )
         value = (image.float() - self._column("mean", image)) / self._column("std", image)
-        present = torch.isfinite(value)
-        value = torch.where(present, value, 0.0).clamp(-CLAMP, CLAMP)
-        return value, present.all(dim=-3, keepdim=True)
+        present = torch.isfinite(value).all(dim=-3, keepdim=True)
+        return torch.where(present, value, 0.0).clamp(-CLAMP, CLAMP), present
 
     def restore(self, standardised: Tensor) -> Tensor:
         """Inverse of `standardise`: (..., c, h, w) standard deviations -> physical units."""

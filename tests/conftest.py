@@ -9,7 +9,7 @@ from datasets.shards import command
 from datasets.synthetic import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two OpenMP threads on busy cores stall at their barriers
 
 
 @pytest.fixture(scope="session")
