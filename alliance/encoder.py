@@ -157,8 +157,11 @@ class AllianceEncoder(nn.Module):
             One map per index: (b, d, h / patch, w / patch), or (b, g, d, h / patch, w / patch).
         """
         depth = len(self.blocks)
-        wanted = [depth * (i + 1) // indices - 1 for i in range(indices)] if isinstance(indices, int) else list(indices)
-        if not 0 < len(set(wanted)) == len(wanted) or any(not -depth <= index < depth for index in wanted):
+        if isinstance(indices, int):
+            wanted = [depth * (i + 1) // indices - 1 for i in range(indices if 0 < indices <= depth else 0)]
+        else:
+            wanted = list(indices)
+        if not wanted or any(not -depth <= index < depth for index in wanted):
             raise InputError(f"indices {indices} do not fit an encoder of {depth} blocks")
         wanted = [index % depth for index in wanted]
         rows = image.shape[-2] // self.patch_size

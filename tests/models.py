@@ -17,7 +17,6 @@ from alliance.sensors import Band, Sensor
 from alliance.tokens import MaskingConfig, mask_noise
 
 # Tensors this small gain nothing from a second thread, and waiting for it takes minutes where the cores are shared.
-torch.set_num_threads(1)
 
 FULL_FUSION = FusionConfig(width=0.5, fusion="mlp", shared_norm=False)  # as drawn in the paper; the default is lighter
 TINY_ENCODER = EncoderConfig(embed_dim=48, depth=2, heads=3, patch=4)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_sensor_without_statistics_is_refused_unless_its_namesake_has_them(enc
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused(encoder):
-    for call in (encoder, encoder.forward_features, encoder.forward_intermediates):
+    for call in (encoder, encoder.forward_features, partial(encoder.forward_intermediates, indices=1)):
         with pytest.raises(InputError, match=r"10 x 12.*4"):
             call(reflectance(2, 10, 12), "optical")
 
