@@ -25,7 +25,8 @@ MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done 
 def float32_island(like: Tensor) -> Iterator[None]:
     """No autocast and full-precision float32 products: transforms lose digits in bfloat16 and TF32."""
     with torch.autocast(like.device.type, enabled=False):
-        products = torch.backends.cuda.matmul if like.is_cuda else torch.backends.mkldnn.matmul
+        backend = torch.backends.cuda if like.is_cuda else torch.backends.mkldnn
+        products = backend.matmul  # pyright: ignore[reportAttributeAccessIssue]
         precision = products.fp32_precision
         if torch.compiler.is_compiling() or precision == "ieee":
             yield

@@ -29,6 +29,11 @@ class Placement(NamedTuple):
         return np.rot90(array, self.turns, axes=(-2, -1))
 
 
+def size_of_crop(shape: tuple[int, int], crop: int | None) -> tuple[int, int]:
+    """(h, w) of what is cut out of a tile of `shape`: a square, or the whole tile where it is smaller than that."""
+    return (crop, crop) if crop and crop <= min(shape) else shape
+
+
 def draw_placements(
     seed: int, step: int, positions: np.ndarray, shape: tuple[int, int], *, crop: int | None = None, flips: bool = True
 ) -> list[Placement]:
@@ -37,12 +42,12 @@ def draw_placements(
     Args:
         positions: places of the samples in the global batch.
         shape: (h, w) of the stored tiles.
-        crop: side of the square that is cut out, anywhere in the tile; None: the whole tile.
+        crop: side of the square that is cut out, anywhere in the tile, see `size_of_crop`.
         flips: mirror and turn; images that are not square stay in their shape.
     """
     bits = np.random.Philox(np.random.SeedSequence([STREAM, seed, step]))
     draws = bits.random_raw(DRAWS * (int(positions.max()) + 1)).reshape(-1, DRAWS)[positions]
-    height, width = (crop, crop) if crop else shape
+    height, width = size_of_crop(shape, crop)
     placements = []
     for symmetry, down, right in draws.tolist():
         quarter = symmetry >> 1 & 3 if height == width else symmetry & 2

@@ -9,6 +9,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from alliance.losses import LossConfig, measure_spread
 from alliance.sensors import Sensor
+from datasets.augment import size_of_crop
 from datasets.shards.read import ShardSource
 
 SPREAD_SAMPLES = 256  # on which the frequency increments of a sensor are measured
@@ -53,11 +54,9 @@ def fixed_samples(sources: Sequence[ShardSource], sensor: Sensor, count: int, cr
     ends = np.cumsum(source.counts)
     shards = np.searchsorted(ends, numbers, side="right")
     stored = source.read(sensor.name, shards, numbers - (ends - source.counts)[shards]).stored
-    h, w = stored.shape[-2:]
-    if crop and crop <= min(h, w):
-        top, left = (h - crop) // 2, (w - crop) // 2
-        stored = np.ascontiguousarray(stored[..., top : top + crop, left : left + crop])
-    return sensor.to_physical(torch.from_numpy(stored))
+    h, w = size_of_crop(stored.shape[-2:], crop)
+    top, left = (stored.shape[-2] - h) // 2, (stored.shape[-1] - w) // 2
+    return sensor.to_physical(torch.from_numpy(stored[..., top : top + h, left : left + w]))
 
 
 def measure_spreads(

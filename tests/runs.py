@@ -33,7 +33,13 @@ def pretrain(
     """Run launch/pretrain.py into `folder`; `ranks` 0 is without launcher."""
     launcher = [sys.executable]
     if ranks:
-        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(port)]
+        launcher = [
+            str(Path(sys.executable).with_name("deepspeed")),
+            "--num_gpus",
+            str(ranks),
+            "--master_port",
+            str(port),
+        ]
     data = json.dumps([{"shards": str(source)} for source in sources])
     command = [*launcher, str(ROOT / "launch/pretrain.py"), *SMALL, "--run.dir", str(folder), "--data.sources", data]
     return subprocess.run(

@@ -66,7 +66,9 @@ def test_accumulation_does_not_change_the_losses(alone: Path, tmp_path: Path, op
     result = pretrain(folder, [optical_shards, sar_shards], *STEPS, "--engine.micro_batch", "2")
     assert result.returncode == 0, result.stdout
     assert metrics(folder)[0]["loss"] == pytest.approx(metrics(alone)[0]["loss"], abs=1e-5)
-    assert [r["grad_norm"] for r in metrics(folder)] == pytest.approx([r["grad_norm"] for r in metrics(alone)], rel=1e-2)
+    assert [r["grad_norm"] for r in metrics(folder)] == pytest.approx(
+        [r["grad_norm"] for r in metrics(alone)], rel=1e-2
+    )
 
 
 def test_a_resumed_run_repeats_the_losses(alone: Path, tmp_path: Path, optical_shards: Path, sar_shards: Path):

@@ -61,7 +61,8 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
     lines.extend([f"skipped {len(index.skipped)} files:"] if index.skipped else [])
     lines.extend(f"  {line}" for line in summarise(index.skipped))
     source = f"[{{shards: {folder}, weight: 1.0}}]"
-    lines.append(f"next: python launch/pretrain.py --config configs/pretrain/nano.yaml --data.sources '{source}'")
+    command = "python launch/pretrain.py --config configs/pretrain/nano.yaml"
+    lines.append(f"next: {command} --run.dir runs/{folder.name} --data.sources '{source}'")
     return lines
 
 

@@ -39,7 +39,7 @@ class LoaderConfig:
     accumulation: int = 1  # forward passes per optimiser step
     workers: int = 0  # reading processes per rank; 0 reads in the training process
     shuffle_group: int = 16  # shards whose samples are mixed
-    crop: int | None = None  # pixels; None: whole tiles
+    crop: int | None = None  # pixels; smaller tiles stay whole, None: all do
     flips: bool = True  # random mirrors and quarter turns
     verify: bool = False  # compare every sample with its checksum
 
@@ -98,7 +98,6 @@ class ShardLoader:
         if not (weights > 0).all():
             raise InputError(f"weights of sources must be positive, got {weights.tolist()}")
         self._shares = np.cumsum(weights / weights.sum())
-        _check_crop(self.sources, self.sensor_names, config.crop)
         self._reader = _Reader(self.sources, config, rank, world)
         self._step, self._consumed = 0, [0] * len(sources)
         self._recent: deque[Step] = deque(maxlen=16)
@@ -230,11 +229,3 @@ def _sensor_names(config: SourceConfig, source: ShardSource) -> list[str]:
     if unknown:
         raise InputError(f"{config.shards} has no sensor {unknown[0]}; it has {', '.join(known)}")
     return list(config.sensors) or known
-
-
-def _check_crop(sources: Sequence[ShardSource], names: Sequence[Sequence[str]], crop: int | None) -> None:
-    for source, sensors in zip(sources, names, strict=True):
-        for sensor in sensors:
-            _, height, width = source.shape(sensor)
-            if crop is not None and not 0 < crop <= min(height, width):
-                raise InputError(f"crop {crop} does not fit the {height} x {width} px tiles of {source.folder}")
