@@ -19,16 +19,18 @@ from alliance.sensors import Sensor
 
 TRUE_COLOUR = (665.0, 560.0, 490.0)  # nm
 TOLERANCE = 60.0
+MANY_BANDS = 16  # a hyperspectral cube, also where its wavelengths are not known
 HIDDEN = 0.55  # grey of masked patches
 
 
 def display_bands(sensor: Sensor) -> list[int]:
-    """Channels to show: red, green, blue where there are any, else the first one (three times)."""
+    """Channels to show: red, green, blue where there are any; three spread over many bands; else the first in grey."""
     waves = torch.tensor([band.wavelength or 0.0 for band in sensor.bands])
     nearest = [int((waves - nm).abs().argmin()) for nm in TRUE_COLOUR]
     if all(abs(waves[index] - nm) <= TOLERANCE for index, nm in zip(nearest, TRUE_COLOUR, strict=True)):
         return nearest
-    return [0, 0, 0]
+    c = len(sensor.bands)
+    return [c // 2, c // 4, c // 8] if c >= MANY_BANDS else [0, 0, 0]
 
 
 def pasted(reconstruction: Reconstruction) -> Tensor:
@@ -69,7 +71,8 @@ def draw_reconstruction(
         _draw_row(axes[row], reconstruction, sensor, row, names)
     for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=10)
-    figure.suptitle(title, fontsize=11)
+    shown = dict.fromkeys(sensor.band_names[index] for index in display_bands(sensor))
+    figure.suptitle(f"{title}, bands {', '.join(shown)}", fontsize=11)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
@@ -81,11 +84,10 @@ def _draw_row(axes: np.ndarray, reconstruction: Reconstruction, sensor: Sensor, 
     truth = reconstruction.targets[-1, row, shown].cpu()
     masked = reconstruction.masked[row, shown].cpu()
     stages = pasted(reconstruction)[:, row, shown].cpu()
-    low = torch.quantile(rearrange(truth, "c h w -> c (h w)"), 0.02, dim=1)
-    high = torch.quantile(rearrange(truth, "c h w -> c (h w)"), 0.98, dim=1)
+    low, high = torch.quantile(truth, torch.tensor([0.02, 0.98]))
 
     def stretch(image: Tensor) -> np.ndarray:
-        scaled = (image - low[:, None, None]) / (high - low).clamp(min=1e-3)[:, None, None]
+        scaled = (image - low) / (high - low).clamp(min=1e-3)
         return rearrange(scaled.clamp(0, 1), "c h w -> h w c").numpy()
 
     seen = np.where(rearrange(masked, "c h w -> h w c").numpy(), HIDDEN, stretch(truth))
