@@ -24,8 +24,9 @@ SENSOR_OF = $(word 1,$(call HEAD,$(1)))
 TILE_OF = $(or $(word 2,$(call HEAD,$(1))),$(TILE))
 FOLDERS_OF = $(subst $(COMMA), ,$(word 2,$(subst =, ,$(1))))
 OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')" | tr ' ' _)
-MADE = $(if $(DATA),$(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN)),$(SHARDS)/optical $(SHARDS)/sar)
-SOURCES = $(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"}))
+MADE = $(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN))
+MADE_UP = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar","weight":1}
+SOURCES = $(if $(DATA),$(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"})),$(MADE_UP))
 COMMA := ,
 SPACE := $(subst ,, )
 

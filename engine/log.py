@@ -54,6 +54,11 @@ class Metrics:
             self.mirror.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All objects of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 class WandbMirror:
     """Sends records to wandb. It never stops a run: the first failure switches it off with a warning."""
 

@@ -1,6 +1,7 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from alliance.tokens import mask_noise, token_grid_shape
 from datasets.shards.loader import LoaderConfig, ShardLoader
 from engine import checkpoints
 from engine.build import build_engine, deal_batch
-from engine.log import Metrics, WandbMirror, logger, setup_logging
+from engine.log import Metrics, WandbMirror, logger, read_metrics, setup_logging
 from engine.pictures import band_psnr, draw_reconstruction
 from engine.ranks import World, finish, start, together
 from engine.runs import RunFolder
@@ -95,6 +96,8 @@ class Run:
             start=self.start, world=self.world, write=self._write, after_step=self._after_step,
         )  # fmt: skip
         if main:
+            for line in summarise(read_metrics(self.folder.metrics)):
+                logger.info(line)
             logger.info("pictures are in %s", self.folder.pictures)
             logger.info(
                 "the encoder is in %s; load it with alliance.load_encoder(%r)",
@@ -162,6 +165,21 @@ class Run:
                 self._write(event="picture", step=done - 1, sensor=name, path=path.name)
                 self._write(event="probe", step=done - 1, sensor=name, **band_psnr(result, patch, loss))
         model.train()
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far each sensor's loss fell: mean of the first and of the last fifth of its logged steps."""
+    lines = []
+    for name in dict.fromkeys(record["sensor"] for record in records if "sensor" in record and "loss" in record):
+        losses = [
+            record["loss"] for record in records if record.get("sensor") == name and record.get("loss") is not None
+        ]
+        part = max(len(losses) // 5, 1)
+        first, last = (sum(values) / part for values in (losses[:part], losses[-part:]))
+        lines.append(
+            f"{name}: loss {first:.3f} -> {last:.3f} ({last / first - 1:+.0%}), first and last fifth of the logged steps"
+        )
+    return lines
 
 
 def count_parameters(parameter: torch.nn.Parameter) -> int:

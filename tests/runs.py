@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.log import read_metrics
+
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240
 
@@ -54,4 +56,4 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(folder / "metrics.jsonl")

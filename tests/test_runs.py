@@ -9,6 +9,7 @@ from alliance.errors import InputError
 from engine.checkpoints import MANIFEST, list_checkpoints, verify
 from engine.log import Metrics, WandbMirror, duration
 from engine.runs import RunConfig, RunFolder
+from pretrain.run import summarise
 
 
 def test_a_folder_with_a_run_is_refused_with_both_ways_out(tmp_path: Path):
@@ -66,6 +67,13 @@ def test_wandb_that_cannot_start_never_stops_a_run(tmp_path: Path, monkeypatch: 
     mirror = WandbMirror(RunConfig(dir=str(tmp_path), wandb="online"), RunFolder(tmp_path), {})
     mirror({"step": 1, "loss": 0.5})
     mirror.close()
+
+
+def test_the_summary_compares_the_ends_of_the_run():
+    losses = [1.0, 1.0, 0.9, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5]
+    records = [{"sensor": "s", "loss": loss} for loss in losses] + [{"event": "probe", "sensor": "s"}]
+    (line,) = summarise(records)
+    assert line.startswith("s: loss 1.000 -> 0.500 (-50%)")
 
 
 def test_durations_read_well():
