@@ -181,14 +181,19 @@ class TripleDomainFusionAttention(nn.Module):
         attention = self.attention
         related = attention(normed, grid.g) if isinstance(attention, FactorisedAttention) else attention(normed)
         source = normed if self.config.shared_norm else self.norm(raw)
-        u = rearrange(self.enter(source[:, 1:]), "b (g n) f -> b g n f", g=grid.g)
+        u = rearrange(self.enter(source)[:, 1:], "b (g n) f -> b g n f", g=grid.g)
         v = self.leave(self.spectral(self.mixing(u), grid))
         frequency = rearrange(v, "b g n d -> b (g n) d")
         if self.fuse is None:
             assert self.scale is not None
-            return torch.cat([related[:, :1], related[:, 1:] + self.scale * frequency], dim=1)
+            return related + behind_cls(self.scale * frequency)
         fused = self.fuse(torch.cat([related, torch.cat([source[:, :1], frequency], dim=1)], dim=-1))
         return self.fuse_norm(fused) if self.fuse_norm is not None else related + self.scale * fused
+
+
+def behind_cls(tokens: Tensor) -> Tensor:
+    """Tokens (b, n, d) with a zero row before them, where the cls token stands: (b, 1 + n, d)."""
+    return nn.functional.pad(tokens, (0, 0, 1, 0))
 
 
 class FusionBlock(nn.Module):

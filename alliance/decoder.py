@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alliance.blocks import FusionBlock, FusionConfig, Grid
+from alliance.blocks import FusionBlock, FusionConfig, Grid, behind_cls
 from alliance.embedding import BandKernels, FixedKernels, GroupKernels, PositionLayout, TokenPosition, reference_bands
 from alliance.encoder import Embedded, LayerNorm, initialise_linear
 from alliance.errors import InputError
@@ -152,7 +152,7 @@ class ProgressiveDecoder(nn.Module):
                 sequence = self._inject(sequence, bands, stage, index, mask)
             sequence = self._run(block, sequence, grid)
             if index + 1 in [*starts[1:], len(self.blocks)]:
-                patches = rearrange(self.norms[stage](sequence[:, 1:]), "b (g n) d -> b g n d", g=grid.g)
+                patches = rearrange(self.norms[stage](sequence)[:, 1:], "b (g n) d -> b g n d", g=grid.g)
                 predictions.append(self.head(patches, embedded.code, sensor, groups))
         return torch.stack(predictions)
 
@@ -167,9 +167,8 @@ class ProgressiveDecoder(nn.Module):
 
     def _inject(self, sequence: Tensor, bands: Tensor, stage: int, block: int, mask: Mask) -> Tensor:
         """Let masked places take from the stage's frequency token."""
-        cls, tokens = sequence[:, :1], sequence[:, 1:]
-        taken = self._taken(tokens, bands, stage, block)
-        return torch.cat([cls, tokens + rearrange(mask.masked, "b n -> b n 1") * taken], dim=1)
+        taken = self._taken(sequence[:, 1:], bands, stage, block)
+        return sequence + behind_cls(rearrange(mask.masked, "b n -> b n 1") * taken)
 
     def _taken(self, tokens: Tensor, bands: Tensor, stage: int, block: int) -> Tensor:
         """alpha gamma_k m_k (additive) or alpha gamma_k (m_k - z) (convex); one stage takes the mean of the three."""
