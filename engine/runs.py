@@ -34,6 +34,9 @@ class RunConfig:
             )
 
 
+LEFT_BY_A_FAILED_START = (".lock", "train.log")
+
+
 class RunFolder:
     """Paths of a run. Only the main rank claims the folder; it holds a lock as long as it lives."""
 
@@ -52,7 +55,7 @@ class RunFolder:
         Raises:
             InputError: it holds an earlier run and `resume` is never, or another process trains in it.
         """
-        used = self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir())
+        used = self.path.is_dir() and any(entry.name not in LEFT_BY_A_FAILED_START for entry in self.path.iterdir())
         if used and resume == "never":
             raise InputError(
                 f"run folder {self.path} already holds a run; go on with --run.resume auto, or choose another --run.dir"
@@ -60,7 +63,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--run.dir {self.path} is a file; choose a folder")
         try:
-            self.pictures.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the run
         except OSError as error:
             raise InputError(

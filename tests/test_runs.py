@@ -21,6 +21,15 @@ def test_a_folder_with_a_run_is_refused_with_both_ways_out(tmp_path: Path):
     going_on.release()
 
 
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path: Path):
+    first = RunFolder(tmp_path / "run")
+    first.claim("never")
+    first.release()
+    second = RunFolder(tmp_path / "run")
+    second.claim("never")
+    second.release()
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path: Path):
     first = RunFolder(tmp_path / "run")
     first.claim("never")

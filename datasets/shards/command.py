@@ -58,7 +58,7 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
         lines.extend([f"  constant, so of no use to a model: {', '.join(constant)}"] if constant else [])
     lines.extend(_unnamed(plan) if plan else [])
     lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
-    lines.extend([f"skipped {len(index.skipped)} files:"] if index.skipped else [])
+    lines.extend([f"skipped {len(index.skipped)} file{'s' * (len(index.skipped) > 1)}:"] if index.skipped else [])
     lines.extend(f"  {line}" for line in summarise(index.skipped))
     source = f"[{{shards: {folder}, weight: 1.0}}]"
     command = "python launch/pretrain.py --config configs/pretrain/nano.yaml"

@@ -162,7 +162,10 @@ def collect(
             moments = {name: merged.merge(sidecar.moments[name]) for name, merged in moments.items()}
     left_out = list(dict.fromkeys(left_out))
     if not shards:
-        reasons = [f"{dropped} tiles have too many missing values"] if dropped else []
+        nodata = ", ".join(f"{sensor.nodata} of {sensor.name}" for sensor in sensors.values())
+        reasons = [
+            f"all {dropped} tiles miss more pixels than --max-missing allows; raise it, or correct nodata ({nodata})"
+        ] * bool(dropped)
         reasons += [f"{file}: {reason}" for file, reason in left_out[:3]]
         raise InputError(f"no sample could be made: {'; '.join(reasons)}")
     return Index(
