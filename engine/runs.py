@@ -23,10 +23,11 @@ class RunConfig:
     picture_every: int = 500  # 0: only at the end
     save_every: int = 500
     keep: int = 2  # checkpoints; the newest ones stay
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Literal["off", "offline", "online", False] = "off"  # YAML reads a bare off as false
     wandb_project: str = "alliance"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "wandb", self.wandb or "off")
         if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
             raise InputError(
                 "run.steps, run.log_every, run.save_every and run.keep must be at least 1, "

@@ -50,6 +50,12 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path):
     assert (config.optim.lr, config.optim.batch, config.optim.clip) == (5e-4, 64, 1.0)
 
 
+def test_a_bare_off_in_a_file_means_off(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {wandb: off}\n")
+    assert parsed("--config", str(file)).run.wandb == "off"
+
+
 def test_the_saved_settings_give_the_same_run_again(tmp_path: Path):
     config = parsed("--config", str(CONFIGS / "nano.yaml"), "--model.loss.cutoffs", "[0.05, 0.1]")
     file = tmp_path / "config.yaml"
