@@ -39,8 +39,12 @@ def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[
     (partial / CONFIG).write_text(json.dumps(record, indent=2))
     sensors = [sensor.to_dict() for sensor in encoder.sensors.values()]
     (partial / SENSORS).write_text(json.dumps(sensors, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
+    aside = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, aside)
     os.replace(partial, folder)
+    shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

@@ -9,11 +9,10 @@ import torch
 from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from alliance.blocks import FusionBlock, FusionConfig, Grid, behind_cls
 from alliance.embedding import BandKernels, FixedKernels, GroupKernels, PositionLayout, TokenPosition, reference_bands
-from alliance.encoder import Embedded, LayerNorm, initialise_linear
+from alliance.encoder import Embedded, LayerNorm, initialise_linear, run_block
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.tokens import Groups, Mask
@@ -185,6 +184,4 @@ class ProgressiveDecoder(nn.Module):
 
     def _run(self, block: nn.Module, sequence: Tensor, grid: Grid) -> Tensor:
         arguments = (sequence, grid) if isinstance(block, FusionBlock) else (sequence,)
-        if self.activation_checkpointing and self.training:
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
+        return run_block(block, *arguments, recompute=self.activation_checkpointing and self.training)

@@ -120,7 +120,7 @@ class AllianceEncoder(nn.Module):
         prefix = repeat(torch.cat([*embedded.special]), "s d -> b s d", b=b)
         sequence, kept = torch.cat([prefix, tokens], dim=1), []
         for index, block in enumerate(self.blocks):
-            sequence = run_block(block, sequence, self.activation_checkpointing and self.training)
+            sequence = run_block(block, sequence, recompute=self.activation_checkpointing and self.training)
             if index in indices:
                 kept.append(self.norm(sequence))
         return [*kept, self.norm(sequence)]
@@ -208,9 +208,9 @@ def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> N
         )
 
 
-def run_block(block: nn.Module, sequence: Tensor, recompute: bool) -> Tensor:
+def run_block(block: nn.Module, *arguments: Any, recompute: bool) -> Tensor:
     """Apply a block, keeping only its input for the backward pass when `recompute`."""
-    return checkpoint(block, sequence, use_reentrant=False) if recompute else block(sequence)
+    return checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
 
 
 def initialise_linear(module: nn.Module) -> None:

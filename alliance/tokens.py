@@ -11,6 +11,8 @@ from torch import Tensor
 
 from alliance.errors import InputError
 
+MASK_STREAM, GROUP_STREAM = 3, 4  # keep these draws apart from each other and from those of order and augmentation
+
 Groups = Sequence[Sequence[int]]  # channel indices of every band group
 
 
@@ -77,8 +79,8 @@ def draw_groups(groups: Groups, most: int, seed: int, step: int) -> Groups:
     """At most `most` of a sensor's band groups, the same for every rank at one step."""
     if len(groups) <= most:
         return groups
-    chosen = np.random.Generator(np.random.Philox([seed, step])).choice(len(groups), most, replace=False)
-    return [groups[index] for index in sorted(chosen)]
+    order = np.argsort(_raw(len(groups), GROUP_STREAM, seed, step), kind="stable")
+    return [groups[index] for index in sorted(order[:most])]
 
 
 def mask_noise(seed: int, step: int, positions: Sequence[int], count: int) -> Tensor:
@@ -87,8 +89,13 @@ def mask_noise(seed: int, step: int, positions: Sequence[int], count: int) -> Te
     A pure function of the seed, the step and each sample's position in the global batch: the same masks for any number
     of ranks, and after a resume.
     """
-    rows = [np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, int(p)]))) for p in positions]
-    return torch.from_numpy(np.stack([row.random(count, dtype=np.float32) for row in rows]))
+    rows = [_raw(count, MASK_STREAM, seed, step, int(position)) for position in positions]
+    return torch.from_numpy((np.stack(rows) >> np.uint64(40)).astype(np.float32) / 2**24)
+
+
+def _raw(count: int, *key: int) -> np.ndarray:
+    """Random 64-bit numbers that depend on the key alone, whatever the version of numpy."""
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
 
 
 def draw_mask(noise: Tensor, valid: Tensor, groups: int, config: MaskingConfig) -> Mask:

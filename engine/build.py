@@ -23,18 +23,25 @@ class EngineConfig:
 
     zero: Literal[0, 1, 2, 3] | None = None  # ZeRO stage; None: 1 on GPUs, 0 on CPUs
     precision: Literal["fp32", "bf16", "autocast"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    micro_batch: int | None = None  # samples per rank and pass; None: the whole share of a rank at once
+    micro_batch: int | None = None  # samples per rank and pass; None: the whole share. Not-finite losses need one pass
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     compile: bool = False  # torch.compile of the model
     explicit_attention: bool | None = None  # None: for reduced precision on CPUs, where it is faster
     deepspeed: dict[str, Any] = field(default_factory=dict)  # further DeepSpeed settings, e.g. offloading
 
     def __post_init__(self) -> None:
-        if self.zero == 0 and self.precision == "bf16":
-            raise InputError("engine.precision bf16 needs engine.zero >= 1: DeepSpeed's first step is wrong at stage 0")
+        self.resolve(on_cpu=False)
         owned = sorted(set(self.deepspeed) & set(OWNED_KEYS))
         if owned:
             raise InputError(f"engine.deepspeed.{owned[0]} is derived; set optim.* or engine.* instead")
+
+    def resolve(self, *, on_cpu: bool) -> tuple[str, int]:
+        """Precision and ZeRO stage: bf16 and 1 on GPUs, fp32 and 0 on CPUs, unless set."""
+        precision = self.precision or ("fp32" if on_cpu else "autocast" if self.zero == 0 else "bf16")
+        stage = self.zero if self.zero is not None else (0 if on_cpu and precision != "bf16" else 1)
+        if (precision, stage) == ("bf16", 0):
+            raise InputError("engine.precision bf16 needs engine.zero >= 1: DeepSpeed's first step is wrong at stage 0")
+        return precision, stage
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, wor
     import deepspeed
 
     on_cpu = world.device.type == "cpu"
-    precision = config.precision or ("fp32" if on_cpu else "bf16")
+    precision, stage = config.resolve(on_cpu=on_cpu)
     explicit = config.explicit_attention
     if explicit if explicit is not None else on_cpu and precision != "fp32":
         set_explicit_attention(model)
@@ -69,22 +76,17 @@ def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, wor
         if hasattr(module, "activation_checkpointing"):
             vars(module)["activation_checkpointing"] = config.activation_checkpointing
     optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas)
-    engine, *_ = deepspeed.initialize(
-        model=model.to(world.device),
-        optimizer=optimiser,
-        config=deepspeed_settings(optim, config, batching, precision, on_cpu),
-    )
+    settings = deepspeed_settings(optim, config, batching, precision, stage)
+    engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimiser, config=settings)
     if config.compile:
         engine.compile()
     return engine
 
 
 def deepspeed_settings(
-    optim: OptimConfig, config: EngineConfig, batching: Batching, precision: str, on_cpu: bool
+    optim: OptimConfig, config: EngineConfig, batching: Batching, precision: str, stage: int
 ) -> dict[str, Any]:
     """The dictionary DeepSpeed reads."""
-    # DeepSpeed's bf16 without ZeRO takes a wrong first step, so reduced precision on stage 0 stays autocast
-    stage = config.zero if config.zero is not None else (0 if on_cpu and precision != "bf16" else 1)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": batching.micro,
         "gradient_accumulation_steps": batching.accumulation,

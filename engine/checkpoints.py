@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from alliance.errors import InputError
 from engine.log import logger
-from engine.ranks import World, from_main
+from engine.ranks import AgreedError, World, from_main
 from engine.runs import write_whole
 
 MANIFEST = "MANIFEST.json"
@@ -42,8 +42,8 @@ def save(engine: Any, folder: Path, step: int, state: dict[str, Any], *, keep: i
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         write_whole(folder / "latest", final.name)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        for other in _superseded(folder, final, keep):
+            shutil.rmtree(other, ignore_errors=True)
     dist.barrier()
     return final
 
@@ -52,20 +52,17 @@ def restore(engine: Any, folder: Path, world: World) -> dict[str, Any] | None:
     """Load the newest checkpoint whose manifest verifies into the engine; returns the loop state, None if there is none.
 
     Raises:
-        InputError: it was saved by another number of ranks or another ZeRO stage.
+        AgreedError: it was saved by another number of ranks or another ZeRO stage.
     """
     chosen, complaint = from_main(_choose(folder, engine, world) if world.is_main else None)
     if complaint:
-        raise InputError(complaint)
+        raise AgreedError(complaint)
     if chosen is None:
         return None
     path, client = engine.load_checkpoint(str(folder), tag=chosen)
     if path is None:
         raise InputError(f"checkpoint {folder / chosen} cannot be loaded; remove it to use the one before")
-    random = torch.load(folder / chosen / f"random_rank{world.rank}.pt", weights_only=True)
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+    _restore_random(folder / chosen / f"random_rank{world.rank}.pt")
     return client["loop"]
 
 
@@ -105,6 +102,23 @@ def _choose(folder: Path, engine: Any, world: World) -> tuple[str | None, str | 
             )
         return path.name, None
     return None, None
+
+
+def _superseded(folder: Path, newest: Path, keep: int) -> list[Path]:
+    """Checkpoints to remove: all but the last `keep` up to the newest, and later ones that a resumed run left behind."""
+    found = list_checkpoints(folder)
+    current = [path for path in found if path.name <= newest.name]
+    return [*current[:-keep], *(path for path in found if path.name > newest.name)]
+
+
+def _restore_random(path: Path) -> None:
+    """Set the random state of this rank; a rank that the saving run did not have keeps its own (nothing draws from it)."""
+    if not path.exists():
+        return
+    random = torch.load(path, weights_only=True)
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
 
 
 def _write_manifest(folder: Path, engine: Any, step: int, world: World) -> None:

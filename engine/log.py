@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.runs import RunConfig, RunFolder
+from engine.runs import RunConfig, RunFolder, write_whole
 
 logger = logging.getLogger("alliance")
 
@@ -37,7 +37,7 @@ class Metrics:
         self.mirror = mirror
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_whole(path, "".join(f"{line}\n" for line in kept))
         self.file = open(path, "a")  # noqa: SIM115 - closed with the run
 
     def write(self, **record: Any) -> None:

@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     """Two groups: matrices with weight decay; vectors and learned tokens without."""
     tokens = {"waves", "modality", "cls", "mask_token", "cls_position"}
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    free = [p for name, p in named if p.ndim < 2 or name.rpartition(".")[2] in tokens or name.endswith("basis_bias")]
+    free = [p for name, p in named if p.ndim < 2 or name.rpartition(".")[2] in tokens or "bias" in name]
     chosen = {id(parameter) for parameter in free}
     decayed = [parameter for _, parameter in named if id(parameter) not in chosen]
     return [

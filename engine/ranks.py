@@ -15,6 +15,10 @@ Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)
 
 
+class AgreedError(InputError):
+    """A user's mistake that every rank raises; one of them says it."""
+
+
 class World(NamedTuple):
     rank: int
     size: int
@@ -65,7 +69,7 @@ def together(action: Callable[[], Result]) -> Result:
         complaint = str(error)
     complaints = [text for text in gather(complaint) if text]
     if complaints:
-        raise InputError(complaints[0])
+        raise AgreedError(complaints[0])
     return cast(Result, result)
 
 

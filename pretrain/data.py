@@ -1,6 +1,8 @@
 """What a run knows of its sensors before it starts: pooled statistics, and a few fixed samples of each."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +11,75 @@ from torch import Tensor
 from alliance.errors import InputError
 from alliance.losses import LossConfig, measure_spread
 from alliance.sensors import Sensor
+from alliance.tokens import token_grid_shape
 from datasets.augment import size_of_crop
-from datasets.shards.read import ShardSource
+from datasets.shards.loader import LoaderConfig, ShardLoader
+from datasets.shards.read import BrokenSample, ShardSource
+from engine.build import deal_batch
+from engine.ranks import World
+from engine.settings import to_record
+from pretrain.config import PretrainConfig
 
 SPREAD_SAMPLES = 256  # on which the frequency increments of a sensor are measured
+PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
+
+
+class Inputs:
+    """What a run reads: the loader, the sensors with pooled statistics, and the samples that pictures show.
+
+    Opening them needs no other rank, so that a mistake seen by one can be raised by all.
+    """
+
+    def __init__(self, config: PretrainConfig, world: World) -> None:
+        data, loss, patch = config.data, config.model.loss, config.model.encoder.patch
+        batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
+        loading = LoaderConfig(
+            seed=config.run.seed, micro=batching.micro, accumulation=batching.accumulation,
+            workers=data.workers, crop=data.crop, flips=data.augment,
+        )  # fmt: skip
+        self.batching = batching
+        self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size)
+        sources, names = self.loader.sources, self.loader.sensor_names
+        for source, used in zip(sources, names, strict=True):
+            for name in used:
+                h, w = size_of_crop(source.shape(name)[-2:], data.crop)
+                token_grid_shape(torch.empty(0, h, w), patch)
+        self.sensors = pooled_sensors(sources, names)
+        if loss.targets == "increments":
+            self.sensors = measure_spreads(sources, self.sensors, patch, data.crop, loss)
+        self.probes = {
+            name: fixed_samples(sources, sensor, PROBE_SAMPLES, data.crop) for name, sensor in self.sensors.items()
+        }
+
+    def identity(self, config: PretrainConfig) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run: settings that shape it, and the shards' content."""
+        record = to_record(config)
+        data = {key: value for key, value in record["data"].items() if key not in ("workers", "sources")}
+        shards = [
+            [[shard.sha256 for shard in source.index.shards], w.weight, list(w.sensors)]
+            for source, w in zip(self.loader.sources, config.data.sources, strict=True)
+        ]
+        return {
+            "model": record["model"],
+            "optim": record["optim"],
+            "data": data,
+            "seed": config.run.seed,
+            "shards": shards,
+        }
+
+
+def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = "") -> None:
+    """Compare two identities; name the first difference."""
+    for key in now:
+        old, new, name = saved.get(key), now[key], f"{place}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            refuse_another_run(old, new, f"{name}.")
+        elif old != new:
+            seen = "" if key == "shards" else f" ({old} then, {new} now)"
+            raise InputError(
+                f"the checkpoint belongs to a run with another {name}{seen}; give the same settings and shards, "
+                f"or start anew in another --run.dir"
+            )
 
 
 def pooled_sensors(sources: Sequence[ShardSource], names: Sequence[Sequence[str]]) -> dict[str, Sensor]:
@@ -33,10 +100,10 @@ def pooled_sensors(sources: Sequence[ShardSource], names: Sequence[Sequence[str]
 def _pool(name: str, sources: Sequence[ShardSource]) -> Sensor:
     first = sources[0].sensors[name]
     for source in sources[1:]:
-        if source.sensors[name].band_names != first.band_names:
+        if _bare(source.sensors[name]) != _bare(first):
             raise InputError(
-                f"{sources[0].folder} and {source.folder} hold different bands of sensor {name}; "
-                f"make one of them anew with its own --name"
+                f"{sources[0].folder} and {source.folder} mean different things by sensor {name} (bands, wavelengths, "
+                f"scale, offset or nodata); make one of them anew under another sensor name"
             )
     count, mean, std = (
         np.array([source.index.statistics[name][field] for source in sources]) for field in ("count", "mean", "std")
@@ -47,13 +114,22 @@ def _pool(name: str, sources: Sequence[ShardSource]) -> Sensor:
     return first.with_statistics(pooled.tolist(), np.where(variance > 0, np.sqrt(variance), 1.0).tolist())
 
 
+def _bare(sensor: Sensor) -> Sensor:
+    """The sensor without what was measured of it."""
+    bands = (dataclasses.replace(band, mean=None, std=None, spread=None) for band in sensor.bands)
+    return dataclasses.replace(sensor, bands=tuple(bands), description="")
+
+
 def fixed_samples(sources: Sequence[ShardSource], sensor: Sensor, count: int, crop: int | None) -> Tensor:
     """Evenly spaced samples of the first source that has the sensor, centre-cropped: (b, c, h, w) physical."""
     source = next(source for source in sources if sensor.name in source.sensors)
     numbers = np.unique(np.linspace(0, source.samples - 1, min(count, source.samples)).round().astype(np.int64))
     ends = np.cumsum(source.counts)
     shards = np.searchsorted(ends, numbers, side="right")
-    stored = source.read(sensor.name, shards, numbers - (ends - source.counts)[shards]).stored
+    try:
+        stored = source.read(sensor.name, shards, numbers - (ends - source.counts)[shards]).stored
+    except BrokenSample as error:
+        raise InputError(f"{source.folder}: {error}; make or copy the shards again") from error
     h, w = size_of_crop(stored.shape[-2:], crop)
     top, left = (stored.shape[-2] - h) // 2, (stored.shape[-1] - w) // 2
     return sensor.to_physical(torch.from_numpy(stored[..., top : top + h, left : left + w]))

@@ -4,20 +4,20 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from alliance.errors import InputError
 from alliance.losses import STAGES, Losses
 from alliance.sensors import Sensor
-from alliance.tokens import draw_groups, mask_noise
+from alliance.tokens import draw_groups, mask_noise, token_grid_shape
 from datasets.shards.loader import Batch, ShardLoader
 from engine.build import set_learning_rate, take_step
 from engine.log import duration, logger, peak_memory_gb
 from engine.optim import learning_rate
-from engine.ranks import World, everywhere, gather, mean_over_ranks
+from engine.ranks import AgreedError, World, everywhere, gather, mean_over_ranks
 from pretrain.config import PretrainConfig
 
 PATIENCE = 10  # steps in a row whose loss is not finite before the run gives up
@@ -44,6 +44,12 @@ class Clock:
         self.waited += time.perf_counter() - before
         return batch
 
+    def stand_still(self, action: Callable[[], None]) -> None:
+        """Do something that is not training."""
+        before = time.perf_counter()
+        action()
+        self.began += time.perf_counter() - before
+
     def lap(self) -> tuple[float, float]:
         """Seconds per step and share of waiting since the last lap."""
         now = time.perf_counter()
@@ -58,8 +64,9 @@ def mask_inputs(
     """A batch on the device: physical image, mask noise and the band groups of this step."""
     seed, masking, patch = config.run.seed, config.model.masking, config.model.encoder.patch
     groups = list(draw_groups(sensor.group_indices, masking.max_groups, seed, step))
-    image = sensor.to_physical(batch.stored.to(world.device, non_blocking=True))
-    count = len(groups) * image.shape[-2] * image.shape[-1] // patch**2
+    image = sensor.to_physical(batch.stored.to(world.device))
+    h, w = token_grid_shape(image, patch)
+    count = len(groups) * h * w
     noise = mask_noise(seed, step, batch.positions.tolist(), count)
     return image, noise.to(world.device), groups
 
@@ -95,7 +102,7 @@ def _drop_step(batch: Batch, losses: Losses, index: int, passes: int, step: int,
         if found:
             logger.warning("step %d: loss of rank %d is not finite: stages %s, samples %s", step, rank, *found)
     if index:
-        raise InputError(
+        raise AgreedError(
             f"step {step}: a loss became not finite after gradients had been accumulated; "
             f"set engine.micro_batch so that a rank's share is one pass, or lower optim.lr"
         )
@@ -117,14 +124,18 @@ def train(
         failed = failed + 1 if report is None else 0
         if report is None:
             write(event="nonfinite", step=step, in_a_row=failed)
-        if failed >= PATIENCE:
-            raise InputError(f"step {step}: {failed} steps in a row had no finite loss; lower optim.lr, check the data")
+        if failed >= PATIENCE or (failed and step == config.run.steps - 1):
+            raise AgreedError(
+                f"step {step}: the last {failed} steps had no finite loss; lower optim.lr or check the data, then "
+                f"go on from the last good checkpoint with --run.resume auto"
+            )
         if report is not None and report.skipped:
             write(event="skipped", step=step, samples=report.skipped)
             logger.warning("step %d: %d samples could not be read: %s", step, len(report.skipped), report.skipped[:3])
-        if report is not None and due:
+        if report is not None and due and world.is_main:
             write(**_record(report, loader, config, step, clock, world))
-        after_step(step + 1)
+        if not failed:  # the weights may be spoilt: keep the checkpoints from before
+            clock.stand_still(partial(after_step, step + 1))
 
 
 def _record(

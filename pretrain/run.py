@@ -1,5 +1,6 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,43 +11,42 @@ from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
 from alliance.model import Alliance
 from alliance.tokens import mask_noise, token_grid_shape
-from datasets.shards.loader import LoaderConfig, ShardLoader
 from engine import checkpoints
-from engine.build import build_engine, deal_batch
+from engine.build import build_engine
 from engine.log import Metrics, WandbMirror, logger, read_metrics, setup_logging
 from engine.pictures import band_psnr, draw_reconstruction
-from engine.ranks import World, finish, start, together
+from engine.ranks import AgreedError, World, finish, start, together
 from engine.runs import RunFolder
 from engine.settings import parse_settings, to_record
 from pretrain.config import PretrainConfig
-from pretrain.data import fixed_samples, measure_spreads, pooled_sensors
+from pretrain.data import Inputs, refuse_another_run
 from pretrain.loop import train
 
-PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
 PROBE_SEED = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of launch/pretrain.py: a user's mistake is one line and exit code 2."""
-    rank = 0
+    rank = int(os.environ.get("RANK", "0"))
+    agreed = True  # all ranks read the same command line
     try:
         config = parse_settings(PretrainConfig, __doc__, arguments)
-        world = start()
-        rank = world.rank
-        pretrain(config, world)
+        agreed = False
+        pretrain(config, start())
         finish()
     except InputError as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank == 0 or not (agreed or isinstance(error, AgreedError)):
+            print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
 def pretrain(config: PretrainConfig, world: World) -> None:
-    """One run on this rank: claim the folder, build, go on or start, train, export."""
+    """One run on this rank: claim the folder, open the data, build, go on or start, train, export."""
     folder = RunFolder(config.run.dir)
     together(lambda: folder.claim(config.run.resume) if world.is_main else None)
     setup_logging(folder if world.is_main else None)
-    run = together(lambda: Run(config, folder, world))
+    inputs = together(lambda: Inputs(config, world))
+    run = Run(config, folder, world, inputs)
     try:
         run.train()
     finally:
@@ -54,56 +54,44 @@ def pretrain(config: PretrainConfig, world: World) -> None:
 
 
 class Run:
-    """What a run holds: data, sensors with statistics, engine, and its reports."""
+    """What a run holds: its inputs, the engine, and its reports."""
 
-    def __init__(self, config: PretrainConfig, folder: RunFolder, world: World) -> None:
-        self.config, self.folder, self.world = config, folder, world
-        data, loss, patch = config.data, config.model.loss, config.model.encoder.patch
-        batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
-        loading = LoaderConfig(
-            seed=config.run.seed, micro=batching.micro, accumulation=batching.accumulation,
-            workers=data.workers, crop=data.crop, flips=data.augment,
-        )  # fmt: skip
-        self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size)
-        sources = self.loader.sources
-        self.sensors = pooled_sensors(sources, self.loader.sensor_names)
-        if loss.targets == "increments":
-            self.sensors = measure_spreads(sources, self.sensors, patch, data.crop, loss)
-        self.probes = {
-            name: fixed_samples(sources, sensor, PROBE_SAMPLES, data.crop) for name, sensor in self.sensors.items()
-        }
-        for image in self.probes.values():
-            token_grid_shape(image, patch)
+    def __init__(self, config: PretrainConfig, folder: RunFolder, world: World, inputs: Inputs) -> None:
+        self.config, self.folder, self.world, self.inputs = config, folder, world, inputs
         torch.manual_seed(config.run.seed)
-        self.engine = build_engine(
-            Alliance(config.model, list(self.sensors.values())), config.optim, config.engine, world, batching
-        )
-        self.start = 0
-        state = checkpoints.restore(self.engine, folder.checkpoints, world) if config.run.resume == "auto" else None
-        if state is not None:
-            self.start = state["step"]
-            self.loader.load_state_dict(state["loader"])
+        model = Alliance(config.model, list(inputs.sensors.values()))
+        self.engine = build_engine(model, config.optim, config.engine, world, inputs.batching)
+        self.identity = inputs.identity(config)
+        self.start = self._restore() if config.run.resume == "auto" else 0
         self.metrics = self._open_metrics() if world.is_main else None
 
     def train(self) -> None:
         """Train to the last step; export the encoder and say where everything is."""
-        steps, main = self.config.run.steps, self.world.is_main
-        if self.start >= steps:
-            raise InputError(f"run {self.folder.path} already has its {steps} steps; raise --run.steps to train longer")
         self._say_what_runs()
-        train(
-            self.engine, self.loader, self.sensors, self.config,
-            start=self.start, world=self.world, write=self._write, after_step=self._after_step,
-        )  # fmt: skip
-        if main:
+        if self.start < self.config.run.steps:
+            train(
+                self.engine, self.inputs.loader, self.inputs.sensors, self.config,
+                start=self.start, world=self.world, write=self._write, after_step=self._after_step,
+            )  # fmt: skip
+        else:  # a run killed between its last checkpoint and the export
+            logger.info("the run already has its %d steps; raise run.steps to train longer", self.config.run.steps)
+            self._draw(self.start)
+            self._export()
+        if self.world.is_main:
             for line in summarise(read_metrics(self.folder.metrics)):
                 logger.info(line)
             logger.info("pictures are in %s", self.folder.pictures)
-            logger.info(
-                "the encoder is in %s; load it with alliance.load_encoder(%r)",
-                self.folder.encoder,
-                str(self.folder.encoder),
-            )
+            where = self.folder.encoder
+            logger.info("the encoder is in %s; load it with alliance.load_encoder(%r)", where, str(where))
+
+    def _restore(self) -> int:
+        """Go on from the newest good checkpoint; the first step to take."""
+        state = checkpoints.restore(self.engine, self.folder.checkpoints, self.world)
+        if state is None:
+            return 0
+        together(lambda: refuse_another_run(state["run"], self.identity))
+        self.inputs.loader.load_state_dict(state["loader"])
+        return state["step"]
 
     def close(self) -> None:
         if self.metrics is not None:
@@ -132,7 +120,7 @@ class Run:
         logger.info(
             "%.1f M parameters (encoder %.1f M), batch %d on %d ranks (%s), ZeRO stage %d, sensors %s",
             millions, encoder, optim.batch, self.world.size, self.world.device,
-            self.engine.zero_optimization_stage(), ", ".join(self.sensors),
+            self.engine.zero_optimization_stage(), ", ".join(self.inputs.sensors),
         )  # fmt: skip
 
     def _after_step(self, done: int) -> None:
@@ -142,21 +130,25 @@ class Run:
         if last or (run.picture_every and done % run.picture_every == 0):
             self._draw(done)
         if last or done % run.save_every == 0:
-            state = {"step": done, "loader": self.loader.state_dict()}
+            state = {"step": done, "loader": self.inputs.loader.state_dict(), "run": self.identity}
             path = checkpoints.save(self.engine, self.folder.checkpoints, done, state, keep=run.keep, world=self.world)
             self._write(event="checkpoint", step=done - 1, path=path.name)
-            weights = checkpoints.full_weights(self.engine, "encoder.")
-            if weights is not None:
-                save_encoder(self.engine.module.encoder, self.folder.encoder, weights)
+            self._export()
+
+    def _export(self) -> None:
+        weights = checkpoints.full_weights(self.engine, "encoder.")
+        if weights is not None:
+            save_encoder(self.engine.module.encoder, self.folder.encoder, weights)
 
     @torch.no_grad()
     def _draw(self, done: int) -> None:
         """Reconstruct the probe of every sensor on all ranks; the main one draws it."""
         model, patch, loss = self.engine.module, self.config.model.encoder.patch, self.config.model.loss
         model.eval()
-        for name, image in self.probes.items():
-            sensor = self.sensors[name]
-            count = len(sensor.group_indices) * image.shape[-2] * image.shape[-1] // patch**2
+        for name, image in self.inputs.probes.items():
+            sensor = self.inputs.sensors[name]
+            h, w = token_grid_shape(image, patch)
+            count = len(sensor.group_indices) * h * w
             noise = mask_noise(PROBE_SEED, 0, range(len(image)), count).to(self.world.device)
             result = model.reconstruct(image.to(self.world.device), sensor, noise)
             if self.world.is_main:

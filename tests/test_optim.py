@@ -53,6 +53,13 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused():
         deal_batch(16, 3, 2)
 
 
+def test_precision_and_stage_suit_the_device():
+    assert EngineConfig().resolve(on_cpu=True) == ("fp32", 0)
+    assert EngineConfig().resolve(on_cpu=False) == ("bf16", 1)
+    assert EngineConfig(zero=0).resolve(on_cpu=False) == ("autocast", 0)  # bf16 without ZeRO steps wrongly
+    assert EngineConfig(precision="bf16").resolve(on_cpu=True) == ("bf16", 1)
+
+
 def test_settings_that_train_wrongly_are_refused():
     with pytest.raises(InputError, match="zero >= 1"):
         EngineConfig(zero=0, precision="bf16")

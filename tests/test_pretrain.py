@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,37 @@ def test_accumulation_does_not_change_the_losses(alone: Path, tmp_path: Path, op
     )
 
 
-def test_a_resumed_run_repeats_the_losses(alone: Path, tmp_path: Path, optical_shards: Path, sar_shards: Path):
-    """Save at step 2 and lose what came after: steps 2 and 3 come out the same."""
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_resumed_run_repeats_the_losses(
+    alone: Path, tmp_path: Path, optical_shards: Path, sar_shards: Path, ranks: int
+):
+    """Save at step 2 and lose what came after: steps 2 and 3 come out the same; without ZeRO also on more ranks."""
     folder, sources = tmp_path / "run", [optical_shards, sar_shards]
     whole = pretrain(folder, sources, *STEPS, "--run.save_every", "2", "--run.keep", "3")
     assert whole.returncode == 0, whole.stdout
     (folder / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()  # as if it had been killed while saving
-    resumed = pretrain(folder, sources, *STEPS, "--run.save_every", "2", "--run.resume", "auto")
+    resumed = pretrain(
+        folder, sources, *STEPS, "--run.save_every", "2", "--run.resume", "auto", ranks=ranks, port=29650
+    )
     assert resumed.returncode == 0, resumed.stdout
     assert "going on from step 2" in resumed.stdout
-    fixed = ("step", "sensor", "loss", "loss_low", "lr", "grad_norm", "sample_digest", "epoch")
+    fixed = ("step", "sensor", "lr", "sample_digest", "epoch")
     rows = [[record[key] for key in fixed] for record in metrics(folder)]
     assert rows == [[record[key] for key in fixed] for record in metrics(alone)]
+    losses, expected = ([[r["loss"], r["loss_low"], r["grad_norm"]] for r in metrics(path)] for path in (folder, alone))
+    assert losses == (expected if ranks == 0 else [pytest.approx(row, rel=1e-4) for row in expected])
+
+
+def test_resuming_says_what_does_not_fit_and_mends_a_missing_export(alone: Path, tmp_path: Path, sar_shards: Path):
+    folder = tmp_path / "run"
+    assert pretrain(folder, [sar_shards], "--run.steps", "2").returncode == 0
+    other = pretrain(folder, [sar_shards], "--run.steps", "2", "--run.resume", "auto", "--optim.lr", "1e-5")
+    assert other.returncode == 2
+    assert "error: the checkpoint belongs to a run with another optim.lr (0.002 then, 1e-05 now)" in other.stdout
+    shutil.rmtree(folder / "encoder")  # killed between the last checkpoint and the export
+    again = pretrain(folder, [sar_shards], "--run.steps", "2", "--run.resume", "auto")
+    assert again.returncode == 0, again.stdout
+    assert alliance.load_encoder(folder).sensors.keys() == {"synthetic-sar"}
 
 
 def test_an_exported_encoder_gives_the_features_of_the_trained_one(alone: Path):

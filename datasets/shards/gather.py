@@ -11,12 +11,13 @@ from tqdm import tqdm
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from datasets import cubes, rasters
-from datasets.catalog import candidates, find_sensor, fit, generated_sensor, has_band, sensor_names
+from datasets.catalog import candidates, find_sensor, fit, generated_sensor, has_band, sensor_names, to_nanometres
 from datasets.cubes import CubeOptions, describe_cube
 from datasets.rasters import RasterScene, describe_raster, join_bands
 from datasets.scenes import Scene, Skipped, Unreadable
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
+WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,8 @@ def gather(request: Request) -> Collection:
     for scene in sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)):
         names = None if request.sensor == GENERATED else scene.band_names
         try:
+            if request.sensor == GENERATED:
+                _refuse_other_cube(scene, found.scenes[0])
             kept.append((scene, fit(sensor, names, scene.shape[0], scene.dtype)))
         except InputError as error:
             found.skipped.extend(Skipped(source, str(error)) for source in scene.sources)
@@ -140,6 +143,13 @@ def _guess(scenes: Sequence[Scene]) -> Sensor:
     bands = Counter(f"{scene.shape[0]} bands of {scene.dtype}" for scene in scenes).most_common(1)[0][0]
     known = ", ".join(sensor_names())
     raise InputError(f"no shipped sensor fits {bands} ({scenes[0].name}); pass --sensor NAME ({known}) or --sensor hsi")
+
+
+def _refuse_other_cube(scene: Scene, first: Scene) -> None:
+    """The first cube makes the sensor: another one must measure the same wavelengths."""
+    ours, theirs = (to_nanometres(one.wavelengths or ()) for one in (scene, first))
+    if len(ours) == len(theirs) and not np.allclose(ours, theirs, atol=WAVELENGTH_TOLERANCE):
+        raise InputError(f"other wavelengths than {first.name}; make shards of it on its own, with --name")
 
 
 def _generate(request: Request, scene: Scene) -> Sensor:

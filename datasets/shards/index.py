@@ -164,7 +164,8 @@ def collect(
     if not shards:
         nodata = ", ".join(f"{sensor.nodata} of {sensor.name}" for sensor in sensors.values())
         reasons = [
-            f"all {dropped} tiles miss more pixels than --max-missing allows; raise it, or correct nodata ({nodata})"
+            f"all {dropped} tiles have more pixels that miss a band than --max-missing allows; correct nodata ({nodata}), "
+            f"or raise it to 1 to see which band is missing everywhere"
         ] * bool(dropped)
         reasons += [f"{file}: {reason}" for file, reason in left_out[:3]]
         raise InputError(f"no sample could be made: {'; '.join(reasons)}")

@@ -159,7 +159,7 @@ def _cut(footprint: Footprint, windows: Sequence[tuple[int, int]], job: Job) -> 
 
 
 def settle(tile: np.ndarray, layer: Layer) -> tuple[np.ndarray, float]:
-    """A tile whose missing values are marked the sensor's way, and their part of it.
+    """A tile whose missing values are marked the sensor's way, and the part of its pixels that miss a band.
 
     Values stay as they are. Where the file marks missing values otherwise than the sensor, they become the sensor's
     nodata if the dtype holds it, else the tile becomes float with NaN.
@@ -172,7 +172,7 @@ def settle(tile: np.ndarray, layer: Layer) -> tuple[np.ndarray, float]:
     elif foreign.any():
         tile = np.where(foreign, np.nan, tile.astype(with_nan(tile.dtype)))
     missing = np.isnan(tile) | (tile == wanted) if wanted is not None else np.isnan(tile)
-    return tile, float(missing.mean())
+    return tile, float(missing.any(axis=0).mean())
 
 
 def _holds(dtype: np.dtype, value: float) -> bool:

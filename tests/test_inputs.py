@@ -1,0 +1,72 @@
+"""What a run knows of its sensors before it starts: pooled statistics, fixed samples, refusals."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alliance.errors import InputError
+from datasets.shards.read import ShardSource
+from engine.checkpoints import MANIFEST, _superseded
+from pretrain.data import fixed_samples, pooled_sensors, refuse_another_run
+
+SENSOR = "synthetic-sar"
+
+
+def changed(source: Path, target: Path, **band: float) -> ShardSource:
+    """A copy of a shard folder whose index says something else of every band."""
+    shutil.copytree(source, target)
+    index = json.loads((target / "index.json").read_text())
+    for entry in index["sensors"][0]["bands"]:
+        entry.update(band)
+    (target / "index.json").write_text(json.dumps(index))
+    return ShardSource(target)
+
+
+def test_statistics_of_two_sources_are_those_of_all_pixels(sar_shards: Path, tmp_path: Path):
+    one = ShardSource(sar_shards)
+    other = ShardSource(shutil.copytree(sar_shards, tmp_path / "other"))
+    figures = {"count": [3.0, 3.0], "mean": [2.0, 0.0], "std": [1.0, 0.0]}
+    other.index = dataclasses.replace(other.index, statistics={SENSOR: figures})
+    one.index = dataclasses.replace(
+        one.index, statistics={SENSOR: {"count": [1.0, 1.0], "mean": [6.0, 0.0], "std": [0.0, 2.0]}}
+    )
+    first, second = pooled_sensors([one, other], [[SENSOR], [SENSOR]])[SENSOR].bands
+    # Three values of mean 2 and variance 1 with one of 6: mean 3, variance (3 * (1 + 1) + 9) / 4.
+    assert (first.mean, first.std) == pytest.approx((3.0, np.sqrt(15 / 4)))
+    assert (second.mean, second.std) == pytest.approx((0.0, 1.0))
+
+
+def test_one_name_for_two_scales_is_refused(sar_shards: Path, tmp_path: Path):
+    other = changed(sar_shards, tmp_path / "other", scale=0.5)
+    with pytest.raises(InputError, match="mean different things by sensor synthetic-sar"):
+        pooled_sensors([ShardSource(sar_shards), other], [[SENSOR], [SENSOR]])
+
+
+def test_fixed_samples_are_the_same_and_cropped_in_the_middle(sar_shards: Path):
+    source = ShardSource(sar_shards)
+    sensor = source.sensors[SENSOR]
+    whole, cropped = (fixed_samples([source], sensor, 3, crop) for crop in (None, 32))
+    assert whole.shape == (3, 2, 64, 64)
+    assert cropped.equal(whole[..., 16:48, 16:48])
+    assert fixed_samples([source], sensor, 3, 65).equal(whole)  # tiles smaller than the crop stay whole
+
+
+def test_the_first_difference_of_two_runs_is_named():
+    saved = {"model": {"decoder": {"depth": 6}}, "shards": ["a"]}
+    refuse_another_run(saved, saved)
+    with pytest.raises(InputError, match=r"another model.decoder.depth \(6 then, 9 now\)"):
+        refuse_another_run(saved, {"model": {"decoder": {"depth": 9}}})
+    with pytest.raises(InputError, match="another shards; give the same"):
+        refuse_another_run(saved, {"shards": ["b"]})
+
+
+def test_retention_counts_up_to_the_newest_and_drops_what_a_resume_left_behind(tmp_path: Path):
+    for step in (100, 200, 300, 600):
+        (tmp_path / f"step_{step:08d}").mkdir()
+        (tmp_path / f"step_{step:08d}" / MANIFEST).write_text("{}")
+    removed = _superseded(tmp_path, tmp_path / "step_00000300", keep=2)
+    assert [path.name for path in removed] == ["step_00000100", "step_00000600"]
