@@ -1,6 +1,7 @@
 """What a run knows of its sensors before it starts: pooled statistics, and a few fixed samples of each."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ class Inputs:
         record = to_record(config)
         data = {key: value for key, value in record["data"].items() if key not in ("workers", "sources")}
         shards = [
-            [[shard.sha256 for shard in source.index.shards], w.weight, list(w.sensors)]
-            for source, w in zip(self.loader.sources, config.data.sources, strict=True)
+            [_digest(source), given.weight, list(given.sensors)]
+            for source, given in zip(self.loader.sources, config.data.sources, strict=True)
         ]
         return {
             "model": record["model"],
@@ -66,6 +67,11 @@ class Inputs:
             "seed": config.run.seed,
             "shards": shards,
         }
+
+
+def _digest(source: ShardSource) -> str:
+    """One checksum of all shards of a source, in their order."""
+    return hashlib.sha256("".join(shard.sha256 for shard in source.index.shards).encode()).hexdigest()
 
 
 def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = "") -> None:
@@ -88,7 +94,7 @@ def pooled_sensors(sources: Sequence[ShardSource], names: Sequence[Sequence[str]
     Args:
         names: of the sensors that are used, for each source.
     Raises:
-        InputError: two sources call different bands by one sensor name.
+        InputError: two sources mean different things by one sensor name.
     """
     holders: dict[str, list[ShardSource]] = {}
     for source, used in zip(sources, names, strict=True):
