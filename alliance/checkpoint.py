@@ -66,6 +66,7 @@ def load_encoder(
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); export the encoder again") from error
     load_weights(encoder, weights, allow=allow, source=str(folder / WEIGHTS))
+    encoder.keep_special = True
     return encoder.to(device).eval()
 
 

@@ -1,6 +1,6 @@
 """The encoder: a plain ViT over band-group tokens. The only part that fine-tuning loads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -89,6 +89,9 @@ class AllianceEncoder(nn.Module):
             for rate in rates
         )
         self.norm = LayerNorm(d)
+        self.keep_special = False  # compute the special tokens once; set by load_encoder, as nothing trains there
+        self._kept: SpecialTokens | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,7 +108,26 @@ class AllianceEncoder(nn.Module):
         """Standardised pixels (b, c, h, w) -> tokens of the given band groups, with positions."""
         h, w = token_grid_shape(standardised, self.patch_size)
         tokens, code = self.patch_embed(patchify(standardised, self.patch_size), sensor, groups, h, w)
-        return Embedded(tokens, self.special(), code)
+        return Embedded(tokens, self.special_tokens(), code)
+
+    def special_tokens(self) -> SpecialTokens:
+        """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (d.3)."""
+        if not self.keep_special or self.training or torch.is_grad_enabled():
+            return self.special()
+        kept = self._kept if self._kept is not None else self.special()
+        self._kept = kept
+        return kept
+
+    def train(self, mode: bool = True) -> "AllianceEncoder":
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AllianceEncoder":
+        self._forget()  # another device or dtype
+        return super()._apply(fn, recurse)
+
+    def _forget(self) -> None:
+        self._kept = None
 
     def encode(self, embedded: Embedded, visible: Tensor | None = None, indices: Sequence[int] = ()) -> list[Tensor]:
         """Run the blocks on all tokens, or on the `visible` (b, v) ones.

@@ -316,3 +316,26 @@ def test_frozen_features_do_not_depend_on_the_batch(encoder):
 
 def test_a_sensor_never_seen_needs_only_its_statistics(encoder):
     assert encoder(natural_image(1, 20, 8, 8), sensor_of(20, name="new")).tokens.shape == (1, 2, 4, 48)
+
+
+@torch.no_grad()
+def test_kept_special_tokens_equal_recomputed_ones_and_follow_the_weights(tmp_path):
+    model = tiny_model()
+    encoder = load_encoder(save_encoder(model.encoder, tmp_path / "encoder"))
+    first, again = encoder.special_tokens(), encoder.special_tokens()
+    assert first.frequency is again.frequency  # computed once
+    recomputed = encoder.special()
+    assert torch.equal(first.cls, recomputed.cls)
+    assert torch.equal(first.frequency, recomputed.frequency)
+    encoder.load_state_dict({name: value + 0.1 for name, value in encoder.state_dict().items()})
+    assert torch.equal(encoder.special_tokens().cls, encoder.special().cls)
+    assert not torch.equal(encoder.special_tokens().frequency, first.frequency)
+    assert encoder.bfloat16().special_tokens().cls.dtype == torch.bfloat16
+
+
+def test_special_tokens_take_gradients_where_they_are_wanted(tmp_path):
+    encoder = load_encoder(save_encoder(tiny_model().encoder, tmp_path / "encoder"))
+    with torch.no_grad():
+        encoder.special_tokens()
+    encoder.special_tokens().cls.sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.special.parameters())
