@@ -9,6 +9,7 @@ import torch
 
 from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
+from alliance.losses import STAGES
 from alliance.model import Alliance
 from alliance.tokens import mask_noise, token_grid_shape
 from engine import checkpoints
@@ -160,17 +161,21 @@ class Run:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far each sensor's loss fell: mean of the first and of the last fifth of its logged steps."""
+    """How far each sensor's stage losses fell: means over the first and the last fifth of its logged steps.
+
+    The stages, not the total: the schedule moves the total's weights towards the harder high frequencies.
+    """
+    steps = [record for record in records if "event" not in record]
     lines = []
-    for name in dict.fromkeys(record["sensor"] for record in records if "sensor" in record and "loss" in record):
-        losses = [
-            record["loss"] for record in records if record.get("sensor") == name and record.get("loss") is not None
-        ]
-        part = max(len(losses) // 5, 1)
-        first, last = (sum(values) / part for values in (losses[:part], losses[-part:]))
-        lines.append(
-            f"{name}: loss {first:.3f} -> {last:.3f} ({last / first - 1:+.0%}), first and last fifth of the logged steps"
-        )
+    for name in dict.fromkeys(record["sensor"] for record in steps):
+        own = [record for record in steps if record["sensor"] == name]
+        part = max(len(own) // 5, 1)
+        falls = []
+        for stage in (stage for stage in STAGES if f"loss_{stage}" in own[0]):
+            losses = [record[f"loss_{stage}"] or 0.0 for record in own]
+            first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+            falls.append(f"{stage} {first:.3f} -> {last:.3f} ({last / first - 1:+.0%})")
+        lines.append(f"{name}: {', '.join(falls)}; means of the first and last fifth of the logged steps")
     return lines
 
 

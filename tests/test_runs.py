@@ -80,9 +80,9 @@ def test_wandb_that_cannot_start_never_stops_a_run(tmp_path: Path, monkeypatch: 
 
 def test_the_summary_compares_the_ends_of_the_run():
     losses = [1.0, 1.0, 0.9, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5]
-    records = [{"sensor": "s", "loss": loss} for loss in losses] + [{"event": "probe", "sensor": "s"}]
+    records = [{"sensor": "s", "loss_high": loss} for loss in losses] + [{"event": "probe", "sensor": "s"}]
     (line,) = summarise(records)
-    assert line.startswith("s: loss 1.000 -> 0.500 (-50%)")
+    assert line.startswith("s: high 1.000 -> 0.500 (-50%);")
 
 
 def test_durations_read_well():
