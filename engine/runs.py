@@ -1,7 +1,6 @@
 """The run folder: who may write into it, and what stands where."""
 
 import fcntl
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -9,6 +8,7 @@ from typing import IO, Literal
 import yaml
 
 from alliance.errors import InputError
+from datasets.shards.index import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,5 @@ class RunFolder:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power cut."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Write a small text file so that it is there whole or not at all."""
+    replace_file(path, text.encode())
