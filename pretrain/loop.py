@@ -81,7 +81,7 @@ def run_step(
     reports, skipped, sensor, norm = [], [], None, None
     for index in range(passes):
         batch = clock.next(batches)
-        skipped += batch.skipped
+        skipped += map(str, batch.faults)
         sensor = sensors[batch.sensor.name]
         image, noise, groups = mask_inputs(batch, sensor, config, step, world)
         losses: Losses = engine(image, sensor, noise, step / config.run.steps, groups)

@@ -193,9 +193,9 @@ def test_a_broken_sample_is_replaced_and_named(folder: Path, tmp_path: Path) -> 
     victim = sorted(damaged.glob("*.tar"))[1]
     os.truncate(victim, victim.stat().st_size // 2)  # after the sizes were checked
     batches = take(loader, 2)
-    lost = {line.split(": ")[1] for batch in batches for line in batch.skipped}
+    lost = {fault.key for batch in batches for fault in batch.faults}
     assert lost
-    assert all(victim.name in line and "bytes are there" in line for batch in batches for line in batch.skipped)
+    assert all(fault[:2] == ("truncated", victim.name) for batch in batches for fault in batch.faults)
     for good, batch in zip(whole, batches, strict=True):
         replacement = next(key for key in good.keys if key not in lost)
         assert batch.keys == [replacement if key in lost else key for key in good.keys]
@@ -213,10 +213,10 @@ def test_changed_bytes_are_found_when_asked_for(folder: Path, tmp_path: Path) ->
     content[place] ^= 1
     tar.write_bytes(content)
     source.close()
-    assert not source.read(SENSOR, np.zeros(2, int), np.arange(2)).skipped
+    assert not source.read(SENSOR, np.zeros(2, int), np.arange(2)).faults
     checked = source.read(SENSOR, np.zeros(2, int), np.arange(2), verify=True)
     assert checked.keys == [whole.keys[0]] * 2
-    assert "crc32" in checked.skipped[0]
+    assert checked.faults[0].cause == "checksum"
     with pytest.raises(BrokenSample, match="crc32"):
         source.read(SENSOR, np.array([0]), np.array([1]), verify=True)
 
@@ -228,7 +228,7 @@ def test_a_vanished_shard_does_not_stop_a_rank(folder: Path, tmp_path: Path, suf
     sorted(damaged.glob(f"*{suffix}"))[0].unlink()
     batches = take(loader, 48)
     assert all(len(batch.keys) == 1 for batch in batches)
-    lost = sum(bool(batch.skipped) for batch in batches)
+    lost = sum(bool(batch.faults) for batch in batches)
     assert lost == ShardSource(folder).counts[0]
 
 

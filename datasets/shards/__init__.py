@@ -1,6 +1,6 @@
 """Shards: ordinary WebDataset tars with an index, written from scenes and read in a reproducible order."""
 
 from datasets.shards.loader import Batch, LoaderConfig, ShardLoader, SourceConfig
-from datasets.shards.read import BrokenSample, ShardSource
+from datasets.shards.read import BrokenSample, Fault, ShardSource
 
-__all__ = ["Batch", "BrokenSample", "LoaderConfig", "ShardLoader", "ShardSource", "SourceConfig"]
+__all__ = ["Batch", "BrokenSample", "Fault", "LoaderConfig", "ShardLoader", "ShardSource", "SourceConfig"]

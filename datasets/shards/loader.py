@@ -15,7 +15,7 @@ from alliance.errors import InputError
 from alliance.sensors import Sensor
 from datasets.augment import draw_placements
 from datasets.shards.order import SampleOrder
-from datasets.shards.read import BrokenSample, Samples, ShardSource
+from datasets.shards.read import BrokenSample, Fault, Samples, ShardSource
 
 TRIES = 8  # other batches looked at when no sample of a micro-batch can be read
 STREAM = 2  # keeps the draws of sources apart from those of samples and augmentation
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     source: int
     positions: Tensor  # (b,) int64, places in the step's global batch
     keys: list[str]
-    skipped: list[str]  # broken samples that were replaced
+    faults: list[Fault]  # of samples that were replaced by others
     step: int
 
 
@@ -178,7 +178,7 @@ class _Reading(NamedTuple):
     stored: Tensor
     positions: Tensor
     keys: list[str]
-    skipped: list[str]
+    faults: list[Fault]
 
 
 class _Reader(Dataset[_Reading]):
@@ -197,20 +197,20 @@ class _Reader(Dataset[_Reading]):
         shape = samples.stored.shape[-2:]
         drawn = draw_placements(config.seed, step.number, positions, shape, crop=config.crop, flips=config.flips)
         placed = [placement.apply(image)[0] for placement, image in zip(drawn, samples.stored, strict=True)]
-        return _Reading(torch.from_numpy(np.stack(placed)), torch.from_numpy(positions), samples.keys, samples.skipped)
+        return _Reading(torch.from_numpy(np.stack(placed)), torch.from_numpy(positions), samples.keys, samples.faults)
 
     def _read(self, step: Step, places: np.ndarray) -> Samples:
         """Read the samples at these places of the stream; if none can be read, those one global batch further."""
         source, order = self.sources[step.source], self.orders[step.source]
         batch = self.config.micro * self.config.accumulation * self.world
-        lost: list[str] = []
+        lost: list[Fault] = []
         for attempt in range(TRIES):
             located = order.locate(places + attempt * batch)
             try:
                 samples = source.read(step.sensor, *located, verify=self.config.verify)
-                return samples._replace(skipped=lost + samples.skipped)
+                return samples._replace(faults=lost + samples.faults)
             except BrokenSample as error:
-                lost.append(str(error))
+                lost.append(error.fault)
         raise InputError(f"{source.folder}: {TRIES} batches in a row cannot be read: {lost[0]}; copy the shards again")
 
 

@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,35 @@ from datasets.shards.index import Index, Sidecar
 from datasets.shards.order import Cache
 
 OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time
+Cause = Literal[
+    "shard",  # cannot be opened or read: vanished, no permission, a failing disk
+    "truncated",  # ends before the sample does
+    "checksum",  # holds other bytes than were indexed
+    "index",  # the shard's sidecar is missing, damaged, or of other samples
+    "member",  # has no array of this sensor
+    "array",  # has an array of another shape or dtype
+    "empty",  # has no pixel with a value: NaN, infinite or nodata everywhere
+]
+
+
+class Fault(NamedTuple):
+    """What is wrong with one sample."""
+
+    cause: Cause
+    shard: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key}: {self.reason}"
 
 
 class BrokenSample(Exception):
-    """A sample cannot be read: its shard has vanished, is cut off, or holds other bytes than were indexed."""
+    """A sample cannot be read; its argument is the fault."""
 
-    def __init__(self, key: str, shard: str, reason: str) -> None:
-        super().__init__(f"{shard}: {key}: {reason}")
-        self.key, self.shard, self.reason = key, shard, reason
+    @property
+    def fault(self) -> Fault:
+        return self.args[0]
 
 
 class Samples(NamedTuple):
@@ -30,7 +51,7 @@ class Samples(NamedTuple):
 
     stored: np.ndarray
     keys: list[str]
-    skipped: list[str]  # broken samples, "shard: key: reason"; each is replaced by the first good one
+    faults: list[Fault]  # of the samples that could not be read; each is replaced by the first good one
 
 
 class ShardSource:
@@ -93,7 +114,7 @@ class ShardSource:
         for place in broken:
             stored[place], entries[place] = stored[good[0]], entries[good[0]]
         keys = [entries[place].key for place in range(len(shards))]
-        return Samples(stored, keys, [str(broken[place]) for place in sorted(broken)])
+        return Samples(stored, keys, [broken[place].fault for place in sorted(broken)])
 
     def keys(self, shards: Iterable[int], samples: Iterable[int]) -> list[str]:
         """Keys of many samples; a sample whose sidecar is broken is called by its numbers."""
@@ -121,11 +142,12 @@ class ShardSource:
         try:
             count = os.preadv(self._descriptor(entry.shard), [data], entry.offset)
         except OSError as error:
-            raise BrokenSample(entry.key, name, error.strerror or str(error)) from error
+            raise BrokenSample(Fault("shard", name, entry.key, error.strerror or str(error))) from error
         if count < len(data):
-            raise BrokenSample(entry.key, name, f"{count} of {len(data)} bytes are there")
+            raise BrokenSample(Fault("truncated", name, entry.key, f"{count} of {len(data)} bytes are there"))
         if verify and zlib.crc32(data) != entry.crc32:
-            raise BrokenSample(entry.key, name, "its bytes are not those that were indexed (crc32)")
+            reason = "its bytes are not those that were indexed (crc32)"
+            raise BrokenSample(Fault("checksum", name, entry.key, reason))
         if not direct:
             target[...] = array
 
@@ -134,7 +156,7 @@ class ShardSource:
         try:
             return self._sidecars.get_or_make(shard, lambda: self._load_sidecar(shard))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise BrokenSample("sidecar", name, f"cannot be read: {error}") from error
+            raise BrokenSample(Fault("index", name, "sidecar", f"cannot be read: {error}")) from error
 
     def _load_sidecar(self, shard: int) -> Sidecar:
         record = self.index.shards[shard]
