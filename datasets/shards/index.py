@@ -121,22 +121,37 @@ class Index:
         if not path.is_file():
             command = f"python launch/shards.py --index {folder} --sensor NAME"
             raise InputError(f"{folder} has no {NAME}; finish making it, or index WebDataset tars once with: {command}")
+        return cls.parse(path.read_text(errors="replace"), str(path))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> "Index":
+        """The index from the content of its file; `where` is said in errors.
+
+        Raises:
+            InputError: not an index, one this version does not know, or shards that are no plain file names.
+        """
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(text)
             if record["version"] != VERSION:
-                raise InputError(f"{path} has version {record['version']}, this code reads {VERSION}; make it anew")
-            sensors = [Sensor.from_dict(entry, source=str(path)) for entry in record["sensors"]]
+                raise InputError(f"{where} has version {record['version']}, this code reads {VERSION}; make it anew")
+            sensors = [Sensor.from_dict(entry, source=where) for entry in record["sensors"]]
+            shards = tuple(Shard(**entry) for entry in record["shards"])
+            astray = [shard.name for shard in shards if Path(shard.name).name != shard.name or shard.samples < 1]
+            if astray or not shards:
+                raise InputError(
+                    f"{where} lists {astray or 'no shards'}; names of files and counts of samples belong there"
+                )
             return cls(
                 sensors={sensor.name: sensor for sensor in sensors},
                 shapes={name: tuple(shape) for name, shape in record["shapes"].items()},
-                shards=tuple(Shard(**entry) for entry in record["shards"]),
+                shards=shards,
                 statistics=record["statistics"],
                 dropped=record["dropped"],
                 skipped=tuple(Skipped(**entry) for entry in record["skipped"]),
                 fingerprint=record["fingerprint"],
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error!r}); run launch/shards.py again") from error
+            raise InputError(f"{where} is damaged ({error!r}); run launch/shards.py again") from error
 
 
 def collect(
