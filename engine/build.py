@@ -1,5 +1,6 @@
 """The DeepSpeed engine: our settings in, an engine out. Batch, clipping and precision live once, in our config."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from alliance.encoder import set_explicit_attention
 from alliance.errors import InputError
+from engine.checkpoints import Layout
 from engine.optim import OptimConfig, parameter_groups
 from engine.ranks import World
 
@@ -23,7 +25,8 @@ class EngineConfig:
 
     zero: Literal[0, 1, 2, 3] | None = None  # ZeRO stage; None: 1 on GPUs, 0 on CPUs
     precision: Literal["fp32", "bf16", "autocast"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    micro_batch: int | None = None  # samples per rank and pass; None: the whole share. Not-finite losses need one pass
+    micro_batch: int | None = None  # samples per rank and pass; None: the whole share
+    ranks: int | None = None  # refuse to start with another number of them, such as after a mistyped hostfile
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     compile: bool = False  # torch.compile of the model
     explicit_attention: bool | None = None  # None: for reduced precision on CPUs, where it is faster
@@ -42,6 +45,19 @@ class EngineConfig:
         if (precision, stage) == ("bf16", 0):
             raise InputError("engine.precision bf16 needs engine.zero >= 1: DeepSpeed's first step is wrong at stage 0")
         return precision, stage
+
+    def layout(self, world: World) -> Layout:
+        """How this run spreads its states.
+
+        Raises:
+            InputError: another number of ranks was started than `ranks` says.
+        """
+        if self.ranks not in (None, world.size):
+            raise InputError(
+                f"{world.size} ranks were started, engine.ranks is {self.ranks}; correct the hostfile or the launcher's options"
+            )
+        precision, stage = self.resolve(on_cpu=world.device.type == "cpu")
+        return Layout(world.size, stage, precision)
 
 
 @dataclass(frozen=True)
@@ -112,16 +128,32 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def take_step(engine: Any, *, norm: bool) -> float | None:
-    """Apply the accumulated gradients; returns their norm before clipping if asked for.
+def take_step(engine: Any) -> float | None:
+    """Finish a pass; after the last one of a step, apply the gradients.
 
-    Without ZeRO the engine keeps no norm in float32, so it is taken from the gradients before they are gone.
+    Returns:
+        The norm of the gradients before clipping, None before the last pass. If it is not finite, the gradients were
+        dropped and the weights are as they were.
     """
-    boundary = engine.is_gradient_accumulation_boundary()
-    found = None
-    if norm and boundary and engine.zero_optimization_stage() == 0:
-        found = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-    engine.step()
-    if norm and boundary and found is None:
-        found = engine.get_global_grad_norm()
-    return None if found is None else float(found)
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return None
+    if engine.zero_optimization_stage():  # leaves such a step out by itself
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        drop_gradients(engine)
+    return norm
+
+
+def drop_gradients(engine: Any) -> None:
+    """Forget the gradients of the passes since the last step; the next pass is the first one of a step."""
+    engine.micro_steps -= engine.micro_steps % engine.gradient_accumulation_steps()
+    engine.module.zero_grad(set_to_none=True)
+    if engine.zero_optimization_stage():
+        engine.optimizer.zero_grad(set_to_none=True)
+        for held in ("averaged_gradients", "all_grad_tensors"):
+            getattr(engine.optimizer, held, {}).clear()

@@ -5,65 +5,90 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from alliance.errors import InputError
-from engine.log import logger
-from engine.ranks import AgreedError, World, from_main
+from engine.ranks import World, gather
 from engine.runs import write_whole
 
 MANIFEST = "MANIFEST.json"
+LOOP = "loop.json"
 PREFIX = "step_"
+
+
+class Layout(NamedTuple):
+    """How the states are spread: a checkpoint fits a run of the same layout as it is."""
+
+    ranks: int
+    zero: int
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.ranks} rank{'s' * (self.ranks > 1)} at ZeRO stage {self.zero} in {self.precision}"
+
+
+class NotSaved(Exception):
+    """A checkpoint could not be written, on all ranks; the earlier ones are as they were."""
+
+
+class _Patient:
+    """DeepSpeed's writer, whose errors wait until every rank is past the barriers of `save_checkpoint`."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+        self.error: Exception | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            self.writer.save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+            self.error = error
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            os.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.writer, name)
 
 
 def tag_of(step: int) -> str:
     return f"{PREFIX}{step:08d}"
 
 
-def save(engine: Any, folder: Path, step: int, state: dict[str, Any], *, keep: int, world: World) -> Path:
+def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, keep: int, world: World) -> Path:
     """Save engine and loop state of all ranks; the folder gets its name, and `latest` points to it, only when whole.
 
     Args:
-        state: JSON-ready, the same on every rank: what the loop needs to go on.
+        state: JSON-ready, the same on every rank: what the loop needs to go on; `state["step"]` steps are done.
         keep: older checkpoints beyond this count are removed, after this one is safe.
+    Raises:
+        NotSaved: no space, or another error of the disk; nothing of it stays, earlier checkpoints do.
     """
-    partial, final = folder / f"{tag_of(step)}.partial", folder / tag_of(step)
+    partial, final = (folder / f"{tag_of(state['step'])}{suffix}" for suffix in (".partial", ""))
     if world.is_main:
         shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, client_state={"loop": state}, save_latest=False)
-    torch.save(_random_state(), partial / f"random_rank{world.rank}.pt")
-    dist.barrier()
+    error = _write_states(engine, partial, state, world)
+    records = _settled(partial, world, error)
     if world.is_main:
-        _write_manifest(partial, engine, step, world)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        write_whole(folder / "latest", final.name)
+        manifest = {"step": state["step"], "layout": layout._asdict(), "files": records}
+        try:
+            write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
+            os.replace(partial, final)
+            write_whole(folder / "latest", final.name)
+        except OSError as failure:
+            error = failure
+    _agree(error, partial, world)
+    if world.is_main:
         for other in _superseded(folder, final, keep):
             shutil.rmtree(other, ignore_errors=True)
-    dist.barrier()
     return final
-
-
-def restore(engine: Any, folder: Path, world: World) -> dict[str, Any] | None:
-    """Load the newest checkpoint whose manifest verifies into the engine; returns the loop state, None if there is none.
-
-    Raises:
-        AgreedError: it was saved by another number of ranks or another ZeRO stage.
-    """
-    chosen, complaint = from_main(_choose(folder, engine, world) if world.is_main else None)
-    if complaint:
-        raise AgreedError(complaint)
-    if chosen is None:
-        return None
-    path, client = engine.load_checkpoint(str(folder), tag=chosen)
-    if path is None:
-        raise InputError(f"checkpoint {folder / chosen} cannot be loaded; remove it to use the one before")
-    _restore_random(folder / chosen / f"random_rank{world.rank}.pt")
-    return client["loop"]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -71,14 +96,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / MANIFEST).is_file() and not path.suffix)
 
 
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None if nothing: sizes and SHA-256 of all its files."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint consists of.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its manifest cannot be read ({error})"
-    for name, record in files.items():
-        file = path / name
+        manifest = json.loads((path / MANIFEST).read_text())
+        return manifest | {"layout": Layout(**manifest["layout"]), "files": dict(manifest["files"])}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its manifest cannot be read ({error})") from error
+
+
+def verify(path: Path, files: dict[str, Any], *, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None if nothing: sizes and SHA-256 of its files, or of a part of them."""
+    for name in sorted(files)[part::parts]:
+        file, record = path / name, files[name]
         if not file.is_file() or file.stat().st_size != record["bytes"]:
             return f"{name} is missing or cut short"
         if _sha256(file) != record["sha256"]:
@@ -86,22 +120,68 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def _choose(folder: Path, engine: Any, world: World) -> tuple[str | None, str | None]:
-    """Newest good checkpoint, or why it does not fit this run."""
-    for path in reversed(list_checkpoints(folder)):
-        fault = verify(path)
-        if fault:
-            logger.warning("checkpoint %s is passed over: %s", path.name, fault)
-            continue
-        manifest = json.loads((path / MANIFEST).read_text())
-        stage = engine.zero_optimization_stage()
-        if (stage or manifest["zero"]) and (manifest["world_size"], manifest["zero"]) != (world.size, stage):
-            return None, (
-                f"checkpoint {path.name} was saved by {manifest['world_size']} ranks at ZeRO stage {manifest['zero']}, "
-                f"this run has {world.size} at stage {stage}; start it the same way"
-            )
-        return path.name, None
-    return None, None
+def _write_states(engine: Any, partial: Path, state: dict[str, Any], world: World) -> Exception | None:
+    """All files of this rank; errors are returned, for a rank that stopped here would leave the others waiting."""
+    writer = engine.checkpoint_engine
+    engine.checkpoint_engine = patient = _Patient(writer)
+    engine._copy_recovery_script = lambda path: None  # a copy of DeepSpeed's script, written without the writer
+    try:
+        names = {"updated": _updated_names(engine)}
+        engine.save_checkpoint(str(partial.parent), tag=partial.name, client_state=names, save_latest=False)
+    finally:
+        engine.checkpoint_engine = writer
+    try:
+        torch.save(_random_state(), partial / f"random_rank{world.rank}.pt")
+        if world.is_main:
+            write_whole(partial / LOOP, json.dumps(state))
+    except (OSError, RuntimeError) as error:
+        return error
+    return patient.error
+
+
+def _updated_names(engine: Any) -> list[str]:
+    """Parameter names in the order in which torch numbers the optimiser's states; ZeRO's files hold names themselves."""
+    if engine.zero_optimization_stage():
+        return []
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    return [names[parameter] for group in engine.optimizer.param_groups for parameter in group["params"]]
+
+
+def _settled(partial: Path, world: World, error: Exception | None) -> dict[str, Any]:
+    """Bring all files to the disk, each rank its part; returns sizes and checksums of all.
+
+    Raises:
+        NotSaved: a rank met an error.
+    """
+    _agree(error, partial, world)
+    records: dict[str, Any] = {}
+    error = None
+    try:
+        for path in sorted(path for path in partial.rglob("*") if path.is_file())[world.rank :: world.size]:
+            _sync(path)
+            name = str(path.relative_to(partial))
+            records[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _sync(partial)
+    except OSError as failure:
+        error = failure
+    _agree(error, partial, world)
+    return {name: record for part in gather(records) for name, record in part.items()}
+
+
+def _agree(error: Exception | None, partial: Path, world: World) -> None:
+    """Go on together, or raise together and leave nothing behind."""
+    met = [(rank, text) for rank, text in enumerate(gather(None if error is None else _said(error))) if text]
+    if met:
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(partial.parent).free / 2**30
+        raise NotSaved(f"rank {met[0][0]}: {met[0][1]}; {free:.1f} GB are free in {partial.parent}")
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).splitlines() or [""]
+    return (error.strerror if isinstance(error, OSError) else None) or lines[0][:120]
 
 
 def _superseded(folder: Path, newest: Path, keep: int) -> list[Path]:
@@ -111,30 +191,13 @@ def _superseded(folder: Path, newest: Path, keep: int) -> list[Path]:
     return [*current[:-keep], *(path for path in found if path.name > newest.name)]
 
 
-def _restore_random(path: Path) -> None:
-    """Set the random state of this rank; a rank that the saving run did not have keeps its own (nothing draws from it)."""
-    if not path.exists():
-        return
-    random = torch.load(path, weights_only=True)
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
-
-
-def _write_manifest(folder: Path, engine: Any, step: int, world: World) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    record = {
-        "step": step,
-        "world_size": world.size,
-        "zero": engine.zero_optimization_stage(),
-        "files": {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
-        },
-    }
-    write_whole(folder / MANIFEST, json.dumps(record, indent=1))
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

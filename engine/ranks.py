@@ -10,19 +10,22 @@ import torch
 import torch.distributed as dist
 
 from alliance.errors import InputError
+from engine.errors import AgreedError
+from engine.signals import StopRequest
+from engine.watch import Watch
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)
 
 
-class AgreedError(InputError):
-    """A user's mistake that every rank raises; one of them says it."""
-
-
 class World(NamedTuple):
+    """This process among the others, and what is asked of it."""
+
     rank: int
     size: int
     device: torch.device
+    watch: Watch
+    stop: StopRequest
 
     @property
     def is_main(self) -> bool:
@@ -30,9 +33,12 @@ class World(NamedTuple):
 
 
 def start() -> World:
-    """Join the process group of the launcher (deepspeed, torchrun, srun with RANK set), or be the only process."""
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    """Join the process group of the launcher (deepspeed, torchrun, srun), or be the only process.
+
+    Raises:
+        InputError: srun started several tasks, and nothing says where the main rank is.
+    """
+    _fill_environment()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -51,12 +57,14 @@ def start() -> World:
         accelerator.set_device(local_rank)
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=TIMEOUT, verbose=False)
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return World(rank, size, device, Watch(rank, size), StopRequest())
 
 
-def finish() -> None:
+def finish(world: World) -> None:
     """Wait for all ranks, then leave the group: without it a rank sometimes aborts after a successful run."""
     dist.barrier()
+    world.watch.close()
     dist.destroy_process_group()
 
 
@@ -82,11 +90,11 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total / dist.get_world_size()
 
 
-def everywhere(flag: bool, device: torch.device) -> bool:
-    """True when the flag is true on every rank."""
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return bool(value.item())
+def count_over_ranks(*counts: int | bool, device: torch.device) -> list[int]:
+    """Sum of small whole numbers over ranks: how many ranks say yes, how many samples were lost."""
+    total = torch.tensor(counts, dtype=torch.float32, device=device)
+    dist.all_reduce(total)
+    return [round(count) for count in total.tolist()]
 
 
 def from_main(value: Any) -> Any:
@@ -101,6 +109,21 @@ def gather(value: Any) -> Sequence[Any]:
     boxes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(boxes, value)
     return boxes
+
+
+def _fill_environment() -> None:
+    """What torch.distributed asks for, where the launcher did not set it."""
+    environment = os.environ
+    if "RANK" in environment:
+        return
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun alone, not in the batch script
+        if "MASTER_ADDR" not in environment:
+            raise InputError("srun starts several ranks, but MASTER_ADDR is not set; start with launch/slurm.sh")
+        names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+        environment.update({name: environment[known] for name, known in names.items()})
+        environment.setdefault("MASTER_PORT", "29500")
+        return
+    environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
 
 
 def _free_port() -> str:

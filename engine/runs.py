@@ -23,6 +23,9 @@ class RunConfig:
     picture_every: int = 500  # 0: only at the end
     save_every: int = 500
     keep: int = 2  # checkpoints; the newest ones stay
+    unsaved: Literal["go_on", "stop"] = (
+        "go_on"  # what to do when a checkpoint cannot be written, such as on a full disk
+    )
     wandb: Literal["off", "offline", "online", False] = "off"  # YAML reads a bare off as false
     wandb_project: str = "alliance"
 

@@ -18,10 +18,14 @@ class DataConfig:
     crop: int | None = None  # pixels; random square of this size; None: the whole tile
     augment: bool = True  # flips and quarter turns
     workers: int = 0  # reading processes per rank; raw shards are read fastest without
+    verify: bool = True  # compare every sample with the checksum in its shard's index
+    max_broken: float = 0.05  # the run stops when a larger share of the samples read is broken (judged from 1,000 on)
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("data.sources is empty; give [{shards: FOLDER, weight: 1.0}], made by launch/shards.py")
+        if not 0 <= self.max_broken <= 1:
+            raise InputError(f"data.max_broken is a share from 0 to 1, got {self.max_broken}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from engine.settings import to_record
 from pretrain.config import PretrainConfig
 
 SPREAD_SAMPLES = 256  # on which the frequency increments of a sensor are measured
+NOT_LEARNT = ("sources", "workers", "verify", "max_broken")  # of the data settings: may change when a run goes on
 PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
 
 
@@ -36,7 +37,7 @@ class Inputs:
         batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
         loading = LoaderConfig(
             seed=config.run.seed, micro=batching.micro, accumulation=batching.accumulation,
-            workers=data.workers, crop=data.crop, flips=data.augment,
+            workers=data.workers, crop=data.crop, flips=data.augment, verify=data.verify,
         )  # fmt: skip
         self.batching = batching
         self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size)
@@ -55,7 +56,7 @@ class Inputs:
     def identity(self, config: PretrainConfig) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run: settings that shape it, and the shards' content."""
         record = to_record(config)
-        data = {key: value for key, value in record["data"].items() if key not in ("workers", "sources")}
+        data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
         shards = [
             [_digest(source), given.weight, list(given.sensors)]
             for source, given in zip(self.loader.sources, config.data.sources, strict=True)

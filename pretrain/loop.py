@@ -1,8 +1,9 @@
 """The training loop: one optimiser step is one sensor's global batch, dealt out over ranks and passes."""
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,21 +14,25 @@ from torch import Tensor
 from alliance.losses import STAGES, Losses
 from alliance.sensors import Sensor
 from alliance.tokens import draw_groups, mask_noise, token_grid_shape
-from datasets.shards.loader import Batch, ShardLoader
-from engine.build import set_learning_rate, take_step
+from datasets.shards.loader import Batch
+from engine.build import drop_gradients, set_learning_rate, take_step
+from engine.errors import AgreedError
+from engine.faults import FaultLog
 from engine.log import duration, logger, peak_memory_gb
 from engine.optim import learning_rate
-from engine.ranks import AgreedError, World, everywhere, gather, mean_over_ranks
+from engine.ranks import World, count_over_ranks, gather, mean_over_ranks
 from pretrain.config import PretrainConfig
+from pretrain.data import Inputs
 
-PATIENCE = 10  # steps in a row whose loss is not finite before the run gives up
+PATIENCE = 10  # steps in a row that are not finite before the run gives up
+SLOW = 30.0  # seconds of waiting for one batch that are worth a warning
 
 
 class StepReport(NamedTuple):
     sensor: Sensor
-    losses: Tensor  # (1 + k,) total and stages, mean over ranks and passes
+    losses: Tensor | None  # (1 + k,) total and stages, mean over ranks and passes; None: not finite, step left out
     grad_norm: float | None
-    skipped: list[str]  # samples that could not be read, on this rank
+    stop: bool  # some rank was asked to save and leave
 
 
 @dataclass
@@ -41,7 +46,10 @@ class Clock:
     def next(self, batches: Iterator[Batch]) -> Batch:
         before = time.perf_counter()
         batch = next(batches)
-        self.waited += time.perf_counter() - before
+        waited = time.perf_counter() - before
+        self.waited += waited
+        if waited > SLOW:
+            logger.warning("step %d: waited %.0f s for a batch of %s", batch.step, waited, batch.sensor.name)
         return batch
 
     def stand_still(self, action: Callable[[], None]) -> None:
@@ -58,114 +66,143 @@ class Clock:
         return elapsed / steps, waited / elapsed
 
 
-def mask_inputs(
-    batch: Batch, sensor: Sensor, config: PretrainConfig, step: int, world: World
-) -> tuple[Tensor, Tensor, list]:
-    """A batch on the device: physical image, mask noise and the band groups of this step."""
-    seed, masking, patch = config.run.seed, config.model.masking, config.model.encoder.patch
-    groups = list(draw_groups(sensor.group_indices, masking.max_groups, seed, step))
-    image = sensor.to_physical(batch.stored.to(world.device))
-    h, w = token_grid_shape(image, patch)
-    count = len(groups) * h * w
-    noise = mask_noise(seed, step, batch.positions.tolist(), count)
-    return image, noise.to(world.device), groups
+class Trainer:
+    """Takes optimiser steps on every rank; all ranks decide alike, so that none waits for another one."""
 
+    def __init__(
+        self, engine: Any, inputs: Inputs, config: PretrainConfig, world: World, write: Callable[..., None]
+    ) -> None:
+        """
+        Args:
+            write: takes metric records; does nothing on ranks other than the main one.
+        """
+        self.engine, self.inputs, self.config, self.world, self.write = engine, inputs, config, world, write
+        self.faults = FaultLog(config.data.max_broken, write)
+        self.clock = Clock()
+        self.failed = 0  # steps left out in a row
+        self.trouble = ""  # why the last of them was
 
-def run_step(
-    engine: Any, batches: Iterator[Batch], sensors: Mapping[str, Sensor], config: PretrainConfig,
-    *, step: int, world: World, clock: Clock, due: bool,
-) -> StepReport | None:  # fmt: skip
-    """One optimiser step; None when a loss was not finite and all ranks left the step out together."""
-    passes = engine.gradient_accumulation_steps()
-    set_learning_rate(engine, learning_rate(step, config.run.steps, config.optim))
-    reports, skipped, sensor, norm = [], [], None, None
-    for index in range(passes):
-        batch = clock.next(batches)
-        skipped += map(str, batch.faults)
-        sensor = sensors[batch.sensor.name]
-        image, noise, groups = mask_inputs(batch, sensor, config, step, world)
-        losses: Losses = engine(image, sensor, noise, step / config.run.steps, groups)
-        if not everywhere(bool(torch.isfinite(losses.total)), world.device):
-            _drop_step(batch, losses, index, passes, step, batches)
-            return None
-        engine.backward(losses.total)
-        norm = take_step(engine, norm=due)
-        reports.append(torch.cat([losses.total.detach()[None], losses.stages]))
-    assert sensor is not None, "a step has at least one pass"
-    return StepReport(sensor, mean_over_ranks(torch.stack(reports).mean(0)), norm, skipped)
+    def train(self, start: int, after_step: Callable[[int, bool], None]) -> bool:
+        """Run optimiser steps start .. steps - 1.
 
+        Args:
+            after_step: saves and draws when due, given the number of steps done and whether the run is asked to stop.
+        Returns:
+            Whether the last step was taken; False: a signal asked to stop.
+        Raises:
+            AgreedError: too many steps were not finite, or too many samples broken.
+        """
+        self.engine.train()
+        steps, batches = self.config.run.steps, iter(self.inputs.loader)
+        for step in range(start, steps):
+            self.world.watch.step = step
+            report = self._step(step, batches)
+            self.clock.steps += 1
+            if report.losses is None:
+                self._give_up_or_not(step, last=step == steps - 1)
+            due = (step + 1) % self.config.run.log_every == 0 or step in (start, steps - 1)
+            if due and self.world.is_main and report.losses is not None:
+                self.write(**self._record(step, report, report.losses))
+            if not self.failed:  # the weights may be spoilt: keep the checkpoints from before
+                self.clock.stand_still(partial(after_step, step + 1, report.stop))
+            if report.stop and step < steps - 1:
+                self.faults.report(step)
+                return False
+        self.faults.report(steps - 1)
+        return True
 
-def _drop_step(batch: Batch, losses: Losses, index: int, passes: int, step: int, batches: Iterator[Batch]) -> None:
-    """Name what was not finite and leave the rest of the step's batches out."""
-    own = None if torch.isfinite(losses.total) else (losses.stages.tolist(), batch.keys)
-    for rank, found in enumerate(gather(own)):
-        if found:
-            logger.warning("step %d: loss of rank %d is not finite: stages %s, samples %s", step, rank, *found)
-    if index:
-        raise AgreedError(
-            f"step {step}: a loss became not finite after gradients had been accumulated; "
-            f"set engine.micro_batch so that a rank's share is one pass, or lower optim.lr"
-        )
-    for _ in range(passes - 1):
-        next(batches)
+    def _step(self, step: int, batches: Iterator[Batch]) -> StepReport:
+        """All passes of a step; not finite on any rank, it is left out on all."""
+        passes = self.engine.gradient_accumulation_steps()
+        set_learning_rate(self.engine, learning_rate(step, self.config.run.steps, self.config.optim))
+        reports, faults, lost, stop, norm, sensor = [], [], 0, 0, None, None
+        for index in range(passes):
+            batch = self.clock.next(batches)
+            faults += batch.faults
+            sensor = self.inputs.sensors[batch.sensor.name]
+            losses = self._forward(batch, sensor, step)
+            fine = bool(torch.isfinite(losses.total))
+            counts = count_over_ranks(not fine, bool(self.world.stop), len(batch.faults), device=self.world.device)
+            stop, lost = stop + counts[1], lost + counts[2]
+            if counts[0]:
+                self._name_trouble(step, batch, None if fine else losses)
+                drop_gradients(self.engine)
+                for _ in range(index + 1, passes):
+                    faults += next(batches).faults
+                reports = []
+                break
+            self.engine.backward(losses.total)
+            norm = take_step(self.engine)
+            reports.append(torch.cat([losses.total.detach()[None], losses.stages]))
+        if lost:
+            read = (step + 1) * self.config.optim.batch
+            self.faults.add((fault for own in gather(faults) for fault in own), step=step, read=read)
+        if norm is not None and not math.isfinite(norm):
+            self.trouble = f"the norm of the gradient is {norm}"
+            logger.warning("step %d is left out: %s", step, self.trouble)
+            self.write(event="nonfinite", step=step, grad_norm=norm)
+            reports = []
+        self.failed = 0 if reports else self.failed + 1
+        losses = mean_over_ranks(torch.stack(reports).mean(0)) if reports else None
+        assert sensor is not None, "a step has at least one pass"
+        return StepReport(sensor, losses, norm, bool(stop))
 
+    def _forward(self, batch: Batch, sensor: Sensor, step: int) -> Losses:
+        seed, model = self.config.run.seed, self.config.model
+        groups = list(draw_groups(sensor.group_indices, model.masking.max_groups, seed, step))
+        image = sensor.to_physical(batch.stored.to(self.world.device))
+        h, w = token_grid_shape(image, model.encoder.patch)
+        noise = mask_noise(seed, step, batch.positions.tolist(), len(groups) * h * w).to(self.world.device)
+        return self.engine(image, sensor, noise, step / self.config.run.steps, groups)
 
-def train(
-    engine: Any, loader: ShardLoader, sensors: Mapping[str, Sensor], config: PretrainConfig,
-    *, start: int, world: World, write: Callable[..., None], after_step: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Run optimiser steps start .. steps - 1. `write` takes metric records, `after_step` saves and draws when due."""
-    engine.train()
-    batches, clock, failed = iter(loader), Clock(), 0
-    for step in range(start, config.run.steps):
-        due = (step + 1) % config.run.log_every == 0 or step in (start, config.run.steps - 1)
-        report = run_step(engine, batches, sensors, config, step=step, world=world, clock=clock, due=due)
-        clock.steps += 1
-        failed = failed + 1 if report is None else 0
-        if report is None:
-            write(event="nonfinite", step=step, in_a_row=failed)
-        if failed >= PATIENCE or (failed and step == config.run.steps - 1):
+    def _name_trouble(self, step: int, batch: Batch, losses: Losses | None) -> None:
+        """Say which ranks, stages and samples were not finite."""
+        stages = losses and [name for name, value in zip(_stages(losses.stages), losses.stages, strict=True)
+                             if not torch.isfinite(value)]  # fmt: skip
+        found = [(rank, *own) for rank, own in enumerate(gather(losses and (stages, batch.keys))) if own]
+        self.trouble = "; ".join(f"rank {rank}: stages {', '.join(names)}" for rank, names, _ in found)
+        for rank, names, keys in found:
+            logger.warning("step %d: loss of rank %d is not finite: stages %s, samples %s", step, rank, names, keys)
+        self.write(event="nonfinite", step=step, ranks={rank: {"stages": n, "samples": k} for rank, n, k in found})
+
+    def _give_up_or_not(self, step: int, *, last: bool) -> None:
+        if self.failed >= PATIENCE or last:
             raise AgreedError(
-                f"step {step}: the last {failed} steps had no finite loss; lower optim.lr or check the data, then "
-                f"go on from the last good checkpoint with --run.resume auto"
+                f"step {step}: the last {self.failed} steps were not finite ({self.trouble}); lower optim.lr or check "
+                f"the data, then go on from the last good checkpoint with --run.resume auto"
             )
-        if report is not None and report.skipped:
-            write(event="skipped", step=step, samples=report.skipped)
-            logger.warning("step %d: %d samples could not be read: %s", step, len(report.skipped), report.skipped[:3])
-        if report is not None and due and world.is_main:
-            write(**_record(report, loader, config, step, clock, world))
-        if not failed:  # the weights may be spoilt: keep the checkpoints from before
-            clock.stand_still(partial(after_step, step + 1))
+
+    def _record(self, step: int, report: StepReport, losses: Tensor) -> dict[str, Any]:
+        """The metrics of a logged step; also says them on the screen."""
+        config, loader = self.config, self.inputs.loader
+        seconds, waiting = self.clock.lap()
+        total, *stages = losses.tolist()
+        named = dict(zip(_stages(losses[1:]), stages, strict=True))
+        record = {
+            "step": step,
+            "epoch": loader.epoch(),
+            "sensor": report.sensor.name,
+            "loss": total,
+            **{f"loss_{name}": value for name, value in named.items()},
+            "lr": learning_rate(step, config.run.steps, config.optim),
+            "grad_norm": report.grad_norm,
+            "samples_per_s": config.optim.batch / seconds,
+            "data_wait": waiting,
+            "memory_gb": peak_memory_gb(self.world.device),
+            "sample_digest": digest(loader.global_keys(step)),
+        }
+        logger.info(
+            "step %d/%d  epoch %.2f  eta %s  %s  loss %.4f (%s)  lr %.2e  grad %.2f  %.0f samples/s  wait %.0f%%  %.1f GB",
+            step + 1, config.run.steps, record["epoch"], duration(seconds * (config.run.steps - step - 1)),
+            report.sensor.name, total, "  ".join(f"{n} {v:.4f}" for n, v in named.items()), record["lr"],
+            report.grad_norm, record["samples_per_s"], 100 * waiting, record["memory_gb"],
+        )  # fmt: skip
+        return record
 
 
-def _record(
-    report: StepReport, loader: ShardLoader, config: PretrainConfig, step: int, clock: Clock, world: World
-) -> dict[str, Any]:
-    """The metrics of a logged step; also says them on the screen."""
-    seconds, waiting = clock.lap()
-    total, *stages = report.losses.tolist()
-    names = STAGES if len(stages) == len(STAGES) else STAGES[-1:]
-    record = {
-        "step": step,
-        "epoch": loader.epoch(),
-        "sensor": report.sensor.name,
-        "loss": total,
-        **{f"loss_{name}": value for name, value in zip(names, stages, strict=True)},
-        "lr": learning_rate(step, config.run.steps, config.optim),
-        "grad_norm": report.grad_norm,
-        "samples_per_s": config.optim.batch / seconds,
-        "data_wait": waiting,
-        "memory_gb": peak_memory_gb(world.device),
-        "sample_digest": digest(loader.global_keys(step)),
-    }
-    logger.info(
-        "step %d/%d  epoch %.2f  eta %s  %s  loss %.4f (%s)  lr %.2e  grad %s  %.0f samples/s  wait %.0f%%  %.1f GB",
-        step + 1, config.run.steps, record["epoch"], duration(seconds * (config.run.steps - step - 1)),
-        report.sensor.name, total, "  ".join(f"{n} {v:.4f}" for n, v in zip(names, stages, strict=True)),
-        record["lr"], "-" if report.grad_norm is None else f"{report.grad_norm:.2f}",
-        record["samples_per_s"], 100 * waiting, record["memory_gb"],
-    )  # fmt: skip
-    return record
+def _stages(values: Tensor) -> tuple[str, ...]:
+    """Names of a model's stages: all three, or only the last of a one-stage decoder."""
+    return STAGES if len(values) == len(STAGES) else STAGES[-1:]
 
 
 def digest(keys: list[str]) -> str:

@@ -1,44 +1,36 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from alliance.checkpoint import save_encoder
-from alliance.errors import InputError
 from alliance.losses import STAGES
 from alliance.model import Alliance
 from alliance.tokens import mask_noise, token_grid_shape
 from engine import checkpoints
 from engine.build import build_engine
+from engine.checkpoints import NotSaved
+from engine.command import run_command
+from engine.errors import AgreedError
 from engine.log import Metrics, WandbMirror, logger, read_metrics, setup_logging
 from engine.pictures import band_psnr, draw_reconstruction
-from engine.ranks import AgreedError, World, finish, start, together
+from engine.ranks import World, together
+from engine.restore import begin_or_restore
 from engine.runs import RunFolder
-from engine.settings import parse_settings, to_record
+from engine.settings import to_record
 from pretrain.config import PretrainConfig
 from pretrain.data import Inputs, refuse_another_run
-from pretrain.loop import train
+from pretrain.loop import Trainer
 
 PROBE_SEED = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of launch/pretrain.py: a user's mistake is one line and exit code 2."""
-    rank = int(os.environ.get("RANK", "0"))
-    agreed = True  # all ranks read the same command line
-    try:
-        config = parse_settings(PretrainConfig, __doc__, arguments)
-        agreed = False
-        pretrain(config, start())
-        finish()
-    except InputError as error:
-        if rank == 0 or not (agreed or isinstance(error, AgreedError)):
-            print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    """Entry point of launch/pretrain.py."""
+    run_command(PretrainConfig, __doc__, pretrain, arguments)
 
 
 def pretrain(config: PretrainConfig, world: World) -> None:
@@ -59,39 +51,46 @@ class Run:
 
     def __init__(self, config: PretrainConfig, folder: RunFolder, world: World, inputs: Inputs) -> None:
         self.config, self.folder, self.world, self.inputs = config, folder, world, inputs
+        self.layout = together(lambda: config.engine.layout(world))
+        self.identity = inputs.identity(config)
         torch.manual_seed(config.run.seed)
         model = Alliance(config.model, list(inputs.sensors.values()))
-        self.engine = build_engine(model, config.optim, config.engine, world, inputs.batching)
-        self.identity = inputs.identity(config)
-        self.start = self._restore() if config.run.resume == "auto" else 0
+        build = partial(build_engine, model, config.optim, config.engine, world, inputs.batching)
+        self.engine, state = begin_or_restore(folder.checkpoints, model, build, self.layout, world)
+        self.trainer = Trainer(self.engine, inputs, config, world, self._write)
+        self.start = self.saved = self._go_on_from(state) if state else 0
         self.metrics = self._open_metrics() if world.is_main else None
 
     def train(self) -> None:
-        """Train to the last step; export the encoder and say where everything is."""
+        """Train to the last step, unless asked to stop; export the encoder and say where everything is."""
         self._say_what_runs()
         if self.start < self.config.run.steps:
-            train(
-                self.engine, self.inputs.loader, self.inputs.sensors, self.config,
-                start=self.start, world=self.world, write=self._write, after_step=self._after_step,
-            )  # fmt: skip
+            finished = self.trainer.train(self.start, self._after_step)
         else:  # a run killed between its last checkpoint and the export
             logger.info("the run already has its %d steps; raise run.steps to train longer", self.config.run.steps)
             self._draw(self.start)
             self._export()
-        if self.world.is_main:
-            for line in summarise(read_metrics(self.folder.metrics)):
-                logger.info(line)
-            logger.info("pictures are in %s", self.folder.pictures)
-            where = self.folder.encoder
-            logger.info("the encoder is in %s; load it with alliance.load_encoder(%r)", where, str(where))
+            finished = True
+        if not self.world.is_main:
+            return
+        if not finished:
+            logger.info("stopped as asked, after step %d; go on with --run.resume auto", self.saved)
+            self._write(event="stopped", step=self.saved - 1)
+            return
+        for line in summarise(read_metrics(self.folder.metrics)):
+            logger.info(line)
+        logger.info("pictures are in %s", self.folder.pictures)
+        where = self.folder.encoder
+        logger.info("the encoder is in %s; load it with alliance.load_encoder(%r)", where, str(where))
 
-    def _restore(self) -> int:
-        """Go on from the newest good checkpoint; the first step to take."""
-        state = checkpoints.restore(self.engine, self.folder.checkpoints, self.world)
-        if state is None:
-            return 0
+    def _go_on_from(self, state: dict[str, Any]) -> int:
+        """Put the reader and the counters where the checkpoint left them; the first step to take."""
         together(lambda: refuse_another_run(state["run"], self.identity))
         self.inputs.loader.load_state_dict(state["loader"])
+        self.trainer.faults.load_state_dict(state["faults"])
+        if state["steps"] != self.config.run.steps:
+            logger.warning("run.steps was %d and is %d: learning rates and loss weights follow the new length",
+                           state["steps"], self.config.run.steps)  # fmt: skip
         return state["step"]
 
     def close(self) -> None:
@@ -106,8 +105,8 @@ class Run:
             mirror = WandbMirror(self.config.run, self.folder, to_record(self.config))
         metrics = Metrics(self.folder.metrics, resume_step=self.start, mirror=mirror)
         if self.start:
-            metrics.write(event="resume", step=self.start, world_size=self.world.size)
-            logger.info("going on from step %d", self.start)
+            metrics.write(event="resume", step=self.start, **self.layout._asdict())
+            logger.info("going on from step %d: same samples, masks and learning rates", self.start)
         return metrics
 
     def _write(self, **record: Any) -> None:
@@ -124,17 +123,35 @@ class Run:
             self.engine.zero_optimization_stage(), ", ".join(self.inputs.sensors),
         )  # fmt: skip
 
-    def _after_step(self, done: int) -> None:
+    def _after_step(self, done: int, stop: bool) -> None:
         """Pictures, checkpoint and export when they are due after `done` steps."""
         run = self.config.run
         last = done == run.steps
-        if last or (run.picture_every and done % run.picture_every == 0):
+        if last or (run.picture_every and done % run.picture_every == 0 and not stop):
             self._draw(done)
-        if last or done % run.save_every == 0:
-            state = {"step": done, "loader": self.inputs.loader.state_dict(), "run": self.identity}
-            path = checkpoints.save(self.engine, self.folder.checkpoints, done, state, keep=run.keep, world=self.world)
-            self._write(event="checkpoint", step=done - 1, path=path.name)
+        if (last or stop or done % run.save_every == 0) and self._save(done, must=last or stop):
             self._export()
+
+    def _save(self, done: int, *, must: bool) -> bool:
+        """Write a checkpoint; when that fails, go on with the earlier one or stop, as run.unsaved says."""
+        state = {
+            "step": done, "steps": self.config.run.steps, "loader": self.inputs.loader.state_dict(),
+            "faults": self.trainer.faults.state_dict(), "run": self.identity,
+        }  # fmt: skip
+        folder, keep = self.folder.checkpoints, self.config.run.keep
+        try:
+            path = checkpoints.save(self.engine, folder, state, self.layout, keep=keep, world=self.world)
+        except NotSaved as error:
+            rest = f"the newest one is of step {self.saved}" if self.saved else "there is none"
+            said = f"checkpoint of step {done} is not saved ({error}); {rest}"
+            self._write(event="unsaved", step=done - 1, reason=str(error))
+            if must or self.config.run.unsaved == "stop":
+                raise AgreedError(f"{said}; make room, then go on with --run.resume auto") from error
+            logger.warning(said)
+            return False
+        self.saved = done
+        self._write(event="checkpoint", step=done - 1, path=path.name)
+        return True
 
     def _export(self) -> None:
         weights = checkpoints.full_weights(self.engine, "encoder.")

@@ -1,0 +1,81 @@
+"""Begin a run, or go on from its newest good checkpoint, also with other ranks, another ZeRO stage or precision."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.checkpoints import LOOP, Layout, list_checkpoints, read_manifest, verify
+from engine.elastic import load_moments, load_weights, open_states
+from engine.errors import AgreedError
+from engine.log import logger
+from engine.ranks import World, from_main, gather
+
+
+def begin_or_restore(
+    folder: Path, model: nn.Module, build: Callable[[], Any], layout: Layout, world: World
+) -> tuple[Any, dict[str, Any] | None]:
+    """The engine, and the loop's state if there is a checkpoint to go on from.
+
+    Args:
+        build: makes the engine of `model`; called once the model has its weights.
+    Raises:
+        AgreedError: there are checkpoints, and not one of them is good.
+    """
+    found = find_good(folder, world)
+    if found is None:
+        return build(), None
+    path, saved = found
+    if saved == layout:
+        engine = build()
+        engine.load_checkpoint(str(folder), tag=path.name)
+        _restore_random(path / f"random_rank{world.rank}.pt")
+    else:
+        states = open_states(path, saved, world)
+        load_weights(model, states)
+        engine = build()
+        load_moments(engine, states)
+        gather(None)  # every rank has read them
+        if world.is_main and states.folder != path:
+            shutil.rmtree(states.folder, ignore_errors=True)
+        logger.info("%s was saved by %s, now %s: equal weights and moments, later losses equal but for rounding",
+                    path.name, saved, layout)  # fmt: skip
+    return engine, json.loads((path / LOOP).read_text())
+
+
+def find_good(folder: Path, world: World) -> tuple[Path, Layout] | None:
+    """The newest checkpoint that verifies, with its layout; every rank checks a part of its files."""
+    candidates = from_main([_open(path) for path in list_checkpoints(folder)] if world.is_main else None)
+    faults = []
+    for path, manifest, fault in reversed(candidates):
+        found = [fault] if fault else gather(verify(path, manifest["files"], part=world.rank, parts=world.size))
+        fault = next((text for text in found if text), None)
+        if fault is None:
+            return path, manifest["layout"]
+        logger.warning("checkpoint %s is passed over: %s", path.name, fault)
+        faults.append(f"{path.name}: {fault}")
+    if faults:
+        raise AgreedError(
+            f"no good checkpoint is left in {folder} ({'; '.join(faults[:3])}); restore one, or begin again in another --run.dir"
+        )
+    return None
+
+
+def _open(path: Path) -> tuple[Path, dict[str, Any], str | None]:
+    """A checkpoint's folder and manifest, or what is wrong with the manifest."""
+    try:
+        return path, read_manifest(path), None
+    except ValueError as error:
+        return path, {}, str(error)
+
+
+def _restore_random(path: Path) -> None:
+    """Set the random state of this rank; nothing of ours draws from it, but an option of DeepSpeed's may."""
+    random = torch.load(path, weights_only=True)
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])

@@ -1,0 +1,136 @@
+"""Ranks that keep an eye on each other: one that dies or hangs ends the others within a minute, and is named."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from alliance.errors import InputError
+from engine.errors import AgreedError
+
+BEAT = 2.0  # seconds between two signs of life
+SILENCE = 40.0  # seconds without one after which a rank counts as lost
+DOUBT = 6.0  # the same when a collective has failed
+TELLERS = 3  # ranks that say what happened; the others leave quietly
+FAILURE = "watch/failure"
+TOLD = "watch/told"
+
+
+class Watch:
+    """Tells the group's store how far this rank is, and notices when another one stops telling.
+
+    The main rank hears all ranks, the others hear the main rank: a few small messages per rank and beat.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        """Every rank of the group must make one."""
+        self.rank, self.size = rank, size
+        self.step: int | None = None  # the loop sets it
+        self._over = threading.Event()
+        if size > 1:
+            self._store = distributed_c10d._get_default_store().clone()
+            self._beat(0)
+            dist.barrier()  # from here on every rank has given a sign
+            threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def close(self) -> None:
+        """The work is done: what happens to other ranks does not matter any more."""
+        self._over.set()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """When this rank fails, tell the others why; when it fails because another one did, say which, and exit."""
+        try:
+            yield
+        except AgreedError:
+            raise
+        except Exception as error:
+            if self.size == 1 or self._over.is_set():
+                raise
+            lines = str(error).strip().splitlines() or [""]
+            text = lines[0] if isinstance(error, InputError) else f"{type(error).__name__}: {lines[0]}"
+            if self._blame(text, certain=not isinstance(error, RuntimeError)):
+                raise
+            sys.exit(1)
+
+    def _blame(self, text: str, *, certain: bool) -> bool:
+        """Whether the failure began here. An error of a collective may have begun anywhere, so the others are heard."""
+        self._over.set()
+        try:
+            other = None if certain else self._find_lost()
+            if other is None:
+                step = "before the first step" if self.step is None else f"at step {self.step}"
+                other = f"rank {self.rank} (host {socket.gethostname()}) failed {step}: {text}"
+                self._store.set(FAILURE, other)
+                return True
+            self._tell(other)
+        except dist.DistError:
+            self._tell("rank 0 has died, and the store of the group with it")
+        return False
+
+    def _find_lost(self) -> str | None:
+        """Who failed, seen from a rank whose collective did; None when all others are alive."""
+        everyone = list(range(self.size))
+        before, number, until = self._store.multi_get(_names(everyone)), -1, time.monotonic() + DOUBT
+        while time.monotonic() < until:
+            if self._store.check([FAILURE]):
+                return self._store.get(FAILURE).decode()
+            self._beat(number)
+            number -= 1
+            time.sleep(BEAT / 2)
+        after = self._store.multi_get(_names(everyone))
+        silent = [rank for rank in everyone if rank != self.rank and after[rank] == before[rank]]
+        return self._describe(silent, DOUBT) if silent else None
+
+    def _run(self) -> None:
+        heard_of = list(range(self.size)) if self.rank == 0 else [0]
+        last = {rank: (b"", time.monotonic()) for rank in heard_of}
+        number, text = 1, None
+        while text is None and not self._over.wait(BEAT):
+            try:
+                self._beat(number)
+                number += 1
+                if self._store.check([FAILURE]):
+                    text = self._store.get(FAILURE).decode()
+                now = time.monotonic()
+                for rank, beat in zip(heard_of, self._store.multi_get(_names(heard_of)), strict=True):
+                    last[rank] = last[rank] if last[rank][0] == beat else (beat, now)
+                silent = [rank for rank, (_, heard) in last.items() if now - heard > SILENCE]
+                if silent and text is None:
+                    text = self._describe(silent, SILENCE)
+                    self._store.set(FAILURE, text)
+            except dist.DistError:
+                text = "rank 0 has died, and the store of the group with it"
+        if text and not self._over.wait(DOUBT):  # this rank hangs in a collective, else it would have failed by now
+            self._tell(text)
+            os._exit(1)
+
+    def _beat(self, number: int) -> None:
+        self._store.set(f"watch/{self.rank}", f"{number} {self.step} {os.getpid()} {socket.gethostname()}")
+
+    def _describe(self, silent: Sequence[int], seconds: float) -> str:
+        said = []
+        for rank, beat in zip(silent, self._store.multi_get(_names(silent[:TELLERS])), strict=False):
+            _, step, process, host = beat.decode().split(maxsplit=3)
+            place = "before the first step" if step == "None" else f"at step {step}"
+            said.append(f"rank {rank} (host {host}, process {process}) died or hangs {place}")
+        more = f" and {len(silent) - len(said)} more ranks" * (len(silent) > len(said))
+        return f"{', '.join(said)}{more}; not a word for {seconds:.0f} s"
+
+    def _tell(self, text: str) -> None:
+        try:
+            chosen = self._store.add(TOLD, 1) <= TELLERS
+        except dist.DistError:
+            chosen = self.rank <= TELLERS
+        if chosen:
+            print(f"stopped: {text}. Go on with --run.resume auto", file=sys.stderr, flush=True)
+
+
+def _names(ranks: Sequence[int]) -> list[str]:
+    return [f"watch/{rank}" for rank in ranks]
