@@ -30,7 +30,9 @@ class States(NamedTuple):
         """Trained weights by parameter name."""
         if self.zero == 0:
             return {name: value.float() for name, value in _model_states(self.folder)["module"].items()}
-        return {path.parent.name: _tensor(path) for path in self._files("fp32")}
+        states = torch.load(next(self.folder.glob("*model_states.pt")), map_location="cpu", weights_only=False)
+        buffers = {name: states["module"][name] for name in states["buffer_names"]}
+        return {path.parent.name: _tensor(path) for path in self._files("fp32")} | buffers
 
     def moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Adam's moments and its `step` by parameter name; of parameters that were updated."""
@@ -80,7 +82,8 @@ def open_states(checkpoint: Path, saved: Layout, world: World) -> States:
 
 def load_weights(model: nn.Module, states: States) -> None:
     """Put the weights into a model that is not yet an engine."""
-    model.load_state_dict(states.weights())
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.reshape(shapes[name]) for name, value in states.weights().items()})
 
 
 def load_moments(engine: Any, states: States) -> None:

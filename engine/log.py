@@ -1,15 +1,21 @@
 """What a run tells: lines on the screen and in train.log, one JSON object per event in metrics.jsonl, wandb as a mirror."""
 
+import errno
 import json
 import logging
 import math
+import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from alliance.errors import InputError
 from engine.runs import RunConfig, RunFolder, write_whole
 
 logger = logging.getLogger("alliance")
@@ -24,10 +30,17 @@ def setup_logging(folder: RunFolder | None) -> None:
     logger.setLevel(logging.INFO if folder else logging.WARNING)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if folder:
-        handlers.append(logging.FileHandler(folder.log))
+        handlers.append(LogFile(folder.log))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
+
+
+class LogFile(logging.FileHandler):
+    """train.log; on a full disk its lines are lost, the run is not."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: the same line stands on the screen."""
 
 
 class Metrics:
@@ -38,20 +51,52 @@ class Metrics:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
             write_whole(path, "".join(f"{line}\n" for line in kept))
-        self.file = open(path, "a")  # noqa: SIM115 - closed with the run
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed with the run
+        self.lost = 0  # lines, since the disk is full
 
     def write(self, **record: Any) -> None:
         """One object. Numbers that are not finite become null, so that every reader can parse the line."""
         record = {key: _plain(value) for key, value in record.items()}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self._append(json.dumps(record).encode() + b"\n")
         if self.mirror is not None:
             self.mirror(record)
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line or nothing; a run does not end because its log cannot grow."""
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            written = self.file.write(line)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self.lost:
+                logger.warning("metrics.jsonl goes on; %d lines are missing in it", self.lost)
+                self.lost = 0
+        except OSError as error:
+            self.file.truncate(end)
+            self.lost += 1
+            if self.lost == 1:
+                logger.warning("metrics.jsonl cannot be written (%s); the run goes on without", error.strerror)
 
     def close(self) -> None:
         self.file.close()
         if self.mirror is not None:
             self.mirror.close()
+
+
+@contextmanager
+def report_disk_errors(what: str, *, must: bool = False) -> Iterator[None]:
+    """A file that cannot be written is a warning; one that must be there, an error.
+
+    Raises:
+        InputError: it failed, and `must` is true.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        text = f"{what} cannot be written ({error})"
+        if must:
+            raise InputError(f"{text}; make room, then go on with --run.resume auto") from error
+        logger.warning("%s; the run goes on without", text)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

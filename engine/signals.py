@@ -2,27 +2,39 @@
 
 import os
 import signal
+import socket
+import threading
 import time
-from types import FrameType
 
 ONE_REQUEST = 3.0  # seconds within which several signals are one request: launchers pass on what ranks got already
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Remembers the first signal; a second one, later, ends the process at once."""
+    """Remembers the first signal; a second one, later, ends the process at once.
+
+    A thread hears them, because Python's own handlers wait as long as the main thread is in a collective.
+    """
 
     def __init__(self) -> None:
         """Take over the signals; in the main thread only."""
         self.name: str | None = None
-        self._at = 0.0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._receive)
+        self._ear, mouth = socket.socketpair()
+        mouth.setblocking(False)
+        signal.set_wakeup_fd(mouth.detach())
+        for number in NUMBERS:
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def __bool__(self) -> bool:
         return self.name is not None
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.name is None:
-            self.name, self._at = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._at > ONE_REQUEST:
-            os._exit(128 + number)
+    def _listen(self) -> None:
+        asked = 0.0
+        while number := self._ear.recv(1):
+            if number[0] not in NUMBERS:
+                continue
+            if self.name is None:
+                self.name, asked = signal.Signals(number[0]).name, time.monotonic()
+            elif time.monotonic() - asked > ONE_REQUEST:
+                os._exit(128 + number[0])

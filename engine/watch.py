@@ -1,5 +1,6 @@
 """Ranks that keep an eye on each other: one that dies or hangs ends the others within a minute, and is named."""
 
+import logging
 import os
 import socket
 import sys
@@ -13,6 +14,8 @@ from torch.distributed import distributed_c10d
 
 from alliance.errors import InputError
 from engine.errors import AgreedError
+
+logger = logging.getLogger("alliance")
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds without one after which a rank counts as lost
@@ -65,8 +68,7 @@ class Watch:
         try:
             other = None if certain else self._find_lost()
             if other is None:
-                step = "before the first step" if self.step is None else f"at step {self.step}"
-                other = f"rank {self.rank} (host {socket.gethostname()}) failed {step}: {text}"
+                other = f"rank {self.rank} (host {socket.gethostname()}) failed {self._place()}: {text}"
                 self._store.set(FAILURE, other)
                 return True
             self._tell(other)
@@ -112,16 +114,18 @@ class Watch:
             os._exit(1)
 
     def _beat(self, number: int) -> None:
-        self._store.set(f"watch/{self.rank}", f"{number} {self.step} {os.getpid()} {socket.gethostname()}")
+        self._store.set(f"watch/{self.rank}", f"{number} {os.getpid()} {socket.gethostname()}")
 
     def _describe(self, silent: Sequence[int], seconds: float) -> str:
         said = []
         for rank, beat in zip(silent, self._store.multi_get(_names(silent[:TELLERS])), strict=False):
-            _, step, process, host = beat.decode().split(maxsplit=3)
-            place = "before the first step" if step == "None" else f"at step {step}"
-            said.append(f"rank {rank} (host {host}, process {process}) died or hangs {place}")
-        more = f" and {len(silent) - len(said)} more ranks" * (len(silent) > len(said))
-        return f"{', '.join(said)}{more}; not a word for {seconds:.0f} s"
+            _, process, host = beat.decode().split(maxsplit=2)
+            said.append(f"rank {rank} (host {host}, process {process})")
+        more = f" and {len(silent) - len(said)} more" * (len(silent) > len(said))
+        return f"{', '.join(said)}{more} died or hangs {self._place()}: not a word for {seconds:.0f} s"
+
+    def _place(self) -> str:
+        return "before the first step" if self.step is None else f"at step {self.step}"
 
     def _tell(self, text: str) -> None:
         try:
@@ -129,7 +133,7 @@ class Watch:
         except dist.DistError:
             chosen = self.rank <= TELLERS
         if chosen:
-            print(f"stopped: {text}. Go on with --run.resume auto", file=sys.stderr, flush=True)
+            logger.error("stopped: %s. Go on with --run.resume auto", text)
 
 
 def _names(ranks: Sequence[int]) -> list[str]:

@@ -14,8 +14,9 @@ from alliance.losses import LossConfig, measure_spread
 from alliance.sensors import Sensor
 from alliance.tokens import token_grid_shape
 from datasets.augment import size_of_crop
-from datasets.shards.loader import LoaderConfig, ShardLoader
+from datasets.shards.loader import LoaderConfig, ShardLoader, Source
 from datasets.shards.read import BrokenSample, ShardSource
+from datasets.shards.stream import StreamSource
 from engine.build import deal_batch
 from engine.ranks import World
 from engine.settings import to_record
@@ -42,6 +43,12 @@ class Inputs:
         self.batching = batching
         self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size)
         sources, names = self.loader.sources, self.loader.sensor_names
+        self.missing = [
+            fault
+            for source in sources
+            if world.is_main and isinstance(source, ShardSource)
+            for fault in source.check(data.max_broken)
+        ]
         for source, used in zip(sources, names, strict=True):
             for name in used:
                 h, w = size_of_crop(source.shape(name)[-2:], data.crop)
@@ -70,7 +77,7 @@ class Inputs:
         }
 
 
-def _digest(source: ShardSource) -> str:
+def _digest(source: Source) -> str:
     """One checksum of all shards of a source, in their order."""
     return hashlib.sha256("".join(shard.sha256 for shard in source.index.shards).encode()).hexdigest()
 
@@ -89,7 +96,7 @@ def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = 
             )
 
 
-def pooled_sensors(sources: Sequence[ShardSource], names: Sequence[Sequence[str]]) -> dict[str, Sensor]:
+def pooled_sensors(sources: Sequence[Source], names: Sequence[Sequence[str]]) -> dict[str, Sensor]:
     """The sensors of all sources by name; one that stands in several gets statistics over all of them.
 
     Args:
@@ -97,14 +104,14 @@ def pooled_sensors(sources: Sequence[ShardSource], names: Sequence[Sequence[str]
     Raises:
         InputError: two sources mean different things by one sensor name.
     """
-    holders: dict[str, list[ShardSource]] = {}
+    holders: dict[str, list[Source]] = {}
     for source, used in zip(sources, names, strict=True):
         for name in used:
             holders.setdefault(name, []).append(source)
     return {name: _pool(name, found) for name, found in holders.items()}
 
 
-def _pool(name: str, sources: Sequence[ShardSource]) -> Sensor:
+def _pool(name: str, sources: Sequence[Source]) -> Sensor:
     first = sources[0].sensors[name]
     for source in sources[1:]:
         if _bare(source.sensors[name]) != _bare(first):
@@ -127,23 +134,29 @@ def _bare(sensor: Sensor) -> Sensor:
     return dataclasses.replace(sensor, bands=tuple(bands), description="")
 
 
-def fixed_samples(sources: Sequence[ShardSource], sensor: Sensor, count: int, crop: int | None) -> Tensor:
+def fixed_samples(sources: Sequence[Source], sensor: Sensor, count: int, crop: int | None) -> Tensor:
     """Evenly spaced samples of the first source that has the sensor, centre-cropped: (b, c, h, w) physical."""
     source = next(source for source in sources if sensor.name in source.sensors)
-    numbers = np.unique(np.linspace(0, source.samples - 1, min(count, source.samples)).round().astype(np.int64))
-    ends = np.cumsum(source.counts)
-    shards = np.searchsorted(ends, numbers, side="right")
-    try:
-        stored = source.read(sensor.name, shards, numbers - (ends - source.counts)[shards]).stored
-    except BrokenSample as error:
-        raise InputError(f"{source.folder}: {error}; make or copy the shards again") from error
+    stored = (
+        source.first(sensor.name, count) if isinstance(source, StreamSource) else _spread_out(source, sensor, count)
+    )
     h, w = size_of_crop(stored.shape[-2:], crop)
     top, left = (stored.shape[-2] - h) // 2, (stored.shape[-1] - w) // 2
     return sensor.to_physical(torch.from_numpy(stored[..., top : top + h, left : left + w]))
 
 
+def _spread_out(source: ShardSource, sensor: Sensor, count: int) -> np.ndarray:
+    numbers = np.unique(np.linspace(0, source.samples - 1, min(count, source.samples)).round().astype(np.int64))
+    ends = np.cumsum(source.counts)
+    shards = np.searchsorted(ends, numbers, side="right")
+    try:
+        return source.read(sensor.name, shards, numbers - (ends - source.counts)[shards]).stored
+    except BrokenSample as error:
+        raise InputError(f"{source.folder}: {error}; make or copy the shards again") from error
+
+
 def measure_spreads(
-    sources: Sequence[ShardSource], sensors: dict[str, Sensor], patch: int, crop: int | None, loss: LossConfig
+    sources: Sequence[Source], sensors: dict[str, Sensor], patch: int, crop: int | None, loss: LossConfig
 ) -> dict[str, Sensor]:
     """The sensors with the spread of their frequency increments, measured on fixed samples."""
     measured = {}

@@ -15,7 +15,7 @@ from engine.build import build_engine
 from engine.checkpoints import NotSaved
 from engine.command import run_command
 from engine.errors import AgreedError
-from engine.log import Metrics, WandbMirror, logger, read_metrics, setup_logging
+from engine.log import Metrics, WandbMirror, logger, read_metrics, report_disk_errors, setup_logging
 from engine.pictures import band_psnr, draw_reconstruction
 from engine.ranks import World, together
 from engine.restore import begin_or_restore
@@ -69,7 +69,7 @@ class Run:
         else:  # a run killed between its last checkpoint and the export
             logger.info("the run already has its %d steps; raise run.steps to train longer", self.config.run.steps)
             self._draw(self.start)
-            self._export()
+            self._export(must=True)
             finished = True
         if not self.world.is_main:
             return
@@ -122,6 +122,11 @@ class Run:
             millions, encoder, optim.batch, self.world.size, self.world.device,
             self.engine.zero_optimization_stage(), ", ".join(self.inputs.sensors),
         )  # fmt: skip
+        for source in self.inputs.loader.sources:
+            logger.info("%s: %d samples in %d shards, %.1f steps an epoch; none is dropped, a batch may span two epochs",
+                        source.folder, source.samples, len(source.counts), source.samples / optim.batch)  # fmt: skip
+        for fault in self.inputs.missing:
+            logger.warning("%s; its samples will be left out", fault)
 
     def _after_step(self, done: int, stop: bool) -> None:
         """Pictures, checkpoint and export when they are due after `done` steps."""
@@ -130,7 +135,7 @@ class Run:
         if last or (run.picture_every and done % run.picture_every == 0 and not stop):
             self._draw(done)
         if (last or stop or done % run.save_every == 0) and self._save(done, must=last or stop):
-            self._export()
+            self._export(must=last)
 
     def _save(self, done: int, *, must: bool) -> bool:
         """Write a checkpoint; when that fails, go on with the earlier one or stop, as run.unsaved says."""
@@ -153,10 +158,11 @@ class Run:
         self._write(event="checkpoint", step=done - 1, path=path.name)
         return True
 
-    def _export(self) -> None:
+    def _export(self, *, must: bool = False) -> None:
         weights = checkpoints.full_weights(self.engine, "encoder.")
         if weights is not None:
-            save_encoder(self.engine.module.encoder, self.folder.encoder, weights)
+            with report_disk_errors("the encoder", must=must):
+                save_encoder(self.engine.module.encoder, self.folder.encoder, weights)
 
     @torch.no_grad()
     def _draw(self, done: int) -> None:
@@ -171,7 +177,8 @@ class Run:
             result = model.reconstruct(image.to(self.world.device), sensor, noise)
             if self.world.is_main:
                 path = self.folder.pictures / f"step_{done:08d}_{name}.png"
-                draw_reconstruction(path, result, sensor, title=f"{name}, step {done}")
+                with report_disk_errors(f"picture {path.name}"):
+                    draw_reconstruction(path, result, sensor, title=f"{name}, step {done}")
                 self._write(event="picture", step=done - 1, sensor=name, path=path.name)
                 self._write(event="probe", step=done - 1, sensor=name, **band_psnr(result, patch, loss))
         model.train()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,25 +31,55 @@ def environment(threads: int = 1) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": str(threads), "PATH": path, "WANDB_SILENT": "true"}
 
 
+def arguments_of(folder: Path, sources: Sequence[Path | str], *arguments: str) -> list[str]:
+    """Command line of launch/pretrain.py."""
+    data = json.dumps([{"shards": str(source)} for source in sources])
+    return [str(ROOT / "launch/pretrain.py"), *SMALL, "--run.dir", str(folder), "--data.sources", data, *arguments]
+
+
 def pretrain(
-    folder: Path, sources: Sequence[Path], *arguments: str, ranks: int = 0, port: int = 29600
+    folder: Path, sources: Sequence[Path | str], *arguments: str, ranks: int = 0, port: int = 29600
 ) -> subprocess.CompletedProcess[str]:
     """Run launch/pretrain.py into `folder`; `ranks` 0 is without launcher."""
     launcher = [sys.executable]
     if ranks:
-        launcher = [
-            str(Path(sys.executable).with_name("deepspeed")),
-            "--num_gpus",
-            str(ranks),
-            "--master_port",
-            str(port),
-        ]
-    data = json.dumps([{"shards": str(source)} for source in sources])
-    command = [*launcher, str(ROOT / "launch/pretrain.py"), *SMALL, "--run.dir", str(folder), "--data.sources", data]
+        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+        launcher = [deepspeed, "--num_gpus", str(ranks), "--master_port", str(port)]
     return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT,
+        [*launcher, *arguments_of(folder, sources, *arguments)], cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+class Ranks:
+    """A run of several ranks as plain processes, without a launcher that ends them when one dies."""
+
+    def __init__(self, command: Sequence[str], count: int, **limits: Any) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.processes = []
+        for rank in range(count):
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            own = environment() | {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()}
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, *command], cwd=ROOT, env=own, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **limits,
+                )  # fmt: skip
+            )
+
+    def wait(self, timeout: float = TIMEOUT) -> list[tuple[int, str]]:
+        """Exit code and output of every rank; those that do not end in time are killed."""
+        until, ended = time.monotonic() + timeout, []
+        try:
+            for process in self.processes:
+                output, _ = process.communicate(timeout=max(until - time.monotonic(), 1))
+                ended.append((process.returncode, output))
+        finally:
+            for process in self.processes:
+                process.kill()
+        return ended
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

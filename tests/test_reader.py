@@ -245,7 +245,18 @@ def test_a_vanished_shard_does_not_stop_a_rank(folder: Path, tmp_path: Path, suf
 def test_a_folder_that_is_not_whole_is_refused(folder: Path, tmp_path: Path, damage, message: str) -> None:
     damage(copy(folder, tmp_path / "damaged"))
     with pytest.raises(InputError, match=message):
-        ShardSource(tmp_path / "damaged")
+        ShardSource(tmp_path / "damaged").check()
+
+
+def test_missing_shards_are_tolerated_up_to_a_share(folder: Path, tmp_path: Path) -> None:
+    damaged = copy(folder, tmp_path / "damaged")
+    source = ShardSource(damaged)
+    (damaged / source.index.shards[0].name).unlink()
+    lost = source.counts[0] / source.samples
+    (fault,) = source.check(tolerance=lost)
+    assert (fault.cause, fault.shard) == ("shard", source.index.shards[0].name)
+    with pytest.raises(InputError, match="is missing"):
+        source.check(tolerance=lost * 0.99)
 
 
 def test_a_state_of_other_sources_is_refused(folder: Path) -> None:

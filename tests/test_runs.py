@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alliance.errors import InputError
-from engine.checkpoints import MANIFEST, list_checkpoints, verify
+from engine.checkpoints import MANIFEST, list_checkpoints, read_manifest, verify
 from engine.log import Metrics, WandbMirror, duration
 from engine.runs import RunConfig, RunFolder
 from pretrain.run import summarise
@@ -62,13 +62,19 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path: Path):
     (folder / "weights.pt").write_bytes(b"12345")
     assert list_checkpoints(tmp_path) == []  # no manifest: never finished
     digest = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"  # SHA-256 of 12345
-    (folder / MANIFEST).write_text(json.dumps({"files": {"weights.pt": {"bytes": 5, "sha256": digest}}}))
+    files = {"weights.pt": {"bytes": 5, "sha256": digest}}
+    (folder / MANIFEST).write_text("{}")
     assert list_checkpoints(tmp_path) == [folder]
-    assert verify(folder) is None
+    with pytest.raises(ValueError, match="its manifest cannot be read"):
+        read_manifest(folder)
+    (folder / MANIFEST).write_text(json.dumps({"layout": {"ranks": 2, "zero": 1, "precision": "fp32"}, "files": files}))
+    assert read_manifest(folder)["layout"] == (2, 1, "fp32")
+    assert verify(folder, files) is None
     (folder / "weights.pt").write_bytes(b"12346")
-    assert verify(folder) == "weights.pt is damaged"
+    assert verify(folder, files) == "weights.pt is damaged"
+    assert verify(folder, files, part=1, parts=2) is None  # another rank looks at it
     (folder / "weights.pt").write_bytes(b"123")
-    assert verify(folder) == "weights.pt is missing or cut short"
+    assert verify(folder, files) == "weights.pt is missing or cut short"
 
 
 def test_wandb_that_cannot_start_never_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -57,20 +57,46 @@ class Samples(NamedTuple):
 class ShardSource:
     """The shards of one folder. Reads are independent of each other and of the process; it may be pickled."""
 
-    def __init__(self, folder: Path | str, *, check: bool = True) -> None:
-        """Read the index.
+    def __init__(self, folder: Path | str) -> None:
+        """Read the index; the shards are not looked at, see `check`.
 
-        Args:
-            check: see that every shard is there, with the indexed size.
         Raises:
-            InputError: no folder, no index, or shards that are missing or of another size.
+            InputError: no folder or no index.
         """
         self.folder = Path(folder)
         self.index = Index.read(self.folder)
         self.counts = np.array([shard.samples for shard in self.index.shards], dtype=np.int64)
         self._open_caches()
-        if check:
-            self._check()
+
+    def check(self, tolerance: float = 0.0) -> list[Fault]:
+        """See that every shard is there, with the indexed size.
+
+        Args:
+            tolerance: share of the samples that may be in shards that are not.
+        Returns:
+            The faults of those shards.
+        Raises:
+            InputError: more samples than that are lost.
+        """
+        faults, lost = [], 0
+        for shard in self.index.shards:
+            path = self.folder / shard.name
+            size = path.stat().st_size if path.is_file() else None
+            if size is None:
+                faults.append(Fault("shard", shard.name, f"{shard.samples} samples", "is missing"))
+            elif size != shard.bytes:
+                reason = f"has {size} bytes, not {shard.bytes}"
+                faults.append(Fault("truncated", shard.name, f"{shard.samples} samples", reason))
+            else:
+                continue
+            lost += shard.samples
+        if lost > tolerance * self.samples:
+            more = f" and {len(faults) - 1} more" * (len(faults) > 1)
+            raise InputError(
+                f"shard {self.folder / faults[0].shard} {faults[0].reason}{more}; "
+                f"copy the shards again, or run launch/shards.py again"
+            )
+        return faults
 
     @property
     def sensors(self) -> dict[str, Sensor]:
@@ -168,14 +194,6 @@ class ShardSource:
     def _descriptor(self, shard: int) -> int:
         path = self.folder / self.index.shards[shard].name
         return self._descriptors.get_or_make(shard, lambda: os.open(path, os.O_RDONLY))
-
-    def _check(self) -> None:
-        for shard in self.index.shards:
-            path = self.folder / shard.name
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.bytes:
-                state = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
-                raise InputError(f"shard {path} {state}; copy it again, or run launch/shards.py again")
 
     def _open_caches(self) -> None:
         self._sidecars: Cache[Sidecar] = Cache(OPEN_SHARDS)
