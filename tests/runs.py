@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine.log import read_metrics
@@ -54,18 +55,30 @@ def pretrain(
 class Ranks:
     """A run of several ranks as plain processes, without a launcher that ends them when one dies."""
 
-    def __init__(self, command: Sequence[str], count: int, **limits: Any) -> None:
+    def __init__(
+        self, command: Sequence[str], count: int, environ: Mapping[str, str] = MappingProxyType({}), **limits: Any
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.processes = []
         for rank in range(count):
             places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-            own = environment() | {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()}
+            own = (
+                environment()
+                | dict(environ)
+                | {"MASTER_ADDR": "127.0.0.1"}
+                | {name: str(value) for name, value in places.items()}
+            )
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, *command], cwd=ROOT, env=own, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **limits,
+                    [sys.executable, *command],
+                    cwd=ROOT,
+                    env=own,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    **limits,
                 )  # fmt: skip
             )
 

@@ -77,6 +77,11 @@ class Shard(NamedTuple):
     bytes: int
     sha256: str
 
+    def is_plain(self) -> bool:
+        """Whether it names a file of the folder itself, with counts that may be relied on."""
+        counts = isinstance(self.samples, int) and isinstance(self.bytes, int) and self.samples > 0
+        return counts and isinstance(self.name, str) and Path(self.name).name == self.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
@@ -136,10 +141,10 @@ class Index:
                 raise InputError(f"{where} has version {record['version']}, this code reads {VERSION}; make it anew")
             sensors = [Sensor.from_dict(entry, source=where) for entry in record["sensors"]]
             shards = tuple(Shard(**entry) for entry in record["shards"])
-            astray = [shard.name for shard in shards if Path(shard.name).name != shard.name or shard.samples < 1]
+            astray = [shard for shard in shards if not shard.is_plain()]
             if astray or not shards:
                 raise InputError(
-                    f"{where} lists {astray or 'no shards'}; names of files and counts of samples belong there"
+                    f"{where} lists {astray[:1] or 'no shards'}; names of files and counts of samples belong there"
                 )
             return cls(
                 sensors={sensor.name: sensor for sensor in sensors},
@@ -150,7 +155,7 @@ class Index:
                 skipped=tuple(Skipped(**entry) for entry in record["skipped"]),
                 fingerprint=record["fingerprint"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{where} is damaged ({error!r}); run launch/shards.py again") from error
 
 
