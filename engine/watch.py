@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -20,9 +21,11 @@ logger = logging.getLogger("alliance")
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds without one after which a rank counts as lost
 DOUBT = 6.0  # the same when a collective has failed
+ANSWER = timedelta(seconds=20)  # within which the store answers while it can be reached
 TELLERS = 3  # ranks that say what happened; the others leave quietly
 FAILURE = "watch/failure"
 TOLD = "watch/told"
+NO_STORE = "stopped: rank 0 has died or cannot be reached. Go on with --run.resume auto"
 
 
 class Watch:
@@ -38,6 +41,7 @@ class Watch:
         self._over = threading.Event()
         if size > 1:
             self._store = distributed_c10d._get_default_store().clone()
+            self._store.set_timeout(ANSWER)
             self._beat(0)
             dist.barrier()  # from here on every rank has given a sign
             threading.Thread(target=self._run, name="watch", daemon=True).start()
@@ -73,12 +77,13 @@ class Watch:
                 return True
             self._tell(other)
         except dist.DistError:
-            self._tell("rank 0 has died, and the store of the group with it")
+            logger.error(NO_STORE)
         return False
 
     def _find_lost(self) -> str | None:
         """Who failed, seen from a rank whose collective did; None when all others are alive."""
         everyone = list(range(self.size))
+        self._reach()
         before, number, until = self._store.multi_get(_names(everyone)), -1, time.monotonic() + DOUBT
         while time.monotonic() < until:
             if self._store.check([FAILURE]):
@@ -96,6 +101,7 @@ class Watch:
         number, text = 1, None
         while text is None and not self._over.wait(BEAT):
             try:
+                self._reach()
                 self._beat(number)
                 number += 1
                 if self._store.check([FAILURE]):
@@ -108,10 +114,16 @@ class Watch:
                     text = self._describe(silent, SILENCE)
                     self._store.set(FAILURE, text)
             except dist.DistError:
-                text = "rank 0 has died, and the store of the group with it"
+                if not self._over.wait(DOUBT):
+                    logger.error(NO_STORE)
+                    os._exit(1)
         if text and not self._over.wait(DOUBT):  # this rank hangs in a collective, else it would have failed by now
             self._tell(text)
             os._exit(1)
+
+    def _reach(self) -> None:
+        """Raise DistError if the store does not answer; `get` alone has a limit on its time."""
+        self._store.get(_names([0])[0])
 
     def _beat(self, number: int) -> None:
         self._store.set(f"watch/{self.rank}", f"{number} {os.getpid()} {socket.gethostname()}")
@@ -128,11 +140,7 @@ class Watch:
         return "before the first step" if self.step is None else f"at step {self.step}"
 
     def _tell(self, text: str) -> None:
-        try:
-            chosen = self._store.add(TOLD, 1) <= TELLERS
-        except dist.DistError:
-            chosen = self.rank <= TELLERS
-        if chosen:
+        if self._store.add(TOLD, 1) <= TELLERS:
             logger.error("stopped: %s. Go on with --run.resume auto", text)
 
 
