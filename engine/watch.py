@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -21,7 +20,6 @@ logger = logging.getLogger("alliance")
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds without one after which a rank counts as lost
 DOUBT = 6.0  # the same when a collective has failed
-ANSWER = timedelta(seconds=20)  # within which the store answers while it can be reached
 TELLERS = 3  # ranks that say what happened; the others leave quietly
 FAILURE = "watch/failure"
 TOLD = "watch/told"
@@ -38,17 +36,20 @@ class Watch:
         """Every rank of the group must make one."""
         self.rank, self.size = rank, size
         self.step: int | None = None  # the loop sets it
-        self._over = threading.Event()
+        self._over = threading.Event()  # this rank's own part is done, well or badly
+        self._closed = threading.Event()  # the whole work is
+        self._answered = time.monotonic()  # when the store last did
         if size > 1:
             self._store = distributed_c10d._get_default_store().clone()
-            self._store.set_timeout(ANSWER)
             self._beat(0)
             dist.barrier()  # from here on every rank has given a sign
-            threading.Thread(target=self._run, name="watch", daemon=True).start()
+            for task in (self._run, self._await_store):
+                threading.Thread(target=task, name="watch", daemon=True).start()
 
     def close(self) -> None:
         """The work is done: what happens to other ranks does not matter any more."""
         self._over.set()
+        self._closed.set()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -69,6 +70,7 @@ class Watch:
     def _blame(self, text: str, *, certain: bool) -> bool:
         """Whether the failure began here. An error of a collective may have begun anywhere, so the others are heard."""
         self._over.set()
+        self._answered = time.monotonic()
         try:
             other = None if certain else self._find_lost()
             if other is None:
@@ -83,7 +85,6 @@ class Watch:
     def _find_lost(self) -> str | None:
         """Who failed, seen from a rank whose collective did; None when all others are alive."""
         everyone = list(range(self.size))
-        self._reach()
         before, number, until = self._store.multi_get(_names(everyone)), -1, time.monotonic() + DOUBT
         while time.monotonic() < until:
             if self._store.check([FAILURE]):
@@ -101,12 +102,11 @@ class Watch:
         number, text = 1, None
         while text is None and not self._over.wait(BEAT):
             try:
-                self._reach()
                 self._beat(number)
                 number += 1
                 if self._store.check([FAILURE]):
                     text = self._store.get(FAILURE).decode()
-                now = time.monotonic()
+                self._answered = now = time.monotonic()
                 for rank, beat in zip(heard_of, self._store.multi_get(_names(heard_of)), strict=True):
                     last[rank] = last[rank] if last[rank][0] == beat else (beat, now)
                 silent = [rank for rank, (_, heard) in last.items() if now - heard > SILENCE]
@@ -121,9 +121,12 @@ class Watch:
             self._tell(text)
             os._exit(1)
 
-    def _reach(self) -> None:
-        """Raise DistError if the store does not answer; `get` alone has a limit on its time."""
-        self._store.get(_names([0])[0])
+    def _await_store(self) -> None:
+        """End this rank when a question to the store hangs, as it does when the cable is cut."""
+        while not self._closed.wait(BEAT):
+            if time.monotonic() - self._answered > SILENCE:
+                logger.error(NO_STORE)
+                os._exit(1)
 
     def _beat(self, number: int) -> None:
         self._store.set(f"watch/{self.rank}", f"{number} {os.getpid()} {socket.gethostname()}")
