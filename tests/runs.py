@@ -58,10 +58,7 @@ class Ranks:
     def __init__(
         self, command: Sequence[str], count: int, environ: Mapping[str, str] = MappingProxyType({}), **limits: Any
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.processes = []
+        self.processes, port = [], free_port()
         for rank in range(count):
             places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
             own = (
@@ -93,6 +90,11 @@ class Ranks:
             for process in self.processes:
                 process.kill()
         return ended
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

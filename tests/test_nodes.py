@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.runs import ROOT, SMALL, environment, metrics, pretrain, records
+from tests.runs import ROOT, SMALL, environment, free_port, metrics, pretrain, records
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -56,7 +55,7 @@ class Job:
     def __enter__(self) -> "Job":
         hosts = self.folder.with_name("hosts.txt")
         hosts.write_text("".join(f"node-{number} slots=1\n" for number in range(len(self.nodes))))
-        port = str(_free_port())
+        port = free_port()
         for number, node in enumerate(self.nodes):
             launcher = [
                 *(str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(hosts), "--no_ssh"),
@@ -204,8 +203,3 @@ def _members(group: int) -> list[str]:
             if int(own) == group and state != "Z":
                 found.append(name)
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]

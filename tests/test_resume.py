@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def sources(optical_shards: Path, sar_shards: Path) -> list[Path]:
     return [optical_shards, sar_shards]
 
 
-def train(folder: Path, sources: list[Path], ranks: int, zero: int, *arguments: str) -> str:
+def train(folder: Path, sources: Sequence[Path | str], ranks: int, zero: int, *arguments: str) -> str:
     """A run that ends well; the main rank's output."""
     options = ("--engine.zero", str(zero), *STEPS, *arguments)
     ended = Ranks(arguments_of(folder, sources, *options), ranks).wait()
@@ -87,6 +88,15 @@ def test_the_same_layout_resumes_bit_for_bit(saved, zero: int, sources: list[Pat
     assert values(folder, PLACE + LOSSES) == values(straight, PLACE + LOSSES)
     trained, expected = weights(folder), weights(straight)
     assert all(torch.equal(trained[name], expected[name]) for name in expected)
+
+
+def test_a_run_on_streamed_and_local_shards_resumes_bit_for_bit(sources: list[Path], tmp_path: Path) -> None:
+    mixed = [f"pipe:cat {sources[0]}/{{}}", sources[1]]
+    train(tmp_path / "straight", mixed, 2, 0)
+    folder = interrupted(tmp_path / "straight", tmp_path / "run")
+    train(folder, mixed, 2, 0, "--run.resume", "auto", "--data.workers", "1")
+    assert values(folder, PLACE + LOSSES) == values(tmp_path / "straight", PLACE + LOSSES)
+    assert {record["sensor"] for record in metrics(folder)} == {"synthetic-optical", "synthetic-sar"}
 
 
 def test_reduced_precision_goes_on_from_full(saved, sources: list[Path], tmp_path: Path) -> None:
