@@ -14,7 +14,8 @@ from alliance.losses import LossConfig, measure_spread
 from alliance.sensors import Sensor
 from alliance.tokens import token_grid_shape
 from datasets.augment import size_of_crop
-from datasets.shards.loader import LoaderConfig, ShardLoader, Source
+from datasets.shards.batches import LoaderConfig, Source
+from datasets.shards.loader import ShardLoader
 from datasets.shards.read import BrokenSample, ShardSource
 from datasets.shards.stream import StreamSource
 from engine.build import deal_batch

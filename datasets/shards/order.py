@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Cache(OrderedDict[Hashable, T]):
     """The most recently used values, at most `size` of them."""
 
-    def __init__(self, size: int, discard: Callable[[T], None] = lambda value: None) -> None:
+    def __init__(self, size: int, discard: Callable[[T], object] = id) -> None:
         super().__init__()
         self.size = size
         self.discard = discard

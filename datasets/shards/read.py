@@ -3,7 +3,7 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
+from datasets.augment import Placement
 from datasets.shards.index import Index, Sidecar
 from datasets.shards.order import Cache
 
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time
 Cause = Literal[
     "shard",  # cannot be opened or read: vanished, no permission, a failing disk
@@ -111,27 +113,35 @@ class ShardSource:
         """(c, h, w) of this sensor's arrays."""
         return self.index.shapes[sensor]
 
-    def read(self, sensor: str, shards: np.ndarray, samples: np.ndarray, *, verify: bool = False) -> Samples:
+    def read(
+        self, sensor: str, shards: np.ndarray, samples: np.ndarray, *, verify: bool = False,
+        placements: Sequence[Placement] | None = None, allocate: Allocate = np.empty,
+    ) -> Samples:  # fmt: skip
         """Read a batch of one sensor; broken samples are replaced by the first good one and named.
 
         Args:
             shards, samples: shard numbers and numbers within the shards, (b,) each.
             verify: compare every sample with its checksum.
+            placements: how each sample is cut, turned and mirrored; all to the same size.
+            allocate: makes the array of the batch, given shape and dtype.
         Raises:
             BrokenSample: not one of them can be read.
         """
-        entries: dict[int, _Entry] = {}
-        broken: dict[int, BrokenSample] = {}
-        for place in np.lexsort((samples, shards)).tolist():
-            try:
-                entries[place] = self._entry(sensor, int(shards[place]), int(samples[place]))
-            except BrokenSample as error:
-                broken[place] = error
-        dtype = np.result_type(*{entry.dtype for entry in entries.values()}) if entries else np.dtype(np.uint8)
-        stored = np.empty((len(shards), *self.shape(sensor)), dtype.newbyteorder("="))
+        entries, broken = self._find(sensor, shards, samples)
+        kinds = {entry.code: np.dtype(entry.code.decode()) for entry in entries.values()}
+        dtype = np.result_type(*kinds.values()) if entries else np.dtype(np.uint8)
+        shape = self.shape(sensor)
+        height, width = (placements[0].height, placements[0].width) if placements else shape[1:]
+        stored = allocate((len(shards), shape[0], height, width), dtype.newbyteorder("="))
         for place, entry in entries.items():
+            placement, kind = placements[place] if placements else None, kinds[entry.code]
             try:
-                self._read_into(stored[place], entry, verify)
+                if kind == stored.dtype and (placement is None or placement.keeps(shape)):
+                    self._fill(stored[place], entry, verify)
+                    continue
+                array = np.empty(shape, kind)
+                self._fill(array, entry, verify)
+                stored[place] = placement.apply(array)[0] if placement else array
             except BrokenSample as error:
                 broken[place] = error
         good = [place for place in sorted(entries) if place not in broken]
@@ -152,19 +162,29 @@ class ShardSource:
                 names.append(f"{self.index.shards[int(shard)].name}:{sample}")
         return names
 
-    def _entry(self, sensor: str, shard: int, sample: int) -> "_Entry":
-        sidecar = self._sidecar(shard)
-        places = sidecar.places[sensor]
-        dtype = np.dtype(places.dtype[sample].decode())
-        offset, crc32 = int(places.offset[sample]), int(places.crc32[sample])
-        return _Entry(sidecar.keys[sample].decode(), shard, offset, dtype, crc32)
+    def _find(
+        self, sensor: str, shards: np.ndarray, samples: np.ndarray
+    ) -> tuple[dict[int, "_Entry"], dict[int, BrokenSample]]:
+        """Where the samples of a batch lie, by place in the batch and in the order of the files; the broken ones."""
+        entries: dict[int, _Entry] = {}
+        broken: dict[int, BrokenSample] = {}
+        order = np.lexsort((samples, shards))
+        for own in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            shard, numbers, places = int(shards[own[0]]), samples[own], own.tolist()
+            try:
+                sidecar = self._sidecar(shard)
+            except BrokenSample as error:
+                broken |= dict.fromkeys(places, error)
+                continue
+            columns = (sidecar.keys[numbers], *(column[numbers] for column in sidecar.places[sensor]))
+            for place, key, *where in zip(places, *(column.tolist() for column in columns), strict=True):
+                entries[place] = _Entry(shard, key, *where)
+        return entries, broken
 
-    def _read_into(self, target: np.ndarray, entry: "_Entry", verify: bool) -> None:
-        """Read one array into its place in the batch, converting it only if the dtypes differ."""
-        direct = target.dtype == entry.dtype
-        array = target if direct else np.empty(target.shape, entry.dtype)
+    def _fill(self, array: np.ndarray, entry: "_Entry", verify: bool) -> None:
+        """Read the bytes of one sample."""
         name = self.index.shards[entry.shard].name
-        data = array.ravel().view(np.uint8).data  # the same memory, as bytes
+        data = array.reshape(-1).view(np.uint8).data  # the same memory, as bytes
         try:
             count = os.preadv(self._descriptor(entry.shard), [data], entry.offset)
         except OSError as error:
@@ -174,8 +194,6 @@ class ShardSource:
         if verify and zlib.crc32(data) != entry.crc32:
             reason = "its bytes are not those that were indexed (crc32)"
             raise BrokenSample(Fault("checksum", name, entry.key, reason))
-        if not direct:
-            target[...] = array
 
     def _sidecar(self, shard: int) -> Sidecar:
         name = self.index.shards[shard].name
@@ -192,8 +210,8 @@ class ShardSource:
         return sidecar
 
     def _descriptor(self, shard: int) -> int:
-        path = self.folder / self.index.shards[shard].name
-        return self._descriptors.get_or_make(shard, lambda: os.open(path, os.O_RDONLY))
+        name = self.index.shards[shard].name
+        return self._descriptors.get_or_make(shard, lambda: os.open(self.folder / name, os.O_RDONLY))
 
     def _open_caches(self) -> None:
         self._sidecars: Cache[Sidecar] = Cache(OPEN_SHARDS)
@@ -215,8 +233,12 @@ class ShardSource:
 class _Entry(NamedTuple):
     """Where one array lies."""
 
-    key: str
     shard: int
+    name: bytes
     offset: int
-    dtype: np.dtype
+    code: bytes  # of the dtype
     crc32: int
+
+    @property
+    def key(self) -> str:
+        return self.name.decode()
