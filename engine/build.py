@@ -140,6 +140,7 @@ def take_step(engine: Any) -> float | None:
         return None
     if engine.zero_optimization_stage():  # leaves such a step out by itself
         engine.step()
+        _forget_stale_gradients(engine)
         return float(engine.get_global_grad_norm())
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
     if math.isfinite(norm):
@@ -157,3 +158,10 @@ def drop_gradients(engine: Any) -> None:
         engine.optimizer.zero_grad(set_to_none=True)
         for held in ("averaged_gradients", "all_grad_tensors"):
             getattr(engine.optimizer, held, {}).clear()
+        _forget_stale_gradients(engine)
+
+
+def _forget_stale_gradients(engine: Any) -> None:
+    """ZeRO 3 would apply the last gradient once more to a parameter that gets none in the next step."""
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.grad_partitions_flat_buffer.zero_()

@@ -17,7 +17,7 @@ class DataConfig:
     sources: list[SourceConfig]
     crop: int | None = None  # pixels; random square of this size; None: the whole tile
     augment: bool = True  # flips and quarter turns
-    workers: int = 0  # reading processes per rank; raw shards are read fastest without
+    workers: int = 1  # threads per rank that read ahead; 0 reads when a batch is asked for
     verify: bool = True  # compare every sample with the checksum in its shard's index
     max_broken: float = 0.05  # the run stops when a larger share of the samples read is broken (judged from 1,000 on)
 

@@ -1,5 +1,6 @@
-"""Run on every rank by a test: a step whose gradients are dropped between two passes changes nothing."""
+"""Run on every rank by a test: dropped gradients leave no trace, and parameters without one get none."""
 
+import copy
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.build import Batching, EngineConfig, build_engine, drop_gradients, take_step
 from engine.checkpoints import full_weights
-from engine.optim import OptimConfig
+from engine.optim import OptimConfig, parameter_groups
 from engine.ranks import World, finish, start
 
 
@@ -48,6 +49,40 @@ def trained(world: World, zero: int, *, dropped: int, spoilt: bool = False) -> t
     return full_weights(engine, "") or {}, norms
 
 
+class Two(nn.Module):
+    """Two layers; the second has a part in the loss only where it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor, both: bool) -> Tensor:
+        y = self.first(x)
+        return (self.second(y) if both else y).square().mean()
+
+
+def check_absent_gradients(world: World, zero: int) -> None:
+    """Steps with and without the second layer, against torch's AdamW with gradients of zero where there is none."""
+    optim = OptimConfig(batch=2 * world.size)
+    torch.manual_seed(0)
+    plain = Two()
+    engine = build_engine(copy.deepcopy(plain), optim, EngineConfig(zero=zero), world, Batching(2, 1))
+    optimiser = torch.optim.AdamW(parameter_groups(plain, optim), lr=optim.lr, betas=optim.betas)
+    for step, both in enumerate((True, False, True, False, False)):
+        x = torch.randn(2, 5, generator=torch.Generator().manual_seed(step))  # the same on all ranks
+        engine.backward(engine(x, both))
+        take_step(engine)
+        optimiser.zero_grad(set_to_none=False)
+        plain(x, both).backward()
+        for parameter in plain.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        nn.utils.clip_grad_norm_(plain.parameters(), optim.clip)
+        optimiser.step()
+    found = full_weights(engine, "") or {}
+    expected = dict(plain.named_parameters())
+    assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in found.items()), "stale gradients"
+
+
 def main() -> None:
     world, zero = start(), int(sys.argv[1])
     straight, norms = trained(world, zero, dropped=0)
@@ -57,6 +92,7 @@ def main() -> None:
     spoilt, norms = trained(world, zero, dropped=0, spoilt=True)
     assert not torch.isfinite(torch.tensor(norms[3])), norms
     assert all(torch.equal(spoilt[name], straight[name]) for name in straight), "an infinite gradient left a trace"
+    check_absent_gradients(world, zero)
     finish(world)
 
 

@@ -189,4 +189,5 @@ def _have_values(stored: np.ndarray, sensor: Sensor) -> np.ndarray:
     present = np.isfinite(stored) if stored.dtype.kind == "f" else np.ones(stored.shape, bool)
     if sensor.nodata is not None:
         present &= stored != sensor.nodata
-    return present.all(1).any(-1).any(-1)
+    whole: np.ndarray = present.all(axis=1)
+    return whole.reshape(len(stored), -1).any(axis=-1)
