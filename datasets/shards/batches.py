@@ -189,5 +189,4 @@ def _have_values(stored: np.ndarray, sensor: Sensor) -> np.ndarray:
     present = np.isfinite(stored) if stored.dtype.kind == "f" else np.ones(stored.shape, bool)
     if sensor.nodata is not None:
         present &= stored != sensor.nodata
-    whole: np.ndarray = present.all(axis=1)
-    return whole.reshape(len(stored), -1).any(axis=-1)
+    return np.logical_and.reduce(present, axis=1).reshape(len(stored), -1).any(axis=-1)
