@@ -82,6 +82,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
             shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
             os.replace(partial, final)
             write_whole(folder / "latest", final.name)
+            _sync(folder)
         except OSError as failure:
             error = failure
     _agree(error, partial, world)

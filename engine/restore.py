@@ -13,23 +13,31 @@ from engine.checkpoints import LOOP, Layout, list_checkpoints, read_manifest, ve
 from engine.elastic import load_moments, load_weights, open_states
 from engine.errors import AgreedError
 from engine.log import logger
-from engine.ranks import World, from_main, gather
+from engine.ranks import World, from_main, gather, together
 
 
 def begin_or_restore(
-    folder: Path, model: nn.Module, build: Callable[[], Any], layout: Layout, world: World
+    folder: Path,
+    model: nn.Module,
+    build: Callable[[], Any],
+    layout: Layout,
+    world: World,
+    accept: Callable[[dict[str, Any]], None],
 ) -> tuple[Any, dict[str, Any] | None]:
     """The engine, and the loop's state if there is a checkpoint to go on from.
 
     Args:
         build: makes the engine of `model`; called once the model has its weights.
+        accept: raises InputError if a loop's state is of another run.
     Raises:
-        AgreedError: there are checkpoints, and not one of them is good.
+        AgreedError: there are checkpoints, and not one of them is good, or the newest good one is of another run.
     """
     found = find_good(folder, world)
     if found is None:
         return build(), None
     path, saved = found
+    state = json.loads((path / LOOP).read_text())
+    together(lambda: accept(state))
     if saved == layout:
         engine = build()
         engine.load_checkpoint(str(folder), tag=path.name)
@@ -44,7 +52,7 @@ def begin_or_restore(
             shutil.rmtree(states.folder, ignore_errors=True)
         logger.info("%s was saved by %s, now %s: equal weights and moments, later losses equal but for rounding",
                     path.name, saved, layout)  # fmt: skip
-    return engine, json.loads((path / LOOP).read_text())
+    return engine, state
 
 
 def find_good(folder: Path, world: World) -> tuple[Path, Layout] | None:

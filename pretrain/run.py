@@ -56,7 +56,10 @@ class Run:
         torch.manual_seed(config.run.seed)
         model = Alliance(config.model, list(inputs.sensors.values()))
         build = partial(build_engine, model, config.optim, config.engine, world, inputs.batching)
-        self.engine, state = begin_or_restore(folder.checkpoints, model, build, self.layout, world)
+        self.engine, state = begin_or_restore(
+            folder.checkpoints, model, build, self.layout, world,
+            accept=lambda state: refuse_another_run(state["run"], self.identity),
+        )  # fmt: skip
         self.trainer = Trainer(self.engine, inputs, config, world, self._write)
         self.start = self.saved = self._go_on_from(state) if state else 0
         self.metrics = self._open_metrics() if world.is_main else None
@@ -85,7 +88,6 @@ class Run:
 
     def _go_on_from(self, state: dict[str, Any]) -> int:
         """Put the reader and the counters where the checkpoint left them; the first step to take."""
-        together(lambda: refuse_another_run(state["run"], self.identity))
         self.inputs.loader.load_state_dict(state["loader"])
         self.trainer.faults.load_state_dict(state["faults"])
         if state["steps"] != self.config.run.steps:

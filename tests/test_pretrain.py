@@ -99,6 +99,9 @@ def test_resuming_says_what_does_not_fit_and_mends_a_missing_export(alone: Path,
     other = pretrain(folder, [sar_shards], "--run.steps", "2", "--run.resume", "auto", "--optim.lr", "1e-5")
     assert other.returncode == 2
     assert "error: the checkpoint belongs to a run with another optim.lr (0.002 then, 1e-05 now)" in other.stdout
+    other = pretrain(folder, [sar_shards], "--run.steps", "2", "--run.resume", "auto", "--model.encoder.depth", "3")
+    assert other.returncode == 2
+    assert "another model.encoder.depth (2 then, 3 now)" in other.stdout
     shutil.rmtree(folder / "encoder")  # killed between the last checkpoint and the export
     again = pretrain(folder, [sar_shards], "--run.steps", "2", "--run.resume", "auto")
     assert again.returncode == 0, again.stdout
