@@ -6,7 +6,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -204,20 +203,18 @@ def test_a_run_may_go_on_without_a_checkpoint(sar_shards: Path, tmp_path: Path) 
     assert (code, len(metrics(tmp_path / "stop"))) == (2, 1)
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """As on a full disk: no file of this process grows beyond 100 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_log_that_cannot_grow_keeps_whole_lines(tmp_path: Path, small_files: None) -> None:
-    log = Metrics(tmp_path / "metrics.jsonl")
-    for step in range(9):
-        log.write(step=step, text="x" * 20)  # 38 bytes
-    log.close()
+def test_a_log_that_cannot_grow_keeps_whole_lines(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from engine.log import Metrics
+log = Metrics(Path({str(tmp_path / "metrics.jsonl")!r}))
+for step in range(9):
+    log.write(step=step, text="x" * 20)  # 38 bytes
+log.close()
+"""
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), preexec_fn=limit, timeout=60)
+    assert done.returncode == 0
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
 
 
