@@ -18,7 +18,7 @@ from datasets.shards import LoaderConfig, ShardLoader, ShardSource, SourceConfig
 from datasets.shards.read import Fault
 from engine.errors import AgreedError
 from engine.faults import FaultLog
-from engine.log import Metrics, WandbMirror, read_metrics
+from engine.log import WandbMirror, read_metrics
 from engine.runs import RunConfig, RunFolder
 from tests.runs import ROOT, Ranks, arguments_of, environment, metrics, records
 from tests.shards_for_tests import write_tiny_shards
