@@ -15,7 +15,9 @@ from engine.ranks import World
 
 OWNED_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "fp16", "bf16", "torch_autocast",
+    "optimizer", "scheduler", "fp16", "bf16", "torch_autocast", "data_types", "checkpoint",
+    "zero_optimization.stage", "zero_optimization.offload_optimizer", "zero_optimization.offload_param",
+    "zero_optimization.round_robin_gradients",
 )  # fmt: skip
 
 
@@ -30,13 +32,20 @@ class EngineConfig:
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     compile: bool = False  # torch.compile of the model
     explicit_attention: bool | None = None  # None: for reduced precision on CPUs, where it is faster
-    deepspeed: dict[str, Any] = field(default_factory=dict)  # further DeepSpeed settings, e.g. offloading
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # further DeepSpeed settings, e.g. bucket sizes
 
     def __post_init__(self) -> None:
         self.resolve(on_cpu=False)
-        owned = sorted(set(self.deepspeed) & set(OWNED_KEYS))
+        inner = {f"{key}.{name}" for key, value in self.deepspeed.items() if isinstance(value, dict) for name in value}
+        owned = sorted((set(self.deepspeed) | inner) & set(OWNED_KEYS))
         if owned:
-            raise InputError(f"engine.deepspeed.{owned[0]} is derived; set optim.* or engine.* instead")
+            raise InputError(
+                f"engine.deepspeed.{owned[0]} is derived or not supported; set optim.* or engine.* instead"
+            )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(
+                f"engine.micro_batch must be at least 1, got {self.micro_batch}; leave it out for the whole share"
+            )
 
     def resolve(self, *, on_cpu: bool) -> tuple[str, int]:
         """Precision and ZeRO stage: bf16 and 1 on GPUs, fp32 and 0 on CPUs, unless set."""

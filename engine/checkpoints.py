@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from engine.log import report_disk_errors
 from engine.ranks import World, gather
 from engine.runs import write_whole
 
@@ -39,8 +40,10 @@ class _Patient:
     def __init__(self, writer: Any) -> None:
         self.writer = writer
         self.error: Exception | None = None
+        self.written: list[Path] = []
 
     def save(self, state_dict: Any, path: str) -> None:
+        self.written.append(Path(path))
         try:
             self.writer.save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
@@ -73,20 +76,21 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
     if world.is_main:
         shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
-    error = _write_states(engine, partial, state, world)
-    records = _settled(partial, world, error)
+    written, error = _write_states(engine, partial, state, world)
+    records = _settled(written, partial, world, error)
     if world.is_main:
         manifest = {"step": state["step"], "layout": layout._asdict(), "files": records}
         try:
             write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
             shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
             os.replace(partial, final)
-            write_whole(folder / "latest", final.name)
-            _sync(folder)
         except OSError as failure:
             error = failure
     _agree(error, partial, world)
     if world.is_main:
+        with report_disk_errors("the name of the newest checkpoint"):  # for people; restoring looks at the manifests
+            write_whole(folder / "latest", final.name)
+            _sync(folder)
         for other in _superseded(folder, final, keep):
             shutil.rmtree(other, ignore_errors=True)
     return final
@@ -114,15 +118,20 @@ def verify(path: Path, files: dict[str, Any], *, part: int = 0, parts: int = 1) 
     """What is wrong with a checkpoint, None if nothing: sizes and SHA-256 of its files, or of a part of them."""
     for name in sorted(files)[part::parts]:
         file, record = path / name, files[name]
-        if not file.is_file() or file.stat().st_size != record["bytes"]:
-            return f"{name} is missing or cut short"
-        if _sha256(file) != record["sha256"]:
-            return f"{name} is damaged"
+        try:
+            if not file.is_file() or file.stat().st_size != record["bytes"]:
+                return f"{name} is missing or cut short"
+            if _sha256(file) != record["sha256"]:
+                return f"{name} is damaged"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
-def _write_states(engine: Any, partial: Path, state: dict[str, Any], world: World) -> Exception | None:
-    """All files of this rank; errors are returned, for a rank that stopped here would leave the others waiting."""
+def _write_states(
+    engine: Any, partial: Path, state: dict[str, Any], world: World
+) -> tuple[list[Path], Exception | None]:
+    """The files of this rank; an error is returned, for a rank that stopped here would leave the others waiting."""
     writer = engine.checkpoint_engine
     engine.checkpoint_engine = patient = _Patient(writer)
     engine._copy_recovery_script = lambda path: None  # a copy of DeepSpeed's script, written without the writer
@@ -131,13 +140,14 @@ def _write_states(engine: Any, partial: Path, state: dict[str, Any], world: Worl
         engine.save_checkpoint(str(partial.parent), tag=partial.name, client_state=names, save_latest=False)
     finally:
         engine.checkpoint_engine = writer
+    random, own = partial / f"random_rank{world.rank}.pt", [partial / LOOP] * world.is_main
     try:
-        torch.save(_random_state(), partial / f"random_rank{world.rank}.pt")
-        if world.is_main:
-            write_whole(partial / LOOP, json.dumps(state))
+        torch.save(_random_state(), random)
+        for path in own:
+            write_whole(path, json.dumps(state))
     except (OSError, RuntimeError) as error:
-        return error
-    return patient.error
+        patient.error = error
+    return [*patient.written, random, *own], patient.error
 
 
 def _updated_names(engine: Any) -> list[str]:
@@ -148,8 +158,8 @@ def _updated_names(engine: Any) -> list[str]:
     return [names[parameter] for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
-def _settled(partial: Path, world: World, error: Exception | None) -> dict[str, Any]:
-    """Bring all files to the disk, each rank its part; returns sizes and checksums of all.
+def _settled(written: list[Path], partial: Path, world: World, error: Exception | None) -> dict[str, Any]:
+    """Bring all files to the disk, each rank those that it wrote; returns sizes and checksums of all.
 
     Raises:
         NotSaved: a rank met an error.
@@ -158,7 +168,7 @@ def _settled(partial: Path, world: World, error: Exception | None) -> dict[str, 
     records: dict[str, Any] = {}
     error = None
     try:
-        for path in sorted(path for path in partial.rglob("*") if path.is_file())[world.rank :: world.size]:
+        for path in written:
             _sync(path)
             name = str(path.relative_to(partial))
             records[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}

@@ -16,23 +16,25 @@ Settings = TypeVar("Settings")
 def run_command(
     kind: type[Settings],
     description: str | None,
-    body: Callable[[Settings, World], None],
+    body: Callable[[Settings, World], Callable[[], None]],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parse `kind` from the command line and run `body` on every rank.
+    """Parse `kind` from the command line and run `body` on every rank; what it returns is called when all have ended.
 
     A user's mistake is one line and exit code 2; a rank that dies is named by the others, with exit code 1.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    agreed = True  # all ranks read the same command line
+    first_here = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+    tell = first_here  # all ranks of a node read the same command line
     try:
         config = parse_settings(kind, description, arguments)
-        agreed = False
+        tell = True
         world = start()
         with world.watch.guard():
-            body(config, world)
+            afterwards = body(config, world)
             finish(world)
+        afterwards()
     except InputError as error:
-        if rank == 0 or not (agreed or isinstance(error, AgreedError)):
+        if rank == 0 or (tell and not isinstance(error, AgreedError)):
             print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alliance.errors import InputError
 from engine.checkpoints import Layout
+from engine.errors import AgreedError
 from engine.ranks import World, from_main
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, as torch and DeepSpeed call them
@@ -56,7 +56,7 @@ def open_states(checkpoint: Path, saved: Layout, world: World) -> States:
     """The states of a checkpoint by name; ZeRO's parts are merged by DeepSpeed's converter, beside the checkpoint.
 
     Raises:
-        InputError: the converter fails, such as on a full disk.
+        AgreedError: the converter fails, such as on a full disk.
     """
     if saved.zero == 0:
         return States(checkpoint, 0)
@@ -73,7 +73,7 @@ def open_states(checkpoint: Path, saved: Layout, world: World) -> States:
         code = from_main(process.poll() if process else None)
         time.sleep(POLL if code is None else 0)
     if code:
-        raise InputError(f"{checkpoint} cannot be converted for another layout (see {log}); resume with {saved}")
+        raise AgreedError(f"{checkpoint} cannot be converted for another layout (see {log}); resume with {saved}")
     if world.is_main:
         log.unlink()
         (universal.parent / "latest_universal").unlink(missing_ok=True)  # the converter's; nothing reads it

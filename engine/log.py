@@ -24,10 +24,10 @@ WANDB_TIMEOUT = 15  # seconds to reach the server before going offline
 
 
 def setup_logging(folder: RunFolder | None) -> None:
-    """Log to the screen and to train.log; ranks without a folder log warnings only."""
+    """Log to the screen and to train.log; ranks without a folder say only what concerns themselves."""
     logger.handlers.clear()
     logger.propagate = False
-    logger.setLevel(logging.INFO if folder else logging.WARNING)
+    logger.setLevel(logging.INFO if folder else logging.ERROR)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if folder:
         handlers.append(LogFile(folder.log))

@@ -1,8 +1,10 @@
 """Processes of a run: start them under any launcher or none, agree on numbers, end cleanly."""
 
+import hashlib
+import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -79,6 +81,18 @@ def together(action: Callable[[], Result]) -> Result:
     if complaints:
         raise AgreedError(complaints[0])
     return cast(Result, result)
+
+
+def refuse_different_ranks(values: Mapping[str, Any]) -> None:
+    """Raise AgreedError where a rank was started with another value of anything than the main rank."""
+    own = {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in values.items()}
+    everyone = gather((socket.gethostname(), own))
+    for rank, (host, digests) in enumerate(everyone):
+        for name in own:
+            if digests[name] != everyone[0][1][name]:
+                raise AgreedError(
+                    f"rank {rank} (host {host}) was started with other {name} than rank 0; give all the same"
+                )
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

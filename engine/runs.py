@@ -75,11 +75,13 @@ class RunFolder:
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.release()
             raise InputError(
                 f"another process trains in run folder {self.path}; wait for it, or choose another --run.dir"
             ) from error
+        except OSError:  # a file system without locks: two runs in one folder cannot be told apart there
+            pass
 
     def release(self) -> None:
         """Let go of the lock; the end of the process does it as well."""

@@ -1,4 +1,4 @@
-"""Ranks that keep an eye on each other: one that dies or hangs ends the others within a minute, and is named."""
+"""Ranks that keep an eye on each other: one that fails, dies or stops ends the others within a minute, and is named."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from engine.errors import AgreedError
 logger = logging.getLogger("alliance")
 
 BEAT = 2.0  # seconds between two signs of life
-SILENCE = 40.0  # seconds without one after which a rank counts as lost
+SILENCE = 25.0  # seconds without one after which a rank counts as lost
 DOUBT = 6.0  # the same when a collective has failed
 TELLERS = 3  # ranks that say what happened; the others leave quietly
 FAILURE = "watch/failure"
@@ -57,27 +57,30 @@ class Watch:
         try:
             yield
         except AgreedError:
+            self.close()
             raise
         except Exception as error:
             if self.size == 1 or self._over.is_set():
                 raise
             lines = str(error).strip().splitlines() or [""]
             text = lines[0] if isinstance(error, InputError) else f"{type(error).__name__}: {lines[0]}"
-            if self._blame(text, certain=not isinstance(error, RuntimeError)):
+            if self._blame(text, collective_failed=isinstance(error, RuntimeError)):
                 raise
             sys.exit(1)
 
-    def _blame(self, text: str, *, certain: bool) -> bool:
-        """Whether the failure began here. An error of a collective may have begun anywhere, so the others are heard."""
+    def _blame(self, text: str, *, collective_failed: bool) -> bool:
+        """Whether the failure began here. That of a collective may have begun anywhere, so the others are heard."""
         self._over.set()
         self._answered = time.monotonic()
         try:
-            other = None if certain else self._find_lost()
-            if other is None:
-                other = f"rank {self.rank} (host {socket.gethostname()}) failed {self._place()}: {text}"
-                self._store.set(FAILURE, other)
-                return True
-            self._tell(other)
+            other = self._find_lost() if collective_failed else None
+            own = f"rank {self.rank} (host {socket.gethostname()}) failed {self._place()}: {text}"
+            self._store.set(FAILURE, other or own)
+            if other:
+                self._tell(other)
+            if self.rank == 0:  # the store goes with this process: let the others read it first
+                time.sleep(BEAT + 1)
+            return other is None
         except dist.DistError:
             logger.error(NO_STORE)
         return False
@@ -101,6 +104,8 @@ class Watch:
         last = {rank: (b"", time.monotonic()) for rank in heard_of}
         number, text = 1, None
         while text is None and not self._over.wait(BEAT):
+            if time.monotonic() - self._answered > SILENCE / 2:  # this process was suspended, perhaps with all others
+                last = {rank: (beat, time.monotonic()) for rank, (beat, _) in last.items()}
             try:
                 self._beat(number)
                 number += 1
@@ -123,8 +128,12 @@ class Watch:
 
     def _await_store(self) -> None:
         """End this rank when a question to the store hangs, as it does when the cable is cut."""
+        turn = time.monotonic()
         while not self._closed.wait(BEAT):
-            if time.monotonic() - self._answered > SILENCE:
+            before, turn = turn, time.monotonic()
+            if turn - before > SILENCE / 2:  # this process was suspended
+                self._answered = turn
+            if turn - self._answered > SILENCE:
                 logger.error(NO_STORE)
                 os._exit(1)
 
@@ -137,7 +146,7 @@ class Watch:
             _, process, host = beat.decode().split(maxsplit=2)
             said.append(f"rank {rank} (host {host}, process {process})")
         more = f" and {len(silent) - len(said)} more" * (len(silent) > len(said))
-        return f"{', '.join(said)}{more} died or hangs {self._place()}: not a word for {seconds:.0f} s"
+        return f"{', '.join(said)}{more} died or stopped {self._place()}: not a word for {seconds:.0f} s"
 
     def _place(self) -> str:
         return "before the first step" if self.step is None else f"at step {self.step}"

@@ -24,6 +24,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("data.sources is empty; give [{shards: FOLDER, weight: 1.0}], made by launch/shards.py")
+        if self.workers < 0:
+            raise InputError(f"data.workers is a number of threads, 0 or more, got {self.workers}")
         if not 0 <= self.max_broken <= 1:
             raise InputError(f"data.max_broken is a share from 0 to 1, got {self.max_broken}")
 

@@ -151,7 +151,7 @@ def _spread_out(source: ShardSource, sensor: Sensor, count: int) -> np.ndarray:
     ends = np.cumsum(source.counts)
     shards = np.searchsorted(ends, numbers, side="right")
     try:
-        return source.read(sensor.name, shards, numbers - (ends - source.counts)[shards]).stored
+        return source.read(sensor.name, shards, numbers - (ends - source.counts)[shards], verify=True).stored
     except BrokenSample as error:
         raise InputError(f"{source.folder}: {error}; make or copy the shards again") from error
 

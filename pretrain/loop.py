@@ -49,7 +49,7 @@ class Clock:
         waited = time.perf_counter() - before
         self.waited += waited
         if waited > SLOW:
-            logger.warning("step %d: waited %.0f s for a batch of %s", batch.step, waited, batch.sensor.name)
+            logger.error("step %d: waited %.0f s for a batch of %s", batch.step, waited, batch.sensor.name)
         return batch
 
     def stand_still(self, action: Callable[[], None]) -> None:
@@ -98,12 +98,15 @@ class Trainer:
             self.world.watch.step = step
             report = self._step(step, batches)
             self.clock.steps += 1
-            if report.losses is None:
-                self._give_up_or_not(step, last=step == steps - 1)
+            if self.failed >= PATIENCE:
+                raise AgreedError(
+                    f"step {step}: the last {self.failed} steps were not finite ({self.trouble}); lower optim.lr or check "
+                    f"the data, then go on from the last good checkpoint with --run.resume auto"
+                )
             due = (step + 1) % self.config.run.log_every == 0 or step in (start, steps - 1)
             if due and self.world.is_main and report.losses is not None:
                 self.write(**self._record(step, report, report.losses))
-            if not self.failed:  # the weights may be spoilt: keep the checkpoints from before
+            if not self.failed or report.stop or step == steps - 1:  # it may be diverging: keep the earlier checkpoints
                 self.clock.stand_still(partial(after_step, step + 1, report.stop))
             if report.stop and step < steps - 1:
                 self.faults.report(step)
@@ -115,16 +118,16 @@ class Trainer:
         """All passes of a step; not finite on any rank, it is left out on all."""
         passes = self.engine.gradient_accumulation_steps()
         set_learning_rate(self.engine, learning_rate(step, self.config.run.steps, self.config.optim))
-        reports, faults, lost, stop, norm, sensor = [], [], 0, 0, None, None
+        reports, faults, stop, norm, sensor = [], [], 0, None, None
         for index in range(passes):
             batch = self.clock.next(batches)
             faults += batch.faults
             sensor = self.inputs.sensors[batch.sensor.name]
             losses = self._forward(batch, sensor, step)
             fine = bool(torch.isfinite(losses.total))
-            counts = count_over_ranks(not fine, bool(self.world.stop), len(batch.faults), device=self.world.device)
-            stop, lost = stop + counts[1], lost + counts[2]
-            if counts[0]:
+            spoilt, asked = count_over_ranks(not fine, bool(self.world.stop), device=self.world.device)
+            stop += asked
+            if spoilt:
                 self._name_trouble(step, batch, None if fine else losses)
                 drop_gradients(self.engine)
                 for _ in range(index + 1, passes):
@@ -134,7 +137,7 @@ class Trainer:
             self.engine.backward(losses.total)
             norm = take_step(self.engine)
             reports.append(torch.cat([losses.total.detach()[None], losses.stages]))
-        if lost:
+        if count_over_ranks(len(faults), device=self.world.device)[0]:
             read = (step + 1) * self.config.optim.batch
             self.faults.add((fault for own in gather(faults) for fault in own), step=step, read=read)
         if norm is not None and not math.isfinite(norm):
@@ -164,13 +167,6 @@ class Trainer:
         for rank, names, keys in found:
             logger.warning("step %d: loss of rank %d is not finite: stages %s, samples %s", step, rank, names, keys)
         self.write(event="nonfinite", step=step, ranks={rank: {"stages": n, "samples": k} for rank, n, k in found})
-
-    def _give_up_or_not(self, step: int, *, last: bool) -> None:
-        if self.failed >= PATIENCE or last:
-            raise AgreedError(
-                f"step {step}: the last {self.failed} steps were not finite ({self.trouble}); lower optim.lr or check "
-                f"the data, then go on from the last good checkpoint with --run.resume auto"
-            )
 
     def _record(self, step: int, report: StepReport, losses: Tensor) -> dict[str, Any]:
         """The metrics of a logged step; also says them on the screen."""

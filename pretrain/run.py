@@ -1,6 +1,7 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.command import run_command
 from engine.errors import AgreedError
 from engine.log import Metrics, WandbMirror, logger, read_metrics, report_disk_errors, setup_logging
 from engine.pictures import band_psnr, draw_reconstruction
-from engine.ranks import World, together
+from engine.ranks import World, refuse_different_ranks, together
 from engine.restore import begin_or_restore
 from engine.runs import RunFolder
 from engine.settings import to_record
@@ -33,17 +34,15 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(PretrainConfig, __doc__, pretrain, arguments)
 
 
-def pretrain(config: PretrainConfig, world: World) -> None:
-    """One run on this rank: claim the folder, open the data, build, go on or start, train, export."""
+def pretrain(config: PretrainConfig, world: World) -> Callable[[], None]:
+    """One run on this rank: claim the folder, open the data, build, go on or start, train, export; how to close it."""
     folder = RunFolder(config.run.dir)
     together(lambda: folder.claim(config.run.resume) if world.is_main else None)
     setup_logging(folder if world.is_main else None)
     inputs = together(lambda: Inputs(config, world))
     run = Run(config, folder, world, inputs)
-    try:
-        run.train()
-    finally:
-        run.close()
+    run.train()
+    return run.close
 
 
 class Run:
@@ -53,6 +52,7 @@ class Run:
         self.config, self.folder, self.world, self.inputs = config, folder, world, inputs
         self.layout = together(lambda: config.engine.layout(world))
         self.identity = inputs.identity(config)
+        refuse_different_ranks({"settings": to_record(config), "shards": self.identity["shards"]})
         torch.manual_seed(config.run.seed)
         model = Alliance(config.model, list(inputs.sensors.values()))
         build = partial(build_engine, model, config.optim, config.engine, world, inputs.batching)
@@ -120,9 +120,8 @@ class Run:
         millions = sum(count_parameters(p) for p in model.parameters()) / 1e6
         encoder = sum(count_parameters(p) for p in model.encoder.parameters()) / 1e6
         logger.info(
-            "%.1f M parameters (encoder %.1f M), batch %d on %d ranks (%s), ZeRO stage %d, sensors %s",
-            millions, encoder, optim.batch, self.world.size, self.world.device,
-            self.engine.zero_optimization_stage(), ", ".join(self.inputs.sensors),
+            "%.1f M parameters (encoder %.1f M), batch %d on %s (%s), process %d, sensors %s",
+            millions, encoder, optim.batch, self.layout, self.world.device, os.getpid(), ", ".join(self.inputs.sensors),
         )  # fmt: skip
         for source in self.inputs.loader.sources:
             logger.info("%s: %d samples in %d shards, %.1f steps an epoch; none is dropped, a batch may span two epochs",
@@ -200,7 +199,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[str]:
         for stage in (stage for stage in STAGES if f"loss_{stage}" in own[0]):
             losses = [record[f"loss_{stage}"] or 0.0 for record in own]
             first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
-            falls.append(f"{stage} {first:.3f} -> {last:.3f} ({last / first - 1:+.0%})")
+            falls.append(f"{stage} {first:.3f} -> {last:.3f} ({last / first - 1:+.0%})" if first else f"{stage} 0")
         lines.append(f"{name}: {', '.join(falls)}; means of the first and last fifth of the logged steps")
     return lines
 

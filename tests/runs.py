@@ -56,28 +56,26 @@ class Ranks:
     """A run of several ranks as plain processes, without a launcher that ends them when one dies."""
 
     def __init__(
-        self, command: Sequence[str], count: int, environ: Mapping[str, str] = MappingProxyType({}), **limits: Any
+        self,
+        command: Sequence[str],
+        count: int,
+        environ: Mapping[str, str] = MappingProxyType({}),
+        own: Sequence[Sequence[str]] = (),
+        **limits: Any,
     ) -> None:
+        """
+        Args:
+            own: further arguments of each rank.
+        """
         self.processes, port = [], free_port()
         for rank in range(count):
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-            own = (
-                environment()
-                | dict(environ)
-                | {"MASTER_ADDR": "127.0.0.1"}
-                | {name: str(value) for name, value in places.items()}
-            )
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, *command],
-                    cwd=ROOT,
-                    env=own,
-                    text=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    **limits,
-                )  # fmt: skip
-            )
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            started = subprocess.Popen(
+                [sys.executable, *command, *(own[rank] if own else ())], cwd=ROOT, text=True,
+                env=environment() | dict(environ) | place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **limits,
+            )  # fmt: skip
+            self.processes.append(started)
 
     def wait(self, timeout: float = TIMEOUT) -> list[tuple[int, str]]:
         """Exit code and output of every rank; those that do not end in time are killed."""

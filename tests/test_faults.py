@@ -145,6 +145,23 @@ def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_step_out_on_all(
     assert all(after[step]["sample_digest"] == before[step]["sample_digest"] for step in (3, 4))
 
 
+def test_a_last_step_that_is_left_out_does_not_keep_a_run_from_ending(sar_shards: Path, tmp_path: Path) -> None:
+    ended = troubled(tmp_path / "run", [sar_shards], "nan:0:2", "--run.steps", "3")
+    assert [code for code, _ in ended] == [0, 0], ended[0][1]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1]
+    assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
+
+
+def test_ranks_that_were_started_differently_are_refused(sar_shards: Path, tmp_path: Path) -> None:
+    started = Ranks(
+        arguments_of(tmp_path / "run", [sar_shards], "--run.steps", "3"), 2, own=[(), ("--optim.lr", "1e-5")]
+    )
+    ended = started.wait(100)
+    assert [code for code, _ in ended] == [2, 2], ended
+    assert "was started with other settings than rank 0; give all the same" in ended[0][1]
+
+
 def test_steps_without_end_that_are_not_finite_stop_the_run(sar_shards: Path, tmp_path: Path) -> None:
     ended = troubled(tmp_path / "run", [sar_shards], "nan:1:all", "--run.steps", "50", "--run.save_every", "1")
     assert [code for code, _ in ended] == [2, 2]

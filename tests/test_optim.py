@@ -67,3 +67,16 @@ def test_settings_that_train_wrongly_are_refused():
         EngineConfig(deepspeed={"gradient_clipping": 1.0})
     with pytest.raises(InputError, match="batch >= 1"):
         OptimConfig(batch=0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"zero_optimization": {"stage": 3}}, {"zero_optimization": {"offload_optimizer": {}}}, {"data_types": {}}]
+)
+def test_settings_that_would_undo_the_derived_ones_are_refused(given):
+    with pytest.raises(InputError, match=r"engine.deepspeed.* is derived or not supported"):
+        EngineConfig(deepspeed=given)
+
+
+def test_a_micro_batch_below_one_is_refused():
+    with pytest.raises(InputError, match="engine.micro_batch must be at least 1, got -1"):
+        EngineConfig(micro_batch=-1)

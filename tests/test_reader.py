@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from alliance.errors import InputError
 from datasets.augment import draw_placements
 from datasets.shards import Batch, LoaderConfig, ShardLoader, ShardSource, SourceConfig
+from datasets.shards.batches import Buffers
 from datasets.shards.command import main
 from datasets.shards.order import SampleOrder
 from datasets.shards.read import BrokenSample
@@ -297,3 +298,36 @@ def test_an_oblong_keeps_its_shape_and_its_mask() -> None:
         placed, mask = placement.apply(image, image[0] > 11)
         assert placed.shape == (1, 4, 6)
         np.testing.assert_array_equal(mask, placed[0] > 11)
+
+
+def test_a_batch_that_cannot_be_read_counts_all_its_samples(folder: Path, tmp_path: Path) -> None:
+    damaged = copy(folder, tmp_path / "damaged")
+    source = ShardSource(damaged)
+    for path in damaged.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(BrokenSample) as caught:
+        source.read(SENSOR, np.zeros(3, int), np.arange(3))
+    assert [fault.cause for fault in caught.value.faults] == ["shard"] * 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"no archive"])
+def test_a_damaged_sidecar_breaks_its_samples_alone(folder: Path, tmp_path: Path, content: bytes) -> None:
+    damaged = copy(folder, tmp_path / "damaged")
+    sorted(damaged.glob("*.npz"))[0].write_bytes(content)
+    samples = ShardSource(damaged).read(SENSOR, np.array([0, 1]), np.array([0, 0]))
+    assert [fault.cause for fault in samples.faults] == ["index"]
+
+
+def test_arrays_of_batches_are_used_again_only_when_nobody_holds_them() -> None:
+    buffers = Buffers(2)
+    first = torch.from_numpy(buffers((2, 3), np.dtype(np.float32)))
+    first.fill_(1)
+    second = buffers((2, 3), np.dtype(np.float32))
+    second[:] = 2
+    assert (first == 1).all()
+    place, view = second.ctypes.data, second[0]
+    del second
+    assert buffers((2, 3), np.dtype(np.float32)).ctypes.data != place  # a view is left
+    del view
+    free = buffers((2, 3), np.dtype(np.float32))
+    assert free.ctypes.data != first.data_ptr()

@@ -153,7 +153,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_others(sources: list[Path], tmp_
     assert time.monotonic() - began < 60
     line = output.strip().splitlines()[-1]
     assert "stopped: rank 1 (host " in line
-    assert f"process {process}) died or hangs at step " in line
+    assert f"process {process}) died or stopped at step " in line
     assert "Traceback" not in output
 
 

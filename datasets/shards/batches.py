@@ -24,7 +24,6 @@ from datasets.shards.stream import Lane, StreamSource
 Source = ShardSource | StreamSource
 TRIES = 8  # other batches looked at when no sample of a micro-batch can be read
 AHEAD = 2  # micro-batches that a thread may be ahead of the training
-KEPT = 8  # arrays that are kept for use again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +78,22 @@ class Reader:
         self.config, self.lanes = config, lanes
         self.rank, self.world = rank, world
         self.own = _Own(sources, config)
-        self._buffers = Buffers(KEPT)
+        self._buffers = Buffers(AHEAD * max(config.workers, 1) + 2)
 
     def read_ahead(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Reading]]:
         """The micro-batches of endless tasks, in their order."""
         if not self.config.workers:
             yield from ((task, self._finish(task)) for task in tasks)
             return
-        with ThreadPoolExecutor(self.config.workers, "reader") as threads:
-            begun = deque(self._begin(task, threads) for task in itertools.islice(tasks, AHEAD * self.config.workers))
-            try:
-                for later in tasks:
-                    task, reading = begun.popleft()
-                    begun.append(self._begin(later, threads))
-                    yield task, reading.result() if reading else self._finish(task)
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)
+        threads = ThreadPoolExecutor(self.config.workers, "reader")
+        begun = deque(self._begin(task, threads) for task in itertools.islice(tasks, AHEAD * self.config.workers))
+        try:
+            for later in tasks:
+                task, reading = begun.popleft()
+                begun.append(self._begin(later, threads))
+                yield task, reading.result() if reading else self._finish(task)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, task: Task, threads: ThreadPoolExecutor) -> tuple[Task, Future[Reading] | None]:
         """A lane is read in order, by the thread that asks; it reads ahead by itself."""
@@ -127,7 +126,7 @@ class Reader:
                 )
                 return samples._replace(faults=lost + samples.faults)
             except BrokenSample as error:
-                lost.append(error.fault)
+                lost += error.faults
         raise InputError(f"{source.folder}: {TRIES} batches in a row cannot be read: {lost[0]}; copy the shards again")
 
 

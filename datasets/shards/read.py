@@ -41,11 +41,14 @@ class Fault(NamedTuple):
 
 
 class BrokenSample(Exception):
-    """A sample cannot be read; its argument is the fault."""
+    """A sample, or none of a batch, can be read; its arguments are the faults."""
 
     @property
-    def fault(self) -> Fault:
-        return self.args[0]
+    def faults(self) -> tuple[Fault, ...]:
+        return self.args
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Samples(NamedTuple):
@@ -57,7 +60,7 @@ class Samples(NamedTuple):
 
 
 class ShardSource:
-    """The shards of one folder. Reads are independent of each other and of the process; it may be pickled."""
+    """The shards of one folder. Reads are independent of each other; a copy has caches of its own."""
 
     def __init__(self, folder: Path | str) -> None:
         """Read the index; the shards are not looked at, see `check`.
@@ -146,11 +149,11 @@ class ShardSource:
                 broken[place] = error
         good = [place for place in sorted(entries) if place not in broken]
         if not good:
-            raise broken[0]
+            raise BrokenSample(*(fault for place in sorted(broken) for fault in broken[place].faults))
         for place in broken:
             stored[place], entries[place] = stored[good[0]], entries[good[0]]
         keys = [entries[place].key for place in range(len(shards))]
-        return Samples(stored, keys, [broken[place].fault for place in sorted(broken)])
+        return Samples(stored, keys, [fault for place in sorted(broken) for fault in broken[place].faults])
 
     def keys(self, shards: Iterable[int], samples: Iterable[int]) -> list[str]:
         """Keys of many samples; a sample whose sidecar is broken is called by its numbers."""
@@ -186,7 +189,11 @@ class ShardSource:
         name = self.index.shards[entry.shard].name
         data = array.reshape(-1).view(np.uint8).data  # the same memory, as bytes
         try:
-            count = os.preadv(self._descriptor(entry.shard), [data], entry.offset)
+            descriptor = self._descriptor(entry.shard)
+            count = more = os.preadv(descriptor, [data], entry.offset)
+            while more and count < len(data):  # some file systems give less than they have
+                more = os.preadv(descriptor, [data[count:]], entry.offset + count)
+                count += more
         except OSError as error:
             raise BrokenSample(Fault("shard", name, entry.key, error.strerror or str(error))) from error
         if count < len(data):
@@ -199,7 +206,7 @@ class ShardSource:
         name = self.index.shards[shard].name
         try:
             return self._sidecars.get_or_make(shard, lambda: self._load_sidecar(shard))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BrokenSample(Fault("index", name, "sidecar", f"cannot be read: {error}")) from error
 
     def _load_sidecar(self, shard: int) -> Sidecar:
@@ -207,6 +214,8 @@ class ShardSource:
         sidecar = Sidecar.load((self.folder / record.name).with_suffix(".npz"))
         if len(sidecar.keys) != record.samples:
             raise ValueError(f"has {len(sidecar.keys)} samples, the index {record.samples}")
+        if absent := sorted(set(self.sensors) - set(sidecar.places)):
+            raise ValueError(f"has nothing of sensor {absent[0]}")
         return sidecar
 
     def _descriptor(self, shard: int) -> int:

@@ -148,10 +148,8 @@ class Lane:
         self.close()
         self.position = position
 
-    def take(self, sensor: str, count: int, step: Any = None) -> Samples:
+    def take(self, sensor: str, count: int) -> Samples:
         """The next slots, or those after them where all are faults; a fault is replaced by the first sample and named.
-
-        Nothing here depends on `step`.
 
         Raises:
             InputError: eight shards in a row gave no sample.
