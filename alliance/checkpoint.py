@@ -87,17 +87,21 @@ def load_weights(
 ) -> None:
     """Copy weights into a module; refuse, with a table, names or shapes that differ and are not in `allow`."""
     own = module.state_dict()
-    rows = [f"  missing     {name} {tuple(own[name].shape)}" for name in own if name not in weights]
-    rows += [f"  unexpected  {name} {tuple(weights[name].shape)}" for name in weights if name not in own]
-    reshaped = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    rows += [f"  reshaped    {name} {tuple(weights[name].shape)} -> {tuple(own[name].shape)}" for name in reshaped]
-    refused = [row for row in rows if row.split()[1] not in allow]
+    refused = [row for row in differences(own, weights) if row.split()[1] not in allow]
     if refused:
         raise InputError(
             f"{source} does not fit the model; name what may differ with allow=[...]:\n" + "\n".join(refused)
         )
-    fitting = {name: value for name, value in weights.items() if name in own and name not in reshaped}
+    fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
     module.load_state_dict(fitting, strict=False)
+
+
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """One row, to be shown, for every name that is missing, unexpected or of another shape."""
+    rows = [f"  missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
+    rows += [f"  unexpected  {name} {tuple(found[name].shape)}" for name in found if name not in expected]
+    shapes = [(name, tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found]
+    return rows + [f"  reshaped    {name} {seen} -> {wanted}" for name, seen, wanted in shapes if seen != wanted]
 
 
 def _read_config(path: Path) -> EncoderConfig:

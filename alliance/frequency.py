@@ -38,7 +38,7 @@ def float32_island(like: Tensor) -> Iterator[None]:
             products.fp32_precision = precision
 
 
-def _uncompiled(function: Function) -> Function:
+def uncompiled(function: Function) -> Function:
     """Keep complex arithmetic, which the compiler lacks, out of compiled graphs."""
     return cast(Function, torch.compiler.disable(function))
 
@@ -130,14 +130,14 @@ def _rdft_matrices(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor
         return forward.float().to(device), inverse.float().to(device)
 
 
-@_uncompiled
+@uncompiled
 def _rfft2(grid: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     spectrum = torch.fft.rfft2(rearrange(grid, "... (h w) f -> ... h w f", h=h), dim=(-3, -2), norm="ortho")
     spectrum = rearrange(spectrum, "... i j f -> ... (i j) f")
     return spectrum.real, spectrum.imag
 
 
-@_uncompiled
+@uncompiled
 def _irfft2(real: Tensor, imaginary: Tensor, h: int, w: int) -> Tensor:
     spectrum = rearrange(torch.complex(real, imaginary), "... (i j) f -> ... i j f", i=h)
     return rearrange(torch.fft.irfft2(spectrum, s=(h, w), dim=(-3, -2), norm="ortho"), "... h w f -> ... (h w) f")

@@ -27,10 +27,10 @@ class RasterScene(Scene):
     def open(self, bands: Sequence[int]) -> Iterator[Read]:
         with ExitStack() as stack:
             if len(self.files) == 1:
-                yield _whole_reader(stack.enter_context(_opened(self.files[0])), self.files[0], bands)
+                yield _whole_reader(stack.enter_context(opened(self.files[0])), self.files[0], bands)
             else:
                 files = [self.files[band] for band in bands]
-                readers = [_band_reader(stack.enter_context(_opened(file)), file, self.shape) for file in files]
+                readers = [_band_reader(stack.enter_context(opened(file)), file, self.shape) for file in files]
                 yield lambda *window: np.stack([read(*window) for read in readers])
 
 
@@ -40,7 +40,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
     Raises:
         Unreadable: no raster, or its pixels are complex.
     """
-    with _opened(path) as dataset, readable(path):
+    with opened(path) as dataset, readable(path):
         return RasterScene(
             root=root,
             files=(path,),
@@ -120,7 +120,12 @@ def _join(members: Sequence[RasterScene], prefix: str) -> RasterScene:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """A raster that is open for reading, with or without georeference.
+
+    Raises:
+        Unreadable: no raster.
+    """
     with readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(path)

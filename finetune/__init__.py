@@ -1,1 +1,1 @@
-"""Downstream tasks on a pretrained encoder. None is here yet."""
+"""Downstream tasks. `pad`: SAR-RGB segmentation, `s2fin`: few-label classification; their trainers are to come."""

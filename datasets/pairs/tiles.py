@@ -1,0 +1,135 @@
+"""Registered optical and SAR images with their label maps, read one by one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from alliance.errors import InputError
+from datasets.pairs.description import ImageSource, PairSet
+from datasets.pairs.find import find_pairs
+from datasets.rasters import opened
+from datasets.scenes import Unreadable, readable
+
+LABEL_DTYPES = ("uint8", "int8", "uint16", "int16")
+
+
+class Pair(NamedTuple):
+    """One pair, or a batch of pairs with a leading dimension. Numbers are as stored, NaN where a pixel is missing."""
+
+    optical: Tensor  # (c, h, w) float32
+    sar: Tensor  # (c, h, w) float32
+    label: Tensor  # (h, w) int64, class indices, 255 to ignore
+
+
+class PairTiles(Dataset[Pair]):
+    """The pairs of a split, read from their files whenever one is asked for: no state, so any worker reads any pair.
+
+    `keys` are their names; `skipped` are the names that lack a file, with the reason.
+
+    Raises:
+        InputError: no such split, folder or list, or no pair is complete.
+    """
+
+    def __init__(self, pairs: PairSet, split: str) -> None:
+        self.pairs = pairs
+        self.split = split
+        self.files, self.skipped = find_pairs(pairs, split)
+        self.keys = [files.key for files in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Pair:
+        """A pair by its number.
+
+        Raises:
+            InputError: a file is damaged, has another dtype or lacks a band, the sizes differ, or a label is no class.
+        """
+        key, optical, sar, label = self.files[index]
+        pair = Pair(
+            read_image(optical, self.pairs.optical),
+            read_image(sar, self.pairs.sar),
+            read_label(label, self.pairs.stored_values),
+        )
+        sizes = {name: tuple(tensor.shape[-2:]) for name, tensor in pair._asdict().items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
+            raise InputError(f"{key}: sizes in pixels differ: {listed}; resample or crop them to one grid")
+        return pair
+
+
+def read_image(path: Path, source: ImageSource) -> Tensor:
+    """The source's bands of a file, (c, h, w) float32, NaN where missing.
+
+    Raises:
+        InputError: the file cannot be read, has another dtype, or lacks a band.
+    """
+    with _named(path), opened(path) as dataset:
+        dtypes = sorted(set(dataset.dtypes))
+        if dtypes != [source.dtype]:
+            raise InputError(
+                f"{path} holds {', '.join(dtypes)}, expected is {source.dtype}; convert the files, or set `dtype` in the "
+                f"description, with mean and std to match"
+            )
+        if max(source.bands) > dataset.count:
+            raise InputError(f"{path} has {dataset.count} bands, asked for are {list(source.bands)}; mend `bands`")
+        with readable(path):
+            stored = dataset.read(list(source.bands))
+        nodata = dataset.nodata if source.nodata is None and stored.dtype.kind == "f" else source.nodata
+    image = torch.from_numpy(stored.astype(np.float32))
+    return image if nodata is None else image.masked_fill(torch.from_numpy(stored == nodata), torch.nan)
+
+
+def read_label(path: Path, values: dict[int, int]) -> Tensor:
+    """A label map as class indices, (h, w) int64.
+
+    Args:
+        values: class index of every stored value.
+    Raises:
+        InputError: the file cannot be read, is no label map, or holds other values.
+    """
+    with _named(path), opened(path) as dataset:
+        if dataset.count != 1 or dataset.dtypes[0] not in LABEL_DTYPES:
+            raise InputError(
+                f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; a label map has one band of small integers: "
+                f"is this the folder of the labels?"
+            )
+        with readable(path):
+            stored = dataset.read(1)
+    indices = to_indices(stored, values)
+    unknown = np.unique(stored[indices < 0])
+    if unknown.size:
+        raise InputError(
+            f"{path} holds {_brief(unknown)}, which {'is' if unknown.size == 1 else 'are'} no class; known values are "
+            f"{_brief(np.array(sorted(values)))}: mend `label.values`, or take the folder of the labels"
+        )
+    return torch.from_numpy(indices)
+
+
+def to_indices(stored: np.ndarray, values: dict[int, int]) -> np.ndarray:
+    """Class indices int64 of stored small integers of any shape; -1 where a value is not among `values`."""
+    limits = np.iinfo(stored.dtype)
+    table = np.full(limits.max - limits.min + 1, -1, dtype=np.int64)
+    for value, index in values.items():
+        if limits.min <= value <= limits.max:
+            table[value - limits.min] = index
+    return table[stored.astype(np.int64) - limits.min]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A damaged file is a user's affair, named with its path."""
+    try:
+        yield
+    except Unreadable as error:
+        raise InputError(f"{path} {error}; fetch it again, or take the pair out of the list") from error
+
+
+def _brief(values: np.ndarray, limit: int = 8) -> str:
+    return ", ".join(map(str, values[:limit].tolist())) + (f", ... ({values.size})" if values.size > limit else "")

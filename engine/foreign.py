@@ -1,0 +1,97 @@
+"""Weights out of checkpoint files of other projects, without executing anything that stands in them."""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
+
+from alliance.errors import InputError
+
+WRAPPERS = ("state_dict", "model", "module")  # entries under which training frameworks keep the weights
+REBUILDS = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+}
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights of a `torch.save` file by name, on the CPU, mapped from the file rather than read.
+
+    Objects of foreign classes (an mmengine file holds its log beside the weights) become placeholders: no class or
+    function that the file names is imported or called, except torch's own rebuilding of tensors.
+
+    Raises:
+        InputError: no such file, not a `torch.save` file, damaged, or without named weights.
+    """
+    content = _read(Path(path))
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if key in content), content)
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path} holds no weights by name; give a checkpoint with a state_dict")
+    for name in content:
+        if not isinstance(name, str) or not isinstance(content[name], Tensor):
+            raise InputError(f"{path}: {name!r} is not a tensor; this file is damaged or not a checkpoint")
+    return {name: content[name].detach() for name in content}
+
+
+class Placeholder:
+    """Stands for whatever a file names that is not a tensor: can be made, called, filled, and does nothing."""
+
+    def __new__(cls, *_arguments: Any, **_named: Any) -> "Placeholder":
+        return object.__new__(cls)
+
+    def __init__(self, *_arguments: Any, **_named: Any) -> None: ...
+
+    def __call__(self, *_arguments: Any, **_named: Any) -> "Placeholder":
+        return Placeholder()
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+    def add(self, item: Any) -> None: ...
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Knows ordered dictionaries and torch's rebuilding of tensors and parameters; the rest is a `Placeholder`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        rebuild = REBUILDS.get((module, name))
+        if rebuild is not None:
+            return lambda *arguments: rebuild(*arguments)  # not torch's own: a file can set attributes of what it names
+        return type("Placeholder", (Placeholder,), {})
+
+
+def _read(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):  # also where there is no such file
+        raise InputError(
+            f"{path} is not a checkpoint file (a zip archive as torch.save writes it); give the .pth itself"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        pass  # an object beside the weights that torch does not know
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    restricted = SimpleNamespace(__name__="restricted", Unpickler=RestrictedUnpickler)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True, pickle_module=restricted)
+    except Exception as error:  # what a damaged or hostile file can raise is not to be foreseen
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read as a checkpoint ({type(error).__name__}); fetch the file again")

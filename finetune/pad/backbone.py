@@ -1,0 +1,56 @@
+"""What turns an image into four maps: the interface, and the ConvNeXt V2 of the paper."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import timm
+from timm.layers.norm import LayerNorm2d
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
+StageNorms = Literal["inline", "output"]
+
+
+class Backbone(nn.Module):
+    """Encoder of one modality: another one derives from this, or is any module with these two members.
+
+    `channels` are the widths of the four maps.
+    """
+
+    channels: Sequence[int]
+
+    def forward(self, image: Tensor) -> Sequence[Tensor]:
+        """Image (b, c, h, w) -> four maps (b, channels[i], h / s, w / s) of strides s = 4, 8, 16, 32, rounded down."""
+        raise NotImplementedError
+
+
+class ConvNeXtV2(Backbone):
+    """ConvNeXt V2 with a layer norm after each stage. `stem` and `stages` have timm's names.
+
+    Args:
+        size: widths and depths as timm's `convnextv2_<size>`; linear layers in the blocks at every size.
+        norms: `inline`, the normalised map also feeds the next stage (release), or `output`, the usual use.
+        drop_path: rate of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self, size: Size = "large", in_channels: int = 3, *, norms: StageNorms = "inline", drop_path: float = 0.4
+    ) -> None:
+        super().__init__()
+        net = timm.create_model(
+            f"convnextv2_{size}", in_chans=in_channels, drop_path_rate=drop_path, num_classes=0, conv_mlp=False
+        )
+        assert isinstance(net, ConvNeXt), "timm builds ConvNeXt V2 from its class ConvNeXt"
+        self.channels = [stage["num_chs"] for stage in net.feature_info]
+        self.inline = norms == "inline"
+        self.stem, self.stages = net.stem, net.stages
+        self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in self.channels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        running, maps = self.stem(image), []
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            running = stage(running)
+            maps.append(norm(running))
+            running = maps[-1] if self.inline else running
+        return maps

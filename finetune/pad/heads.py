@@ -1,0 +1,81 @@
+"""Decoders: UPerHead and the auxiliary FCNHead, with the parts and the names of mmsegmentation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+POOL_SCALES = (1, 2, 3, 6)
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(b, c, h, w) -> (b, c, *size), bilinear, corners not aligned."""
+    return nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class ConvNormReLU(nn.Module):
+    """Convolution that keeps the size, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class Head(nn.Module):
+    """What the two heads share: dropout of whole channels and the 1 x 1 classifier."""
+
+    def __init__(self, width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv_seg = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.conv_seg(self.dropout(x))
+
+
+class UPerHead(Head):
+    """Pyramid pooling on the last map, top-down pathway, all levels joined at the finest (UPerNet).
+
+    Args:
+        channels: widths of the four maps.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
+        super().__init__(width, classes, dropout)
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormReLU(channels[-1], width, 1)) for scale in POOL_SCALES
+        )
+        self.bottleneck = ConvNormReLU(channels[-1] + len(POOL_SCALES) * width, width, 3)
+        self.lateral_convs = nn.ModuleList(ConvNormReLU(inputs, width, 1) for inputs in channels[:-1])
+        self.fpn_convs = nn.ModuleList(ConvNormReLU(width, width, 3) for _ in channels[:-1])
+        self.fpn_bottleneck = ConvNormReLU(len(channels) * width, width, 3)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps (b, channels[i], h_i, w_i), finest first -> logits (b, classes, h_0, w_0)."""
+        last = maps[-1]
+        pooled = [resize(module(last), last.shape[-2:]) for module in self.psp_modules]
+        top = self.bottleneck(torch.cat([last, *pooled], dim=1))
+        levels = [top]
+        for lateral, finer in zip(reversed(self.lateral_convs), reversed(maps[:-1]), strict=True):
+            levels.insert(0, lateral(finer) + resize(levels[0], finer.shape[-2:]))
+        smooth = [conv(level) for conv, level in zip(self.fpn_convs, levels[:-1], strict=True)]
+        joined = [resize(level, maps[0].shape[-2:]) for level in [*smooth, top]]
+        return self.classify(self.fpn_bottleneck(torch.cat(joined, dim=1)))
+
+
+class FCNHead(Head):
+    """One 3 x 3 convolution and the classifier."""
+
+    def __init__(self, channels: int, classes: int, *, width: int = 128, dropout: float = 0.1) -> None:
+        super().__init__(width, classes, dropout)
+        self.convs = nn.ModuleList([ConvNormReLU(channels, width, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, channels, h, w) -> logits (b, classes, h, w)."""
+        return self.classify(self.convs[0](x))

@@ -1,0 +1,132 @@
+"""The PAD network: two encoders, a fusion block per stage, UPerHead and an auxiliary head."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from alliance.errors import InputError
+from finetune.pad.backbone import Backbone, ConvNeXtV2, Size, StageNorms
+from finetune.pad.fusion import FusionBlock, FusionConfig
+from finetune.pad.heads import FCNHead, UPerHead, resize
+
+Input = Literal["both", "rgb", "sar"]
+
+SMALLEST = 32  # pixels: the coarsest stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class PadConfig:
+    """The network. The defaults are the release for WHU-OPT-SAR."""
+
+    size: Size = "large"  # of both ConvNeXt V2 encoders
+    classes: int = 7
+    rgb_channels: int = 3
+    sar_channels: int = 3  # the release repeats its single SAR band three times
+    input: Input = "both"  # rgb, sar: one encoder and no fusion
+    stage_norms: StageNorms = "inline"  # release: the normalised map also feeds the next stage; "output" is usual
+    drop_path: float = 0.4  # of the last block
+    dropout: float = 0.1  # before both classifiers
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+    def __post_init__(self) -> None:
+        for name, choices in (("size", Size), ("input", Input), ("stage_norms", StageNorms)):
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(choices))}")
+        for name in ("classes", "rgb_channels", "sar_channels"):
+            if not 1 <= getattr(self, name) < 255:
+                raise InputError(f"{name} must be 1 to 254, got {getattr(self, name)}")
+
+    @property
+    def in_channels(self) -> dict[str, int]:
+        """Channels of each modality that is used, RGB first."""
+        channels = {"rgb": self.rgb_channels, "sar": self.sar_channels}
+        return channels if self.input == "both" else {self.input: channels[self.input]}
+
+
+class PadOutput(NamedTuple):
+    """logits and auxiliary (b, classes, h, w) at the size of the image; penalty () float32, summed over the stages."""
+
+    logits: Tensor
+    auxiliary: Tensor
+    penalty: Tensor
+
+
+class Pad(nn.Module):
+    """SAR-RGB segmentation (equations 4 to 10).
+
+    Args:
+        backbones: encoders by modality ("rgb", "sar") instead of ConvNeXt V2; their channels must agree.
+    Raises:
+        InputError: other modalities than `config.input`, or channels that differ.
+    """
+
+    def __init__(self, config: PadConfig, backbones: Mapping[str, Backbone] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if backbones is None:
+            backbones = {
+                name: ConvNeXtV2(config.size, count, norms=config.stage_norms, drop_path=config.drop_path)
+                for name, count in config.in_channels.items()
+            }
+        channels = _common_channels(backbones, list(config.in_channels))
+        self.encoders = nn.ModuleDict({name: backbones[name] for name in config.in_channels})
+        fusing = config.fusion.stages if config.input == "both" else ()
+        self.fusions = nn.ModuleDict(
+            {str(stage): FusionBlock(channels[stage - 1], config.fusion) for stage in sorted(fusing)}
+        )
+        self.decoder = UPerHead(channels, config.classes, dropout=config.dropout)
+        self.auxiliary = FCNHead(channels[2], config.classes, dropout=config.dropout)
+
+    def forward(self, rgb: Tensor | None = None, sar: Tensor | None = None) -> PadOutput:
+        """Standardised images (b, c, h, w) of one size, any size from 32 x 32 on -> `PadOutput`.
+
+        What `config.input` does not name is ignored.
+
+        Raises:
+            InputError: an image is missing, has other channels, is too small, or the two differ in size.
+        """
+        images = {
+            name: _required(name, {"rgb": rgb, "sar": sar}[name], c) for name, c in self.config.in_channels.items()
+        }
+        shapes = {(image.shape[0], *image.shape[-2:]) for image in images.values()}
+        if len(shapes) > 1:
+            raise InputError(f"rgb and sar differ in count or size: {shapes}; give registered images of one size")
+        maps, penalty = self.fuse([self.encoders[name](image) for name, image in images.items()])
+        size = next(iter(images.values())).shape[-2:]
+        return PadOutput(resize(self.decoder(maps), size), resize(self.auxiliary(maps[2]), size), penalty)
+
+    def fuse(self, pyramids: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], Tensor]:
+        """The four maps of one or two modalities, RGB first -> four maps, and the sum of the penalties () float32."""
+        maps = []
+        penalty = torch.zeros((), device=pyramids[0][0].device)
+        for stage, features in enumerate(zip(*pyramids, strict=True), start=1):
+            if str(stage) in self.fusions:
+                fused, change = self.fusions[str(stage)](*features)
+                penalty = penalty + change
+            else:
+                fused = sum(features[1:], start=features[0])
+            maps.append(fused)
+        return maps, penalty
+
+
+def _common_channels(backbones: Mapping[str, Backbone], wanted: Sequence[str]) -> list[int]:
+    if set(backbones) != set(wanted):
+        raise InputError(f"backbones are for {sorted(backbones)}, the model needs {sorted(wanted)}")
+    channels = {name: list(backbone.channels) for name, backbone in backbones.items()}
+    if len(set(map(tuple, channels.values()))) > 1:
+        raise InputError(f"channels of the backbones differ: {channels}; project them to common widths")
+    return channels[wanted[0]]
+
+
+def _required(name: str, image: Tensor | None, channels: int) -> Tensor:
+    if image is None:
+        raise InputError(f"the {name} image is missing; give it, or build the model with another `input`")
+    if image.ndim != 4 or image.shape[1] != channels or min(image.shape[-2:]) < SMALLEST:
+        raise InputError(
+            f"{name} is {tuple(image.shape)}, not (b, {channels}, h, w) of at least {SMALLEST} x {SMALLEST} pixels; "
+            f"set {name}_channels, or give the image in that shape"
+        )
+    return image

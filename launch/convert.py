@@ -1,0 +1,11 @@
+"""Convert weights of other projects:  python launch/convert.py pad best_mIoU_whuoptsar_weight.pth pad/"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from finetune.convert import main
+
+    main()

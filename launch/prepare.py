@@ -1,0 +1,11 @@
+"""Prepare public data sets:  python launch/prepare.py whu-opt-sar downloads/whu-opt-sar data/whu-opt-sar"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from datasets.pairs.prepare import main
+
+    main()
