@@ -16,7 +16,8 @@ from datasets.scenes import Read, Scene, Unreadable, check_dtype, find_date, rea
 
 SUFFIXES = (".h5", ".hdf5", ".nc", ".mat", ".npy", ".npz")
 NODATA_ATTRIBUTES = ("_FillValue", "missing_value", "Data_Ignore_Value")
-MATLAB_NUMBERS = ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+MATLAB_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+MATLAB_NUMBERS = ("double", "single", "logical", *MATLAB_INTEGERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class CubeOptions:
     key: str | None = None  # name of the array; None: the only 3-D one
     axes: str | None = None  # order of the stored axes, such as "hwc"; None: recognised by the band count
     bands: int | None = None  # the sensor's band count, if known
+    grid: tuple[int, ...] | None = None  # rows and columns, if known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,7 @@ class CubeScene(Scene):
                 spans = {"c": slice(None), "h": slice(row, row + height), "w": slice(col, col + width)}
                 with readable(self.files[0]):
                     window = np.asarray(array[tuple(spans[axis] for axis in self.axes)])
-                target = "c h w" if "c" in self.axes else "1 h w"
-                return rearrange(window, f"{' '.join(self.axes)} -> {target}")[list(bands)]
+                return _bands_first(window, self.axes)[list(bands)]
 
             yield read
 
@@ -60,30 +61,40 @@ def describe_cube(path: Path, root: Path, options: CubeOptions) -> CubeScene:
         key = options.key.strip("/") if options.key else _only_cube(arrays)
         if key not in arrays:
             raise Unreadable(f"has no array {key!r}; it has {_listing(arrays)}")
+        axes, wavelengths = _stored_axes(path, arrays, key, options)
         array = arrays[key]
-        dtype = check_dtype(array.dtype)
-        if array.ndim > 3 or _has_time(array):
-            raise Unreadable(f"{key} {array.shape} is a time series; save one date as a 3-D array")
-        if array.ndim < 2:
-            raise Unreadable(f"{key} {array.shape} is no image")
-        flipped = _is_matlab_hdf5(path)  # MATLAB writes (h, w, c) so that others read (c, w, h)
-        shape = array.shape[::-1] if flipped else array.shape
-        wavelengths = _wavelengths(arrays, shape)
-        axes = _axes(shape, options, wavelengths)
-        size = dict(zip(axes, shape, strict=True))
+        size = dict(zip(axes, array.shape, strict=True))
         bands = size.get("c", 1)
         return CubeScene(
             root=root,
             files=(path,),
             name=path.relative_to(root).with_suffix("").as_posix(),
             shape=(bands, size["h"], size["w"]),
-            dtype=dtype,
+            dtype=check_dtype(array.dtype),
             wavelengths=wavelengths if wavelengths and len(wavelengths) == bands else None,
             nodata=_nodata(array),
             date=find_date(path),
             key=key,
-            axes=axes[::-1] if flipped else axes,
+            axes=axes,
         )
+
+
+def read_cube(path: Path, options: CubeOptions) -> tuple[np.ndarray, float | None]:
+    """A whole image (c, h, w) as stored, and its nodata value.
+
+    Without a key it is the only array, or the one that is named like the file.
+
+    Raises:
+        Unreadable: there is no such array, or it is no image.
+    """
+    with open_arrays(path) as arrays, readable(path):
+        own = [key for key in arrays if not key.startswith("#")]  # in "#refs#" MATLAB keeps the inside of cells
+        key = (options.key or "").strip("/") or (own[0] if len(own) == 1 else path.stem)
+        if key not in arrays:
+            wish = f"has no array {key!r}" if options.key else "has several arrays; name one as FILE:KEY"
+            raise Unreadable(f"{wish}; it has {_listing(arrays)}")
+        axes, _ = _stored_axes(path, arrays, key, options)
+        return _bands_first(np.asarray(arrays[key][()]), axes), _nodata(arrays[key])
 
 
 @contextmanager
@@ -97,9 +108,9 @@ def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
         elif suffix == ".mat" and not h5py.is_hdf5(path):
-            numeric = [name for name, _, kind in scipy.io.whosmat(path) if kind in MATLAB_NUMBERS]
-            arrays = scipy.io.loadmat(path, variable_names=numeric) if numeric else {}
-            arrays = {name: arrays[name] for name in numeric}
+            names = [name for name, _, kind in scipy.io.whosmat(path) if kind in (*MATLAB_NUMBERS, "struct")]
+            loaded = scipy.io.loadmat(path, variable_names=names) if names else {}
+            arrays = dict(item for name in names for item in _numbers(name, loaded[name]))
         else:
             arrays = h5py.File(path)
     if not isinstance(arrays, h5py.File):
@@ -120,6 +131,20 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
     file.visititems(visit)
     return found
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The numeric arrays inside of a MATLAB value, called as HDF5 calls them: struct/field, and cell/0 of several."""
+    if not isinstance(value, np.ndarray):
+        return
+    if value.dtype.names or value.dtype == object:
+        for index, item in enumerate(value.flat):
+            place = name if value.dtype.names and value.size == 1 else f"{name}/{index}"
+            inside = [(f"{place}/{field}", item[field]) for field in value.dtype.names or ()] or [(place, item)]
+            for field, part in inside:
+                yield from _numbers(field, part)
+    elif value.dtype.kind in "biufc":
+        yield name, value
 
 
 def _only_cube(arrays: Mapping[str, Any]) -> str:
@@ -162,6 +187,27 @@ def _wavelengths(arrays: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[flo
     return None
 
 
+def _stored_axes(
+    path: Path, arrays: Mapping[str, Any], key: str, options: CubeOptions
+) -> tuple[str, tuple[float, ...] | None]:
+    """One letter of "chw" per axis of an array, in the file's order; and the wavelengths beside it."""
+    array = arrays[key]
+    check_dtype(array.dtype)
+    if array.ndim > 3 or _has_time(array):
+        raise Unreadable(f"{key} {array.shape} is a time series; save one date as a 3-D array")
+    if array.ndim < 2:
+        raise Unreadable(f"{key} {array.shape} is no image")
+    flipped = _is_matlab_hdf5(path)  # MATLAB writes (h, w, c) so that others read (c, w, h)
+    shape = array.shape[::-1] if flipped else array.shape
+    wavelengths = _wavelengths(arrays, shape)
+    axes = _axes(shape, options, wavelengths)
+    return axes[::-1] if flipped else axes, wavelengths
+
+
+def _bands_first(array: np.ndarray, axes: str) -> np.ndarray:
+    return rearrange(array, f"{' '.join(axes)} -> {'c h w' if 'c' in axes else '1 h w'}")
+
+
 def _axes(shape: tuple[int, ...], options: CubeOptions, wavelengths: Sequence[float] | None) -> str:
     """One letter of "chw" per axis. The band axis has the known band count, else it is the odd or the smallest one."""
     if len(shape) == 2:
@@ -170,6 +216,9 @@ def _axes(shape: tuple[int, ...], options: CubeOptions, wavelengths: Sequence[fl
         if sorted(options.axes) != sorted("chw"):
             raise Unreadable(f"--axes {options.axes} is no order of the letters h, w and c")
         return options.axes
+    fitting = [axes for axes in ("hwc", "chw", "hcw") if _grid(axes, shape) == options.grid]
+    if len(fitting) == 1:
+        return fitting[0]
     count = options.bands if options.bands in shape else len(wavelengths or ())
     if count in shape:
         place = max(index for index, size in enumerate(shape) if size == count)
@@ -178,6 +227,10 @@ def _axes(shape: tuple[int, ...], options: CubeOptions, wavelengths: Sequence[fl
     else:
         place = 0 if shape[0] == min(shape) < shape[2] else 2
     return ("chw", "hcw", "hwc")[place]
+
+
+def _grid(axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[axes.index("h")], shape[axes.index("w")]
 
 
 def _nodata(array: Any) -> float | None:

@@ -1,0 +1,187 @@
+"""Patches around pixels, gathered from tables of pixels when they are asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alliance.errors import InputError
+from datasets.labelled.reader import LabelledScene
+from datasets.labelled.tables import principal_components, standardised
+from datasets.splits import Indices
+
+
+class Inputs(NamedTuple):
+    """What a network sees of n pixels: float32, standardised; an image that is not there has no channels."""
+
+    spectral: Tensor  # (n, bands, patch, patch), all bands of the passive image
+    passive: Tensor  # (n, components, patch, patch), its principal components, or all bands if they are few
+    active: Tensor  # (n, channels, patch, patch)
+
+
+class Grid(Protocol):
+    """Which rows of a table lie around a place."""
+
+    def __len__(self) -> int: ...  # places
+
+    def around(self, place: Indices, patch: int) -> Indices: ...  # (n,) -> (n, patch, patch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatchSet:
+    """Labelled pixels of one or several scenes. Nothing is copied but the patches that are asked for.
+
+    A place counts all pixels, row by row, scene after scene; `place` says where the m labelled ones are.
+    """
+
+    spectral: Tensor  # (places, bands)
+    passive: Tensor  # (places, components)
+    active: Tensor  # (rows of active_grid, channels)
+    grid: Grid
+    active_grid: Grid
+    patch: int  # side, odd
+    place: Indices  # (m,)
+    label: Indices  # (m,), 0 .. k - 1, the k classes that occur
+    numbers: tuple[int, ...]  # their k numbers in the files
+    classes: tuple[str, ...]  # and names
+    position: Indices  # (m, 2) row and column, (m, 3) with the number of the image if there are several
+    block: Indices | None = None  # (m,) places that a split must not tear apart
+    train: Indices | None = None  # official training pixels, as indices of labelled ones
+    test: Indices | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each of the inputs."""
+        return {role: getattr(self, role).shape[1] for role in Inputs._fields}
+
+    def batch(self, pixels: NDArray) -> tuple[Inputs, Tensor]:
+        """Patches around labelled pixels (n,), and their labels (n,) int64."""
+        _check_range(pixels, len(self), "labelled pixels")
+        return self.around(self.place[pixels]), torch.from_numpy(self.label[pixels])
+
+    def around(self, place: NDArray) -> Inputs:
+        """Patches around any places (n,)."""
+        _check_range(place, len(self.grid), "places")
+        rows, active_rows = (torch.from_numpy(grid.around(place, self.patch)) for grid in (self.grid, self.active_grid))
+        gathered = (self.spectral[rows], self.passive[rows], self.active[active_rows])
+        return Inputs(*(rearrange(one, "n h w c -> n c h w").contiguous() for one in gathered))
+
+
+class SceneGrid:
+    """Places of whole scenes; patches are mirrored at the edge, which is not repeated."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+        self.shapes = np.array(shapes)  # (images, 2)
+        self.first = np.append(0, self.shapes.prod(axis=1).cumsum())  # place of every image's first pixel
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def locate(self, place: Indices) -> tuple[Indices, Indices, Indices]:
+        """Image, row and column of places (n,)."""
+        image = np.searchsorted(self.first, place, side="right") - 1
+        row, col = np.divmod(place - self.first[image], self.shapes[image, 1])
+        return image, row, col
+
+    def around(self, place: Indices, patch: int) -> Indices:
+        image, row, col = self.locate(place)
+        reach = np.arange(patch) - patch // 2
+        height, width = self.shapes[image].T[:, :, None]
+        rows = _mirrored(row[:, None] + reach, height)
+        cols = _mirrored(col[:, None] + reach, width)
+        return (self.first[image, None] + rows * width)[:, :, None] + cols[:, None, :]
+
+
+def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components: int = 30) -> PatchSet:
+    """Patches of scenes with the same bands; statistics and principal components are those of all their pixels.
+
+    Args:
+        components: of the passive image at most; fewer bands than that are taken as they are.
+    Raises:
+        InputError: no scenes, other bands in one of them, or patches without a centre.
+    """
+    check_patch(patch)
+    _check_bands(scenes)
+    grid = SceneGrid([(scene.labels.shape[0], scene.labels.shape[1]) for scene in scenes])
+    labels = _joined([scene.labels for scene in scenes])
+    place = np.flatnonzero(labels)
+    image, row, col = grid.locate(place)
+    numbers, label = np.unique(labels[place], return_inverse=True)
+    spectral = standardised([scene.passive for scene in scenes])
+    official = {}
+    for role in ("train", "test"):
+        masks = [mask for scene in scenes if (mask := getattr(scene, role)) is not None]
+        official[role] = np.flatnonzero(_joined(masks)[place]) if len(masks) == len(scenes) else None
+    return PatchSet(
+        spectral=torch.from_numpy(spectral),
+        passive=torch.from_numpy(principal_components(spectral, components)),
+        active=torch.from_numpy(standardised([scene.active for scene in scenes])),
+        grid=grid,
+        active_grid=grid,
+        patch=patch,
+        place=place,
+        label=label,
+        numbers=tuple(numbers.tolist()),
+        classes=class_names(scenes[0].classes, numbers),
+        position=np.column_stack([row, col, image] if len(scenes) > 1 else [row, col]),
+        block=_blocks(scenes, place, image),
+        **official,
+    )
+
+
+def class_names(names: Sequence[str], numbers: NDArray) -> tuple[str, ...]:
+    """Names of classes by their numbers, from 1 on; without names "class 1", "class 2", ..."""
+    return tuple(str(names[number - 1]) if names else f"class {number}" for number in numbers.tolist())
+
+
+def check_patch(patch: int) -> None:
+    """Refuse patches without a centre pixel."""
+    if patch < 1 or patch % 2 == 0:
+        raise InputError(f"patch {patch} has no centre pixel; use an odd side, such as {max(patch, 0) + 1}")
+
+
+def _check_bands(scenes: Sequence[LabelledScene]) -> None:
+    if not scenes:
+        raise InputError("0 scenes were given; give at least one")
+    first = scenes[0]
+    for scene in scenes[1:]:
+        for role in ("passive", "active"):
+            found, wanted = len(getattr(scene, role)), len(getattr(first, role))
+            if found != wanted:
+                raise InputError(
+                    f"{role} of scene {scene.name} has {found} bands, of scene {first.name} {wanted}; give one sensor's"
+                )
+
+
+def _check_range(pixels: NDArray, count: int, what: str) -> None:
+    outside = pixels[(pixels < 0) | (pixels >= count)]
+    if len(outside):
+        raise InputError(f"pixel {outside[0]} is none of the {count} {what}; count from 0")
+
+
+def _mirrored(index: Indices, size: Indices) -> Indices:
+    """Indices folded back into 0 .. size - 1, as numpy.pad does in mode "reflect"."""
+    last = size - 1
+    index = np.abs(index) % np.maximum(2 * last, 1)
+    return np.minimum(index, 2 * last - index)
+
+
+def _joined(maps: Sequence[NDArray]) -> NDArray:
+    return np.concatenate([one.ravel() for one in maps]) if maps else np.zeros(0)
+
+
+def _blocks(scenes: Sequence[LabelledScene], place: Indices, image: Indices) -> Indices | None:
+    """Number of the block of every labelled pixel; blocks of different scenes differ."""
+    maps = [scene.blocks for scene in scenes if scene.blocks is not None]
+    if len(maps) < len(scenes):
+        return None
+    pairs = np.column_stack([image, _joined(maps)[place]])
+    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)

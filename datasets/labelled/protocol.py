@@ -1,0 +1,101 @@
+"""Labelled pixels to training, validation and test: the official split, one from a file, blocks, or random pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from alliance.errors import InputError
+from datasets.cubes import open_arrays
+from datasets.labelled.patches import PatchSet
+from datasets.labelled.stored import read_arrays
+from datasets.splits import Draw, Indices, Split, block_split, grid_blocks, leakage, pool_split, random_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How labelled pixels are split. Indices count the labelled pixels, row by row, scene after scene."""
+
+    kind: Literal["auto", "official", "blocks", "random"] = "auto"  # auto: official where there is one, else blocks
+    file: str = ""  # FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation; {seed} is replaced
+    per_class: int | None = 20  # training pixels of each class; None: all official ones, none for validation
+    validation: int | None = None  # per class, beside those; None: half as many
+    side: int = 32  # of square blocks, in pixels, where the data set brings no blocks of its own
+    cap: bool = False  # a class with too few pixels gives what it has; else it is refused
+
+    @property
+    def validation_count(self) -> int:
+        return (self.per_class or 0) // 2 if self.validation is None else self.validation
+
+    def draw(self, seed: int) -> Draw:
+        if self.per_class is None:
+            raise InputError("split.per_class is null, all pixels; only an official split has them, so give a number")
+        return Draw(per_class=self.per_class, validation=self.validation_count, cap=self.cap, seed=seed)
+
+
+def make_split(patches: PatchSet, config: SplitConfig, seed: int) -> Split:
+    """Split the labelled pixels of a set; a file goes before `kind`.
+
+    Raises:
+        InputError: there is no such split, or a class has too few pixels for it.
+    """
+    number = np.array(patches.numbers)[patches.label]
+    if config.file:
+        return _read_split(config, number, seed)
+    if config.kind == "random":
+        return random_split(number, config.draw(seed))
+    official = patches.train is not None and patches.test is not None
+    if config.kind == "blocks" or (config.kind == "auto" and not official):
+        block = grid_blocks(patches.position, config.side) if patches.block is None else patches.block
+        return block_split(number, block, config.draw(seed))
+    if patches.train is None or patches.test is None:
+        raise InputError("the data set has no official split; set split.kind to blocks")
+    if config.per_class is None:
+        return Split(patches.train, np.zeros(0, dtype=np.int64), patches.test)
+    return pool_split(number, patches.train, patches.test, config.draw(seed))
+
+
+def split_report(patches: PatchSet, split: Split) -> dict[str, Any]:
+    """Pixels of every part by class name, and the share of test pixels whose patch overlaps one of training."""
+    counts = (np.bincount(patches.label[part], minlength=len(patches.classes)).tolist() for part in split)
+    report: dict[str, Any] = {
+        part: dict(zip(patches.classes, row, strict=True)) for part, row in zip(Split._fields, counts, strict=True)
+    }
+    return report | {"leakage": leakage(split, patches.position, patches.patch)}
+
+
+def write_split(file: Path, split: Split) -> None:
+    """Save a split so that `SplitConfig.file` reads it."""
+    np.savez_compressed(file, **split._asdict())
+
+
+def _read_split(config: SplitConfig, number: Indices, seed: int) -> Split:
+    """The split of a file; without validation pixels in it, they are drawn from those that it leaves over."""
+    name, _, prefix = config.file.replace("{seed}", str(seed)).partition(":")
+    file, keys = Path(name), [prefix + part for part in ("train", "test")]
+    train, test = (_checked(file, key, array, len(number)) for key, array in read_arrays(file, tuple(keys)).items())
+    with open_arrays(file) as arrays:
+        kept = arrays.get(prefix + "validation")
+    if kept is not None:
+        validation = _checked(file, prefix + "validation", np.asarray(kept), len(number))
+    else:
+        rest = np.setdiff1d(np.arange(len(number)), np.concatenate([train, test]))
+        shuffled = np.random.default_rng(seed).permutation(rest)
+        drawn = [shuffled[number[shuffled] == c][: config.validation_count] for c in np.unique(number)]
+        validation = np.sort(np.concatenate(drawn))
+    together = np.concatenate([train, validation, test])
+    if len(np.unique(together)) < len(together):
+        raise InputError(f"{file}: a pixel stands twice in {', '.join(keys)}; every pixel may serve once")
+    return Split(train, validation, test)
+
+
+def _checked(file: Path, key: str, array: np.ndarray, count: int) -> Indices:
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"{file}: {key} is {array.dtype} of shape {array.shape}; give indices of labelled pixels, (n,)"
+        )
+    outside = array[(array < 0) | (array >= count)]
+    if len(outside):
+        raise InputError(f"{file}: {key} holds index {outside[0]}, there are {count} labelled pixels; count from 0")
+    return np.sort(array.astype(np.int64))

@@ -1,0 +1,174 @@
+"""The whole network: three inputs around one pixel -> scores of its class."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alliance.errors import InputError
+from finetune.s2fin.attention import AttentionConfig
+from finetune.s2fin.channels import AdaptiveFrequencyChannels
+from finetune.s2fin.enhancement import EnhancementConfig, HighFrequencyEnhancement, HighFrequencyFilter
+from finetune.s2fin.fusion import SpatialSpectralFusion
+from finetune.s2fin.layers import HighPass, conv_norm_gelu
+from finetune.s2fin.mixer import HEAD, GruMixer, ScanMixer
+from finetune.s2fin.resonance import HighFrequencyResonance, ResonanceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class S2FinConfig:
+    """Network and loss. None of these values is known from the paper; every one is our choice."""
+
+    width: int = 64  # channels; 64 light, 96 for about the 0.6 to 0.7 million parameters that are listed for the paper
+    patch: int = 7  # side of the square around the pixel, odd
+    inputs: Literal["both", "passive", "active"] = "both"  # passive alone: no HFRM; active alone: no HFSET, SSAF, HFRM
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    hfset: EnhancementConfig = field(default_factory=EnhancementConfig)
+    afcm: bool = True
+    ssaf: bool = True
+    hfrm: ResonanceConfig = field(default_factory=ResonanceConfig)
+    swapped: bool = False  # HFRM in the shallow place, AFCM in the deep one
+    mixer: Literal["scan", "gru", "none"] = "scan"
+    temperature: float = 0.05  # softness of all high-pass edges, in units of Nyquist
+    dropout: float = 0.3
+    auxiliary: float = 0.0  # weight of the loss of each branch's own head; 0.3 where used
+    label_smoothing: float = 0.0  # 0.05 where used
+
+    def __post_init__(self) -> None:
+        if self.width < HEAD or self.width % HEAD:
+            raise InputError(f"model.width {self.width} is not a multiple of {HEAD}; use 64 or 96")
+        if self.patch < 3 or self.patch % 2 == 0:
+            raise InputError(
+                f"model.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
+            )
+        if self.temperature <= 0:
+            raise InputError(f"model.temperature must be positive, got {self.temperature}; 0.05 is the default")
+        for name in ("dropout", "auxiliary", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
+
+
+SIZES = {"light": S2FinConfig(), "paper-size": S2FinConfig(width=96)}
+
+
+class Prediction(NamedTuple):
+    logits: Tensor  # (b, classes), before softmax
+    auxiliary: tuple[Tensor, ...]  # the same from HFSET, passive and active branch alone; empty if not asked for
+    threshold: Tensor | None  # (b,) of the filter of HFSET, in units of Nyquist
+
+
+def _mixer(config: S2FinConfig) -> nn.Module:
+    kinds = {"scan": ScanMixer, "gru": GruMixer, "none": lambda d: nn.Identity()}
+    return kinds[config.mixer](config.width)
+
+
+class S2Fin(nn.Module):
+    """HFSET -> Z; stems -> AFCM -> conv -> SSAF with Z -> conv -> HFRM; concatenate, mix over the patch, classify.
+
+    Args:
+        bands: of the passive image, all of them, for HFSET.
+        components: of the passive image for its spatial branch, such as principal components.
+        channels: of the active image.
+        classes: K.
+    """
+
+    def __init__(
+        self, config: S2FinConfig | None = None, *, bands: int, components: int, channels: int, classes: int
+    ) -> None:
+        super().__init__()
+        self.config = config = config or S2FinConfig()
+        for name, count in (("bands", bands), ("components", components), ("channels", channels), ("classes", classes)):
+            if count < 1:
+                raise InputError(f"S2Fin needs at least one of {name}, got {count}")
+        d, pixels = config.width, config.patch**2
+        self.sizes = {"spectral": bands, "passive": components, "active": channels}
+        self.branches = ["passive", "active"] if config.inputs == "both" else [config.inputs]
+        k = len(self.branches)
+        self.hfset = None
+        if config.inputs != "active":
+            self.hfset = HighFrequencyEnhancement(bands, d, pixels, config.temperature, config.attention, config.hfset)
+        self.stems = nn.ModuleList(conv_norm_gelu(self.sizes[branch], d, 3) for branch in self.branches)
+        self.afcm = AdaptiveFrequencyChannels(d, k, config.temperature) if config.afcm else nn.Identity()
+        self.conv1 = nn.ModuleList(conv_norm_gelu(d, d, 3) for _ in range(k))
+        self.ssaf = SpatialSpectralFusion(d, k) if config.ssaf and self.hfset is not None else None
+        self.conv2 = nn.ModuleList(conv_norm_gelu(d, d, 3) for _ in range(k))
+        resonant = k == 2 and config.hfrm.mask != "none"
+        self.hfrm = HighFrequencyResonance(d, config.temperature, config.hfrm) if resonant else nn.Identity()
+        joined = k + (self.hfset is not None)
+        self.join = conv_norm_gelu(joined * d, d, 1)
+        self.mixer = _mixer(config)
+        self.drop = nn.Dropout(config.dropout)
+        self.head = nn.Linear(2 * d, classes)
+        self.branch_heads = nn.ModuleList(nn.Linear(d, classes) for _ in range(joined if config.auxiliary else 0))
+
+    def forward(self, spectral: Tensor, passive: Tensor, active: Tensor) -> Prediction:
+        """Classify the centre pixel of patches.
+
+        Args:
+            spectral: (b, bands, patch, patch), standardised; not read by inputs "active".
+            passive: (b, components, patch, patch), of the same image; not read by inputs "active".
+            active: (b, channels, patch, patch), standardised; not read by inputs "passive".
+        Raises:
+            InputError: a patch has other channels or another size than the network was built for.
+        """
+        images = {"spectral": spectral, "passive": passive, "active": active}
+        self._check(images)
+        maps, threshold = self._features(images)
+        u = self.join(torch.cat(maps, dim=1))
+        tokens = self.mixer(rearrange(u, "b d h w -> b (h w) d"))
+        pooled = torch.cat([reduce(tokens, "b n d -> b d", "mean"), tokens[:, tokens.shape[1] // 2]], dim=1)
+        means = (reduce(one, "b d h w -> b d", "mean") for one in maps)
+        auxiliary = tuple(head(mean) for head, mean in zip(self.branch_heads, means, strict=False))
+        return Prediction(self.head(self.drop(pooled)), auxiliary, threshold)
+
+    def _features(self, images: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Feature maps (b, d, patch, patch) of HFSET, if there is one, and of every spatial branch; the threshold."""
+        shallow, deep = (self.hfrm, self.afcm) if self.config.swapped else (self.afcm, self.hfrm)
+        maps = shallow([stem(images[branch]) for stem, branch in zip(self.stems, self.branches, strict=True)])
+        maps = [conv(one) for conv, one in zip(self.conv1, maps, strict=True)]
+        spectral = threshold = None
+        if self.hfset is not None:
+            spectral, threshold = self.hfset(images["spectral"])
+        if self.ssaf is not None and spectral is not None:
+            spectral, maps = self.ssaf(spectral, maps)
+        maps = deep([conv(one) for conv, one in zip(self.conv2, maps, strict=True)])
+        return [*([] if spectral is None else [spectral]), *maps], threshold
+
+    def _check(self, images: dict[str, Tensor]) -> None:
+        side = self.config.patch
+        for name in [*self.branches, *([] if self.hfset is None else ["spectral"])]:
+            found, wanted = tuple(images[name].shape[1:]), (self.sizes[name], side, side)
+            if found != wanted:
+                raise InputError(
+                    f"{name} patches are {' x '.join(map(str, found))}, the network was built for "
+                    f"{' x '.join(map(str, wanted))}; cut such patches or build it for these"
+                )
+
+    def frequency_parameters(self) -> list[nn.Parameter]:
+        """Thresholds, cut-offs, mask slope, offset and strength: few and slow, they want about ten times the rate."""
+        return [parameter for _, module in self._frequency_modules() for parameter in module.frequency_parameters()]
+
+    def readings(self) -> dict[str, float]:
+        """Values of those parameters to log, by module; frequencies in units of Nyquist."""
+        found = ((name, module.readings()) for name, module in self._frequency_modules())
+        return {f"{name}.{key}": value for name, values in found for key, value in values.items()}
+
+    def _frequency_modules(self) -> list[tuple[str, HighFrequencyFilter | HighPass | HighFrequencyResonance]]:
+        modules: list[tuple[str, nn.Module]] = list(self.named_modules())
+        return [
+            (name, module)
+            for name, module in modules
+            if isinstance(module, HighFrequencyFilter | HighPass | HighFrequencyResonance)
+        ]
+
+
+def classification_loss(prediction: Prediction, label: Tensor, config: S2FinConfig) -> Tensor:
+    """Cross-entropy of labels (b,) in 0 .. K - 1, plus that of every auxiliary head at its weight: scalar."""
+
+    def entropy(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), label, label_smoothing=config.label_smoothing)
+
+    return entropy(prediction.logits) + config.auxiliary * sum(map(entropy, prediction.auxiliary))
