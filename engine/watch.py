@@ -20,6 +20,7 @@ logger = logging.getLogger("alliance")
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 25.0  # seconds without one after which a rank counts as lost
 DOUBT = 6.0  # the same when a collective has failed
+LINGER = 1.0  # seconds that a rank stays after an agreement, so that the others can finish the collective that made it
 TELLERS = 3  # ranks that say what happened; the others leave quietly
 FAILURE = "watch/failure"
 TOLD = "watch/told"
@@ -58,6 +59,7 @@ class Watch:
             yield
         except AgreedError:
             self.close()
+            time.sleep(LINGER if self.size > 1 else 0)
             raise
         except Exception as error:
             if self.size == 1 or self._over.is_set():
