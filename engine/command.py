@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from alliance.errors import InputError
 from engine.errors import AgreedError
-from engine.ranks import World, finish, start
+from engine.ranks import World, finish, leave, start
 from engine.settings import parse_settings
 
 Settings = TypeVar("Settings")
@@ -37,4 +37,6 @@ def run_command(
     except InputError as error:
         if rank == 0 or (tell and not isinstance(error, AgreedError)):
             print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, AgreedError):
+            leave()
         sys.exit(2)

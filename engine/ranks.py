@@ -70,6 +70,12 @@ def finish(world: World) -> None:
     dist.destroy_process_group()
 
 
+def leave() -> None:
+    """Leave the group at once: all ranks have agreed to stop."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def together(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank; a user's mistake seen by any of them is raised by all of them, so that none waits."""
     result, complaint = None, None
