@@ -58,11 +58,9 @@ def begin_or_restore(
 def find_good(folder: Path, world: World) -> tuple[Path, Layout] | None:
     """The newest checkpoint that verifies, with its layout; every rank checks a part of its files."""
     if world.is_main:
-        for left in [
-            *folder.glob("*.partial"),
-            *folder.glob("*.universal"),
-        ]:  # of a save or a conversion that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        left_by_kills = [*folder.glob("*.partial"), *folder.glob("*.universal")]
+        for path in left_by_kills:
+            shutil.rmtree(path, ignore_errors=True)
     candidates = from_main([_open(path) for path in list_checkpoints(folder)] if world.is_main else None)
     faults = []
     for path, manifest, fault in reversed(candidates):

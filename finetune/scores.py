@@ -38,9 +38,16 @@ def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
 def classification_scores(confusion: Tensor) -> Scores:
     """Scores of a confusion matrix (k, k), rows truth."""
     counts = confusion.double().cpu()
-    found, true, claimed = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-    per_class = found / true
+    found = counts.diagonal()
+    per_class = found / counts.sum(dim=1)
     accuracy = found.sum() / counts.sum()
-    chance = (true * claimed).sum() / counts.sum().square()
-    kappa = (accuracy - chance) / (1 - chance)
-    return Scores(accuracy.item(), per_class.nanmean().item(), kappa.item(), per_class, confusion.cpu())
+    kappa = cohen_kappa(counts).item()
+    return Scores(accuracy.item(), per_class.nanmean().item(), kappa, per_class, confusion.cpu())
+
+
+def cohen_kappa(confusion: Tensor) -> Tensor:
+    """Agreement beyond chance (..., k, k) -> (...); nan where chance alone agrees on everything."""
+    pixels = confusion.sum(dim=(-2, -1))
+    agreed = confusion.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / pixels
+    chance = (confusion.sum(dim=-1) * confusion.sum(dim=-2)).sum(dim=-1) / pixels.square()
+    return torch.where(chance < 1, (agreed - chance) / (1 - chance), torch.nan)

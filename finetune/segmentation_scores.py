@@ -7,6 +7,7 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from datasets.pairs.description import IGNORE
+from finetune.scores import cohen_kappa
 
 
 class SegmentationScores(NamedTuple):
@@ -79,11 +80,3 @@ def mean_kappa(confusions: Tensor) -> Tensor:
     """
     kappas = cohen_kappa(confusions.double())
     return kappas[kappas >= 0].mean()
-
-
-def cohen_kappa(confusion: Tensor) -> Tensor:
-    """Agreement beyond chance (..., k, k) -> (...); nan where chance alone agrees on everything."""
-    pixels = confusion.sum(dim=(-2, -1))
-    agreed = confusion.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / pixels
-    chance = (confusion.sum(dim=-1) * confusion.sum(dim=-2)).sum(dim=-1) / pixels.square()
-    return torch.where(chance < 1, (agreed - chance) / (1 - chance), torch.nan)
