@@ -10,7 +10,7 @@ from torch import nn
 from alliance.encoder import set_explicit_attention
 from alliance.errors import InputError
 from engine.checkpoints import Layout
-from engine.optim import OptimConfig, parameter_groups
+from engine.optim import OptimConfig
 from engine.ranks import World
 
 OWNED_KEYS = (
@@ -88,8 +88,19 @@ def deal_batch(batch: int, micro: int | None, world_size: int) -> Batching:
     return Batching(micro, share // micro)
 
 
-def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, world: World, batching: Batching) -> Any:
-    """Wrap a model into a DeepSpeed engine."""
+def build_engine(
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    optim: OptimConfig,
+    config: EngineConfig,
+    world: World,
+    batching: Batching,
+) -> Any:
+    """Wrap a model into a DeepSpeed engine.
+
+    Args:
+        groups: of its parameters, for the optimiser.
+    """
     import deepspeed
 
     on_cpu = world.device.type == "cpu"
@@ -100,7 +111,9 @@ def build_engine(model: nn.Module, optim: OptimConfig, config: EngineConfig, wor
     for module in model.modules():
         if hasattr(module, "activation_checkpointing"):
             vars(module)["activation_checkpointing"] = config.activation_checkpointing
-    optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas)
+    if world.size > 1 and not on_cpu:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # no other module changes; parameters stay the same ones
+    optimiser = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
     settings = deepspeed_settings(optim, config, batching, precision, stage)
     engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimiser, config=settings)
     if config.compile:

@@ -117,6 +117,13 @@ def count_over_ranks(*counts: int | bool, device: torch.device) -> list[int]:
     return [round(count) for count in total.tolist()]
 
 
+def average_running_statistics(model: torch.nn.Module) -> None:
+    """Give all ranks the mean of their batch norms' running means and variances, which each measures on its samples."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for statistic in (value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None):
+        statistic.copy_(mean_over_ranks(statistic))
+
+
 def from_main(value: Any) -> Any:
     """The main rank's value, on every rank."""
     box = [value]

@@ -83,20 +83,6 @@ def _digest(source: Source) -> str:
     return hashlib.sha256("".join(shard.sha256 for shard in source.index.shards).encode()).hexdigest()
 
 
-def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = "") -> None:
-    """Compare two identities; name the first difference."""
-    for key in now:
-        old, new, name = saved.get(key), now[key], f"{place}{key}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            refuse_another_run(old, new, f"{name}.")
-        elif old != new:
-            seen = "" if key == "shards" else f" ({old} then, {new} now)"
-            raise InputError(
-                f"the checkpoint belongs to a run with another {name}{seen}; give the same settings and shards, "
-                f"or start anew in another --run.dir"
-            )
-
-
 def pooled_sensors(sources: Sequence[Source], names: Sequence[Sequence[str]]) -> dict[str, Sensor]:
     """The sensors of all sources by name; one that stands in several gets statistics over all of them.
 

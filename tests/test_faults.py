@@ -135,9 +135,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_step_out_on_all(
         assert code == 0, output  # pass 5 is the second one of step 2
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 3, 4]
     (event,) = [record for record in records(tmp_path / "run") if record.get("event") == "nonfinite"]
-    assert (event["step"], list(event["ranks"]), event["ranks"]["1"]["stages"]) == (2, ["1"], ["high"])
+    assert (event["step"], list(event["ranks"]), event["ranks"]["1"]["losses"]) == (2, ["1"], ["high"])
     assert len(event["ranks"]["1"]["samples"]) == 2
-    assert "step 2: loss of rank 1 is not finite: stages ['high'], samples" in ended[0][1]
+    assert "step 2: loss of rank 1 is not finite: losses ['high'], samples" in ended[0][1]
     straight = troubled(tmp_path / "straight", [sar_shards], "nan:1:99", *steps)
     assert [code for code, _ in straight] == [0, 0]
     before, after = ({line["step"]: line for line in metrics(tmp_path / name)} for name in ("straight", "run"))
@@ -165,7 +165,7 @@ def test_ranks_that_were_started_differently_are_refused(sar_shards: Path, tmp_p
 def test_steps_without_end_that_are_not_finite_stop_the_run(sar_shards: Path, tmp_path: Path) -> None:
     ended = troubled(tmp_path / "run", [sar_shards], "nan:1:all", "--run.steps", "50", "--run.save_every", "1")
     assert [code for code, _ in ended] == [2, 2]
-    assert "step 9: the last 10 steps were not finite (rank 1: stages high); lower optim.lr" in ended[0][1]
+    assert "step 9: the last 10 steps were not finite (rank 1: losses high); lower optim.lr" in ended[0][1]
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 

@@ -11,7 +11,8 @@ import pytest
 from alliance.errors import InputError
 from datasets.shards.read import ShardSource
 from engine.checkpoints import MANIFEST, _superseded
-from pretrain.data import fixed_samples, pooled_sensors, refuse_another_run
+from engine.training import refuse_another_run
+from pretrain.data import fixed_samples, pooled_sensors
 
 SENSOR = "synthetic-sar"
 

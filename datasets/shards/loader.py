@@ -120,17 +120,26 @@ class ShardLoader:
 
         Of a step that was streamed, the keys that this rank took: the others are not known here.
         """
-        found = [recent for recent in self._recent if recent[0].number == step]
-        assert found, f"step {step} is not among the last {self._recent.maxlen} that were taken"
-        (taken, own), source = found[0], self.sources[found[0][0].source]
+        taken, own = self._taken(step)
+        source = self.sources[taken.source]
         if isinstance(source, StreamSource):
             return own
         return source.keys(*self._reader.own.orders[taken.source].locate(taken.start + np.arange(self.batch)))
+
+    def sensor(self, step: int) -> str:
+        """Name of the sensor of a recent step."""
+        return self._taken(step)[0].sensor
 
     def epoch(self) -> float:
         """Epochs of the current source that were taken."""
         source = self._recent[-1][0].source if self._recent else self._draw(self._step)[0]
         return self._reader.own.orders[source].epoch(self._consumed[source])
+
+    def _taken(self, step: int) -> tuple[Step, list[str]]:
+        """A recent step, and the keys that this rank took."""
+        found = [recent for recent in self._recent if recent[0].number == step]
+        assert found, f"step {step} is not among the last {self._recent.maxlen} that were taken"
+        return found[0]
 
     def _draw(self, step: int) -> tuple[int, str]:
         """Source and sensor of a step, from (seed, step) alone."""

@@ -1,9 +1,9 @@
-"""The training loop: one optimiser step is one sensor's global batch, dealt out over ranks and passes."""
+"""The training loop: one optimiser step is one global batch, dealt out over ranks and passes."""
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,26 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alliance.losses import STAGES, Losses
-from alliance.sensors import Sensor
-from alliance.tokens import draw_groups, mask_noise, token_grid_shape
-from datasets.shards.loader import Batch
 from engine.build import drop_gradients, set_learning_rate, take_step
 from engine.errors import AgreedError
 from engine.faults import FaultLog
+from engine.job import Batch, Job
 from engine.log import duration, logger, peak_memory_gb
 from engine.optim import learning_rate
 from engine.ranks import World, count_over_ranks, gather, mean_over_ranks
-from pretrain.config import PretrainConfig
-from pretrain.data import Inputs
 
 PATIENCE = 10  # steps in a row that are not finite before the run gives up
 SLOW = 30.0  # seconds of waiting for one batch that are worth a warning
 
 
 class StepReport(NamedTuple):
-    sensor: Sensor
-    losses: Tensor | None  # (1 + k,) total and stages, mean over ranks and passes; None: not finite, step left out
+    losses: dict[str, float] | None  # mean over ranks and passes, the total first; None: not finite, step left out
     grad_norm: float | None
     stop: bool  # some rank was asked to save and leave
 
@@ -49,7 +43,7 @@ class Clock:
         waited = time.perf_counter() - before
         self.waited += waited
         if waited > SLOW:
-            logger.error("step %d: waited %.0f s for a batch of %s", batch.step, waited, batch.sensor.name)
+            logger.error("waited %.0f s for a batch", waited)
         return batch
 
     def stand_still(self, action: Callable[[], None]) -> None:
@@ -69,15 +63,13 @@ class Clock:
 class Trainer:
     """Takes optimiser steps on every rank; all ranks decide alike, so that none waits for another one."""
 
-    def __init__(
-        self, engine: Any, inputs: Inputs, config: PretrainConfig, world: World, write: Callable[..., None]
-    ) -> None:
+    def __init__(self, engine: Any, job: Job[Any], world: World, write: Callable[..., None]) -> None:
         """
         Args:
             write: takes metric records; does nothing on ranks other than the main one.
         """
-        self.engine, self.inputs, self.config, self.world, self.write = engine, inputs, config, world, write
-        self.faults = FaultLog(config.data.max_broken, write)
+        self.engine, self.job, self.config, self.world, self.write = engine, job, job.config, world, write
+        self.faults = FaultLog(job.max_broken, write)
         self.clock = Clock()
         self.failed = 0  # steps left out in a row
         self.trouble = ""  # why the last of them was
@@ -93,7 +85,7 @@ class Trainer:
             AgreedError: too many steps were not finite, or too many samples broken.
         """
         self.engine.train()
-        steps, batches = self.config.run.steps, iter(self.inputs.loader)
+        steps, batches = self.config.run.steps, self.job.batches()
         for step in range(start, steps):
             self.world.watch.step = step
             report = self._step(step, batches)
@@ -118,13 +110,13 @@ class Trainer:
         """All passes of a step; not finite on any rank, it is left out on all."""
         passes = self.engine.gradient_accumulation_steps()
         set_learning_rate(self.engine, learning_rate(step, self.config.run.steps, self.config.optim))
-        reports, faults, stop, norm, sensor = [], [], 0, None, None
+        reports, faults, stop, norm, names = [], [], 0, None, ()
         for index in range(passes):
             batch = self.clock.next(batches)
             faults += batch.faults
-            sensor = self.inputs.sensors[batch.sensor.name]
-            losses = self._forward(batch, sensor, step)
-            fine = bool(torch.isfinite(losses.total))
+            losses = self.job.losses(self.engine, batch, step)
+            names, total = tuple(losses), next(iter(losses.values()))
+            fine = bool(torch.isfinite(total))
             spoilt, asked = count_over_ranks(not fine, bool(self.world.stop), device=self.world.device)
             stop += asked
             if spoilt:
@@ -134,9 +126,9 @@ class Trainer:
                     faults += next(batches).faults
                 reports = []
                 break
-            self.engine.backward(losses.total)
+            self.engine.backward(total)
             norm = take_step(self.engine)
-            reports.append(torch.cat([losses.total.detach()[None], losses.stages]))
+            reports.append(torch.stack([value.detach().float() for value in losses.values()]))
         if count_over_ranks(len(faults), device=self.world.device)[0]:
             read = (step + 1) * self.config.optim.batch
             self.faults.add((fault for own in gather(faults) for fault in own), step=step, read=read)
@@ -146,61 +138,49 @@ class Trainer:
             self.write(event="nonfinite", step=step, grad_norm=norm)
             reports = []
         self.failed = 0 if reports else self.failed + 1
-        losses = mean_over_ranks(torch.stack(reports).mean(0)) if reports else None
-        assert sensor is not None, "a step has at least one pass"
-        return StepReport(sensor, losses, norm, bool(stop))
+        means = mean_over_ranks(torch.stack(reports).mean(0)).tolist() if reports else []
+        return StepReport(dict(zip(names, means, strict=True)) if reports else None, norm, bool(stop))
 
-    def _forward(self, batch: Batch, sensor: Sensor, step: int) -> Losses:
-        seed, model = self.config.run.seed, self.config.model
-        groups = list(draw_groups(sensor.group_indices, model.masking.max_groups, seed, step))
-        image = sensor.to_physical(batch.stored.to(self.world.device))
-        h, w = token_grid_shape(image, model.encoder.patch)
-        noise = mask_noise(seed, step, batch.positions.tolist(), len(groups) * h * w).to(self.world.device)
-        return self.engine(image, sensor, noise, step / self.config.run.steps, groups)
-
-    def _name_trouble(self, step: int, batch: Batch, losses: Losses | None) -> None:
-        """Say which ranks, stages and samples were not finite."""
-        stages = losses and [name for name, value in zip(_stages(losses.stages), losses.stages, strict=True)
-                             if not torch.isfinite(value)]  # fmt: skip
-        found = [(rank, *own) for rank, own in enumerate(gather(losses and (stages, batch.keys))) if own]
-        self.trouble = "; ".join(f"rank {rank}: stages {', '.join(names)}" for rank, names, _ in found)
+    def _name_trouble(self, step: int, batch: Batch, losses: Mapping[str, Tensor] | None) -> None:
+        """Say which ranks, losses and samples were not finite."""
+        parts = losses and {short(name): value for name, value in list(losses.items())[1:] or losses.items()}
+        spoilt = parts and [name for name, value in parts.items() if not torch.isfinite(value)]
+        found = [(rank, *own) for rank, own in enumerate(gather(spoilt and (spoilt, list(batch.keys)))) if own]
+        self.trouble = "; ".join(f"rank {rank}: losses {', '.join(names)}" for rank, names, _ in found)
         for rank, names, keys in found:
-            logger.warning("step %d: loss of rank %d is not finite: stages %s, samples %s", step, rank, names, keys)
-        self.write(event="nonfinite", step=step, ranks={rank: {"stages": n, "samples": k} for rank, n, k in found})
+            logger.warning("step %d: loss of rank %d is not finite: losses %s, samples %s", step, rank, names, keys)
+        self.write(event="nonfinite", step=step, ranks={rank: {"losses": n, "samples": k} for rank, n, k in found})
 
-    def _record(self, step: int, report: StepReport, losses: Tensor) -> dict[str, Any]:
+    def _record(self, step: int, report: StepReport, losses: Mapping[str, float]) -> dict[str, Any]:
         """The metrics of a logged step; also says them on the screen."""
-        config, loader = self.config, self.inputs.loader
+        config = self.config
         seconds, waiting = self.clock.lap()
-        total, *stages = losses.tolist()
-        named = dict(zip(_stages(losses[1:]), stages, strict=True))
         record = {
             "step": step,
-            "epoch": loader.epoch(),
-            "sensor": report.sensor.name,
-            "loss": total,
-            **{f"loss_{name}": value for name, value in named.items()},
+            **self.job.progress(step),
+            **losses,
             "lr": learning_rate(step, config.run.steps, config.optim),
             "grad_norm": report.grad_norm,
             "samples_per_s": config.optim.batch / seconds,
             "data_wait": waiting,
             "memory_gb": peak_memory_gb(self.world.device),
-            "sample_digest": digest(loader.global_keys(step)),
         }
+        (_, total), *parts = losses.items()
+        listed = f" ({'  '.join(f'{short(name)} {value:.4f}' for name, value in parts)})" if parts else ""
         logger.info(
-            "step %d/%d  epoch %.2f  eta %s  %s  loss %.4f (%s)  lr %.2e  grad %.2f  %.0f samples/s  wait %.0f%%  %.1f GB",
+            "step %d/%d  epoch %.2f  eta %s%s  loss %.4f%s  lr %.2e  grad %.2f  %.0f samples/s  wait %.0f%%  %.1f GB",
             step + 1, config.run.steps, record["epoch"], duration(seconds * (config.run.steps - step - 1)),
-            report.sensor.name, total, "  ".join(f"{n} {v:.4f}" for n, v in named.items()), record["lr"],
+            f"  {record['sensor']}" if "sensor" in record else "", total, listed, record["lr"],
             report.grad_norm, record["samples_per_s"], 100 * waiting, record["memory_gb"],
         )  # fmt: skip
         return record
 
 
-def _stages(values: Tensor) -> tuple[str, ...]:
-    """Names of a model's stages: all three, or only the last of a one-stage decoder."""
-    return STAGES if len(values) == len(STAGES) else STAGES[-1:]
+def short(name: str) -> str:
+    """Name of a loss without its common beginning: loss_low -> low."""
+    return name.removeprefix("loss_")
 
 
-def digest(keys: list[str]) -> str:
+def digest(keys: Sequence[str]) -> str:
     """Short fingerprint of a global batch's sample keys, in order."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]

@@ -1,0 +1,157 @@
+"""A run from its first step to its last, whatever it trains: claim the folder, go on or start, save, report, end."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from alliance.errors import InputError
+from engine import checkpoints
+from engine.build import build_engine
+from engine.checkpoints import NotSaved
+from engine.errors import AgreedError
+from engine.job import Config, Job
+from engine.log import Metrics, WandbMirror, logger, setup_logging
+from engine.loop import Trainer
+from engine.ranks import World, average_running_statistics, refuse_different_ranks, together
+from engine.restore import begin_or_restore
+from engine.runs import RunFolder
+from engine.settings import to_record
+
+
+def run_job(make: Callable[[Config, World], Job[Config]], config: Config, world: World) -> Callable[[], None]:
+    """One run on this rank; how to close it.
+
+    Args:
+        make: opens the data; needs no other rank, so that a mistake seen by one can be raised by all.
+    """
+    folder = RunFolder(config.run.dir)
+    together(lambda: folder.claim(config.run.resume) if world.is_main else None)
+    setup_logging(folder if world.is_main else None)
+    run = Run(together(lambda: make(config, world)), folder, world)
+    run.train()
+    return run.close
+
+
+class Run:
+    """What a run holds: its job, the engine, and its records."""
+
+    def __init__(self, job: Job[Any], folder: RunFolder, world: World) -> None:
+        self.job, self.folder, self.world = job, folder, world
+        self.config = config = job.config
+        self.layout = together(lambda: config.engine.layout(world))
+        refuse_different_ranks({"settings": to_record(config), "data": job.identity})
+        torch.manual_seed(config.run.seed)
+        model = job.make_model()
+        groups = job.parameter_groups(model)
+        build = partial(build_engine, model, groups, config.optim, config.engine, world, job.batching)
+        self.engine, state = begin_or_restore(
+            folder.checkpoints, model, build, self.layout, world,
+            accept=lambda state: refuse_another_run(state["run"], job.identity),
+        )  # fmt: skip
+        self.trainer = Trainer(self.engine, job, world, self.write)
+        self.start = self.saved = self._go_on_from(state) if state else 0
+        self.metrics = self._open_metrics() if world.is_main else None
+
+    def train(self) -> None:
+        """Train to the last step, unless asked to stop."""
+        steps, optim = self.config.run.steps, self.config.optim
+        logger.info("%.2f M parameters, batch %d on %s (%s), process %d",
+                    sum(map(count_parameters, self.engine.module.parameters())) / 1e6, optim.batch, self.layout,
+                    self.world.device, os.getpid())  # fmt: skip
+        self.job.begin(self)
+        if self.start < steps:
+            finished = self.trainer.train(self.start, self._after_step)
+        else:  # a run killed between its last checkpoint and the export
+            logger.info("the run already has its %d steps; raise run.steps to train longer", steps)
+            self.job.report(self, self.start, last=True)
+            self.job.export(self, must=True)
+            finished = True
+        if self.world.is_main and finished:
+            self.job.conclude(self)
+        elif self.world.is_main:
+            logger.info("stopped as asked, after step %d; go on with --run.resume auto", self.saved)
+            self.write(event="stopped", step=self.saved - 1)
+
+    def write(self, **record: Any) -> None:
+        """One object of metrics.jsonl; nothing on ranks other than the main one."""
+        if self.metrics is not None:
+            self.metrics.write(**record)
+
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.folder.release()
+
+    def _go_on_from(self, state: dict[str, Any]) -> int:
+        """Put the data and the counters where the checkpoint left them; the first step to take."""
+        self.job.load_state_dict(state["loader"])
+        self.trainer.faults.load_state_dict(state["faults"])
+        if state["steps"] != self.config.run.steps:
+            logger.warning("run.steps was %d and is %d: learning rates and loss weights follow the new length",
+                           state["steps"], self.config.run.steps)  # fmt: skip
+        return state["step"]
+
+    def _open_metrics(self) -> Metrics:
+        self.folder.write_config(to_record(self.config))
+        mirror = None
+        if self.config.run.wandb != "off":
+            mirror = WandbMirror(self.config.run, self.folder, to_record(self.config))
+        metrics = Metrics(self.folder.metrics, resume_step=self.start, mirror=mirror)
+        if self.start:
+            metrics.write(event="resume", step=self.start, **self.layout._asdict())
+            logger.info("going on from step %d: same samples, random draws and learning rates", self.start)
+        return metrics
+
+    def _after_step(self, done: int, stop: bool) -> None:
+        """Reports, checkpoint and export when they are due after `done` steps."""
+        run = self.config.run
+        last = done == run.steps
+        save = last or stop or done % run.save_every == 0
+        average_running_statistics(self.engine.module)
+        if last or not stop:
+            self.job.report(self, done, last=last)
+        if save and self._save(done, must=last or stop):
+            self.job.export(self, must=last)
+
+    def _save(self, done: int, *, must: bool) -> bool:
+        """Write a checkpoint; when that fails, go on with the earlier one or stop, as run.unsaved says."""
+        state = {
+            "step": done, "steps": self.config.run.steps, "loader": self.job.state_dict(),
+            "faults": self.trainer.faults.state_dict(), "run": self.job.identity,
+        }  # fmt: skip
+        folder, keep = self.folder.checkpoints, self.config.run.keep
+        try:
+            path = checkpoints.save(self.engine, folder, state, self.layout, keep=keep, world=self.world)
+        except NotSaved as error:
+            rest = f"the newest one is of step {self.saved}" if self.saved else "there is none"
+            said = f"checkpoint of step {done} is not saved ({error}); {rest}"
+            self.write(event="unsaved", step=done - 1, reason=str(error))
+            if must or self.config.run.unsaved == "stop":
+                raise AgreedError(f"{said}; make room, then go on with --run.resume auto") from error
+            logger.warning(said)
+            return False
+        self.saved = done
+        self.write(event="checkpoint", step=done - 1, path=path.name)
+        return True
+
+
+def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = "") -> None:
+    """Compare two identities; name the first difference."""
+    for key in now:
+        old, new, name = saved.get(key), now[key], f"{place}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            refuse_another_run(old, new, f"{name}.")
+        elif old != new:
+            seen = "" if key == "shards" else f" ({old} then, {new} now)"
+            raise InputError(
+                f"the checkpoint belongs to a run with another {name}{seen}; give the same settings and shards, "
+                f"or start anew in another --run.dir"
+            )
+
+
+def count_parameters(parameter: torch.nn.Parameter) -> int:
+    """Number of values, also where ZeRO stage 3 keeps only a part here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
