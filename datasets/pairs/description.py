@@ -87,7 +87,7 @@ class PairSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "classes", {str(name): _colour(name, rgb) for name, rgb in self.classes.items()})
+        object.__setattr__(self, "classes", {str(name): as_colour(name, rgb) for name, rgb in self.classes.items()})
         if not 1 <= len(self.classes) < IGNORE:
             raise InputError(f"{self.name}: {len(self.classes)} classes; give 1 to {IGNORE - 1}")
         wrong = set(self.stored_values.values()) - {*range(len(self.classes)), IGNORE}
@@ -179,7 +179,12 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _colour(name: str, rgb: Sequence[int]) -> Colour:
+def as_colour(name: str, rgb: Sequence[int]) -> Colour:
+    """The colour of a class as read from a file.
+
+    Raises:
+        InputError: not three numbers from 0 to 255.
+    """
     values = tuple(int(value) for value in rgb)
     if len(values) != 3 or not all(0 <= value <= 255 for value in values):
         raise InputError(f"colour of class {name} is {list(values)}; give red, green and blue, 0 to 255")

@@ -81,7 +81,16 @@ def read_image(path: Path, source: ImageSource) -> Tensor:
             raise InputError(f"{path} has {dataset.count} bands, asked for are {list(source.bands)}; mend `bands`")
         with readable(path):
             stored = dataset.read(list(source.bands))
-        nodata = dataset.nodata if source.nodata is None and stored.dtype.kind == "f" else source.nodata
+        return to_numbers(stored, source, dataset.nodata)
+
+
+def to_numbers(stored: np.ndarray, source: ImageSource, declared: float | None) -> Tensor:
+    """Stored pixels of any shape as float32, NaN where missing.
+
+    Args:
+        declared: what the file calls missing; it counts in files of floats for which the source names no other value.
+    """
+    nodata = declared if source.nodata is None and stored.dtype.kind == "f" else source.nodata
     image = torch.from_numpy(stored.astype(np.float32))
     return image if nodata is None else image.masked_fill(torch.from_numpy(stored == nodata), torch.nan)
 

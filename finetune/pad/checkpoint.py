@@ -50,7 +50,7 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
     """
     folder = Path(folder)
     with torch.device("meta"):  # nothing is initialised that is overwritten
-        model = Pad(_read_config(folder / CONFIG))
+        model = Pad(read_config(folder))
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -62,7 +62,29 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
     return model.to(device).eval()
 
 
-def _read_config(path: Path) -> PadConfig:
+def find_pad(path: str | Path) -> Path:
+    """The folder that holds a network, given the folder, its weights file, or a run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "model", path.parent):
+        if (folder / WEIGHTS).is_file() and (folder != path.parent or path.name == WEIGHTS):
+            return folder
+    raise InputError(
+        f"{path} holds no PAD network ({WEIGHTS}, {CONFIG}); give a run folder, its model/ folder, or the folder of a "
+        f"converted release"
+    )
+
+
+def read_config(folder: Path) -> PadConfig:
+    """Settings of the network in a folder.
+
+    Raises:
+        InputError: none there, or damaged.
+    """
+    path = folder / CONFIG
     try:
         record = json.loads(path.read_text())
         if record["task"] != "pad" or record["format"] != FORMAT:

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from alliance.checkpoint import differences
 from alliance.errors import InputError
+from datasets.pairs.description import ImageSource
+from datasets.pairs.releases import DDHR_SK, RELEASED_OPTICAL, RELEASED_SAR, WHU_OPT_SAR
 from engine.foreign import read_weights
 from finetune.pad.checkpoint import save_pad
+from finetune.pad.inputs import Inputs, nameless
 from finetune.pad.model import Pad, PadConfig
 
 CLASSIFIER = "decode_head.conv_seg.weight"
 SHOWN = 40  # rows of the table of differences
 
-# In the order of the network's channels, on stored values 0 to 255; the file itself does not hold them.
-NORMALISATION = {
-    "rgb": {"mean": [80.475, 98.217, 106.364], "std": [29.48, 26.953, 24.829], "bands": [3, 2, 1]},
-    "sar": {"mean": [53.837] * 3, "std": [48.475] * 3, "bands": [1, 1, 1]},
-}
+# What the file itself does not say: statistics in its authors' code, and classes by their number.
+SOURCES = {"rgb": ImageSource(**RELEASED_OPTICAL), "sar": ImageSource(**RELEASED_SAR)}
+CLASSES = {len(release.classes): release.classes for release in (WHU_OPT_SAR, DDHR_SK)}
 
 # From our names to the release's, applied one after the other.
 RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
@@ -79,5 +80,6 @@ def convert(path: str | Path, out: str | Path, config: PadConfig) -> dict[str, T
         InputError: the file cannot be read, or does not fit `config`.
     """
     state = from_release(read_weights(path), config, source=str(path))
-    save_pad(config, state, out, source=Path(path).name, normalisation=NORMALISATION)
+    inputs = Inputs(classes=CLASSES.get(config.classes) or nameless(config.classes), sources=SOURCES)
+    save_pad(config, state, out, source=Path(path).name, **inputs.notes())
     return state

@@ -1,0 +1,11 @@
+"""Map a scene:  python finetune/predict.py --checkpoint runs/pad --optical X.tif --sar Y.tif --out map.tif"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from finetune.pad.predict import main
+
+    main()
