@@ -31,25 +31,36 @@ class ConvNeXtV2(Backbone):
     Args:
         size: widths and depths as timm's `convnextv2_<size>`; linear layers in the blocks at every size.
         norms: `inline`, the normalised map also feeds the next stage (release), or `output`, the usual use.
-        drop_path: rate of the last block, rising linearly from 0.
+        drop_path: rate of the last of all blocks, rising linearly from 0.
+        stages: how many there are; fewer than four give as many maps.
     """
 
     def __init__(
-        self, size: Size = "large", in_channels: int = 3, *, norms: StageNorms = "inline", drop_path: float = 0.4
+        self,
+        size: Size = "large",
+        in_channels: int = 3,
+        *,
+        norms: StageNorms = "inline",
+        drop_path: float = 0.4,
+        stages: int = 4,
     ) -> None:
         super().__init__()
         net = timm.create_model(
             f"convnextv2_{size}", in_chans=in_channels, drop_path_rate=drop_path, num_classes=0, conv_mlp=False
         )
         assert isinstance(net, ConvNeXt), "timm builds ConvNeXt V2 from its class ConvNeXt"
-        self.channels = [stage["num_chs"] for stage in net.feature_info]
+        self.channels = [stage["num_chs"] for stage in net.feature_info][:stages]
         self.inline = norms == "inline"
-        self.stem, self.stages = net.stem, net.stages
+        self.stem, self.stages = net.stem, net.stages[:stages]
         self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in self.channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        running, maps = self.stem(image), []
-        for stage, norm in zip(self.stages, self.norms, strict=True):
+        return self.run_stages(self.stem(image))
+
+    def run_stages(self, running: Tensor, *, start: int = 1, stop: int = 4) -> list[Tensor]:
+        """What feeds stage `start` -> the maps of the stages `start` to `stop`."""
+        maps = []
+        for stage, norm in list(zip(self.stages, self.norms, strict=True))[start - 1 : stop]:
             running = stage(running)
             maps.append(norm(running))
             running = maps[-1] if self.inline else running

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
 from finetune.pad.backbone import Backbone, ConvNeXtV2, Size, StageNorms
-from finetune.pad.fusion import FusionBlock, FusionConfig
+from finetune.pad.fusion import STAGES, FusionBlock, FusionConfig
 from finetune.pad.heads import FCNHead, UPerHead, resize
 
 Input = Literal["both", "rgb", "sar"]
@@ -29,6 +29,9 @@ class PadConfig:
     stage_norms: StageNorms = "inline"  # release: the normalised map also feeds the next stage; "output" is usual
     drop_path: float = 0.4  # of the last block
     dropout: float = 0.1  # before both classifiers
+    early_fusion: bool = (
+        False  # fuse at stage 1 alone; the RGB encoder goes on from there. Our reading of the paper's term
+    )
     fusion: FusionConfig = field(default_factory=FusionConfig)
 
     def __post_init__(self) -> None:
@@ -38,6 +41,11 @@ class PadConfig:
         for name in ("classes", "rgb_channels", "sar_channels"):
             if not 1 <= getattr(self, name) < 255:
                 raise InputError(f"{name} must be 1 to 254, got {getattr(self, name)}")
+        if self.early_fusion and (self.input != "both" or not set(self.fusion.stages) <= {1}):
+            raise InputError(
+                f"early_fusion fuses two modalities at stage 1 alone, got input {self.input!r} and fusion.stages "
+                f"{list(self.fusion.stages)}; set input to both and fusion.stages to [1], or [] for a sum"
+            )
 
     @property
     def in_channels(self) -> dict[str, int]:
@@ -66,12 +74,10 @@ class Pad(nn.Module):
     def __init__(self, config: PadConfig, backbones: Mapping[str, Backbone] | None = None) -> None:
         super().__init__()
         self.config = config
-        if backbones is None:
-            backbones = {
-                name: ConvNeXtV2(config.size, count, norms=config.stage_norms, drop_path=config.drop_path)
-                for name, count in config.in_channels.items()
-            }
-        channels = _common_channels(backbones, list(config.in_channels))
+        if backbones is not None and config.early_fusion:
+            raise InputError("early_fusion runs ConvNeXt V2 stage by stage; leave it off with other backbones")
+        backbones = backbones or _convnexts(config)
+        channels = _common_channels(backbones, list(config.in_channels), 1 if config.early_fusion else len(STAGES))
         self.encoders = nn.ModuleDict({name: backbones[name] for name in config.in_channels})
         fusing = config.fusion.stages if config.input == "both" else ()
         self.fusions = nn.ModuleDict(
@@ -88,18 +94,30 @@ class Pad(nn.Module):
         Raises:
             InputError: an image is missing, has other channels, is too small, or the two differ in size.
         """
-        images = {
-            name: _required(name, {"rgb": rgb, "sar": sar}[name], c) for name, c in self.config.in_channels.items()
-        }
+        images = {name: image for name, image in (("rgb", rgb), ("sar", sar)) if image is not None}
+        maps, penalty = self.fuse(self.encode(images))
+        size = images[next(iter(self.encoders))].shape[-2:]
+        return PadOutput(resize(self.decoder(maps), size), resize(self.auxiliary(maps[2]), size), penalty)
+
+    def encode(self, images: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """Images by modality, as for `forward` -> the maps of each before any fusion, RGB first.
+
+        Four maps each; with `early_fusion` that of stage 1 alone.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        images = {name: _required(name, images.get(name), c) for name, c in self.config.in_channels.items()}
         shapes = {(image.shape[0], *image.shape[-2:]) for image in images.values()}
         if len(shapes) > 1:
             raise InputError(f"rgb and sar differ in count or size: {shapes}; give registered images of one size")
-        maps, penalty = self.fuse([self.encoders[name](image) for name, image in images.items()])
-        size = next(iter(images.values())).shape[-2:]
-        return PadOutput(resize(self.decoder(maps), size), resize(self.auxiliary(maps[2]), size), penalty)
+        if self.config.early_fusion:
+            pairs = ((cast(ConvNeXtV2, self.encoders[name]), image) for name, image in images.items())
+            return [encoder.run_stages(encoder.stem(image), stop=1) for encoder, image in pairs]
+        return [list(self.encoders[name](image)) for name, image in images.items()]
 
     def fuse(self, pyramids: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], Tensor]:
-        """The four maps of one or two modalities, RGB first -> four maps, and the sum of the penalties () float32."""
+        """What `encode` gives -> four maps, and the sum of the penalties () float32."""
         maps = []
         penalty = torch.zeros((), device=pyramids[0][0].device)
         for stage, features in enumerate(zip(*pyramids, strict=True), start=1):
@@ -109,14 +127,31 @@ class Pad(nn.Module):
             else:
                 fused = sum(features[1:], start=features[0])
             maps.append(fused)
+        if self.config.early_fusion:
+            maps += cast(ConvNeXtV2, self.encoders["rgb"]).run_stages(maps[0], start=2)
         return maps, penalty
 
 
-def _common_channels(backbones: Mapping[str, Backbone], wanted: Sequence[str]) -> list[int]:
+def _convnexts(config: PadConfig) -> dict[str, Backbone]:
+    """The paper's encoders; after an early fusion the SAR encoder's later stages would have nothing to do."""
+    return {
+        name: ConvNeXtV2(
+            config.size,
+            count,
+            norms=config.stage_norms,
+            drop_path=config.drop_path,
+            stages=1 if config.early_fusion and name == "sar" else len(STAGES),
+        )
+        for name, count in config.in_channels.items()
+    }
+
+
+def _common_channels(backbones: Mapping[str, Backbone], wanted: Sequence[str], shared: int) -> list[int]:
+    """Widths of the four maps; those of the first `shared` stages must be the same for all modalities."""
     if set(backbones) != set(wanted):
         raise InputError(f"backbones are for {sorted(backbones)}, the model needs {sorted(wanted)}")
     channels = {name: list(backbone.channels) for name, backbone in backbones.items()}
-    if len(set(map(tuple, channels.values()))) > 1:
+    if len({tuple(widths[:shared]) for widths in channels.values()}) > 1:
         raise InputError(f"channels of the backbones differ: {channels}; project them to common widths")
     return channels[wanted[0]]
 
