@@ -224,7 +224,7 @@ def _random_state() -> dict[str, torch.Tensor]:
 
 
 def full_weights(engine: Any, prefix: str) -> dict[str, torch.Tensor] | None:
-    """Weights under a prefix of the model's names, gathered from all ranks in full precision.
+    """Weights and buffers under a prefix of the model's names, gathered from all ranks in full precision.
 
     Every rank must call it; the main rank gets the weights, the others None.
     """
@@ -241,4 +241,10 @@ def full_weights(engine: Any, prefix: str) -> dict[str, torch.Tensor] | None:
                 value = parameter.detach().clone()
         if dist.get_rank() == 0:
             weights[name.removeprefix(prefix)] = value.float().cpu()
+    kept = engine.module.state_dict().keys()
+    weights |= {
+        name.removeprefix(prefix): value.detach().cpu()
+        for name, value in engine.module.named_buffers()
+        if name.startswith(prefix) and name in kept
+    }
     return weights if dist.get_rank() == 0 else None

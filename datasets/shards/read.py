@@ -24,6 +24,7 @@ Cause = Literal[
     "index",  # the shard's sidecar is missing, damaged, or of other samples
     "member",  # has no array of this sensor
     "array",  # has an array of another shape or dtype
+    "pair",  # of images and labels cannot be read, or its files do not fit each other
     "empty",  # has no pixel with a value: NaN, infinite or nodata everywhere
 ]
 

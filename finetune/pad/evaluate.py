@@ -38,17 +38,21 @@ def evaluate(
         InputError: a file cannot be read, its channels or labels do not fit the network, or statistics are missing.
     """
     classes = model.config.classes
-    dtype = next(model.parameters()).dtype
     counts = [torch.zeros(0, classes, classes, dtype=torch.int64)]
-    with evaluating(model), torch.no_grad():
-        for index in range(len(tiles)) if indices is None else indices:
-            pair = tiles[index]
-            shown = corrupt(pair, index) if corrupt else pair
-            images = network_images(shown, tiles.pairs, model.config)
-            output = model(**{name: image.to(device, dtype) for name, image in images.items()})
-            truth = rearrange(pair.label, "h w -> 1 h w").to(device)
-            counts.append(image_confusions(truth, output.logits.argmax(dim=1), classes).cpu())
+    for index in range(len(tiles)) if indices is None else indices:
+        pair = tiles[index]
+        predicted = predict(model, corrupt(pair, index) if corrupt else pair, tiles.pairs, device=device)
+        counts.append(image_confusions(rearrange(pair.label, "h w -> 1 h w"), predicted, classes))
     return torch.cat(counts)
+
+
+def predict(model: Pad, pair: Pair, pairs: PairSet, *, device: str | torch.device = "cpu") -> Tensor:
+    """Class indices (1, h, w) int64 of one image, on the CPU; the model keeps its modes."""
+    dtype = next(model.parameters()).dtype
+    images = network_images(pair, pairs, model.config)
+    with evaluating(model), torch.no_grad():
+        output = model(**{name: image.to(device, dtype) for name, image in images.items()})
+        return output.logits.argmax(dim=1).cpu()
 
 
 def network_images(pair: Pair, pairs: PairSet, config: PadConfig) -> dict[str, Tensor]:

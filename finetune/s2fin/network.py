@@ -1,5 +1,6 @@
 """The whole network: three inputs around one pixel -> scores of its class."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.errors import InputError
+from engine.optim import Rule
 from finetune.s2fin.attention import AttentionConfig
 from finetune.s2fin.channels import AdaptiveFrequencyChannels
 from finetune.s2fin.enhancement import EnhancementConfig, HighFrequencyEnhancement, HighFrequencyFilter
@@ -36,6 +38,7 @@ class S2FinConfig:
     dropout: float = 0.3
     auxiliary: float = 0.0  # weight of the loss of each branch's own head; 0.3 where used
     label_smoothing: float = 0.0  # 0.05 where used
+    frequency_rate: float = 10.0  # learning rate of thresholds, cut-offs and masks, in units of optim.lr
 
     def __post_init__(self) -> None:
         if self.width < HEAD or self.width % HEAD:
@@ -44,8 +47,9 @@ class S2FinConfig:
             raise InputError(
                 f"model.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
             )
-        if self.temperature <= 0:
-            raise InputError(f"model.temperature must be positive, got {self.temperature}; 0.05 is the default")
+        for name in ("temperature", "frequency_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"model.{name} must be positive, got {getattr(self, name)}")
         for name in ("dropout", "auxiliary", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
@@ -148,8 +152,13 @@ class S2Fin(nn.Module):
                 )
 
     def frequency_parameters(self) -> list[nn.Parameter]:
-        """Thresholds, cut-offs, mask slope, offset and strength: few and slow, they want about ten times the rate."""
+        """Thresholds, cut-offs, mask slope, offset and strength."""
         return [parameter for _, module in self._frequency_modules() for parameter in module.frequency_parameters()]
+
+    def parameter_rules(self) -> Iterator[tuple[nn.Parameter, Rule]]:
+        """The frequency parameters are few and slow: a higher rate, no weight decay."""
+        rule = Rule(lr_scale=self.config.frequency_rate, weight_decay=0.0)
+        yield from ((parameter, rule) for parameter in self.frequency_parameters())
 
     def readings(self) -> dict[str, float]:
         """Values of those parameters to log, by module; frequencies in units of Nyquist."""

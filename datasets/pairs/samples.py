@@ -1,0 +1,53 @@
+"""Training micro-batches of pairs: read, augmented, standardised; a pair that cannot be read has no labels."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alliance.errors import InputError
+from datasets.indexed import Place
+from datasets.pairs.augment import Draw, PairAugmentConfig, augment, draw_augmentations
+from datasets.pairs.description import IGNORE
+from datasets.pairs.tiles import Pair, PairTiles
+from datasets.shards import Fault
+
+
+class PairBatch(NamedTuple):
+    """optical (b, c, h, w) and sar (b, c, h, w) standardised float32, 0 where missing; label (b, h, w) int64."""
+
+    optical: Tensor
+    sar: Tensor
+    label: Tensor
+    keys: Sequence[str]
+    faults: Sequence[Fault]
+
+
+class PairSamples:
+    """Makes micro-batches of a split; what it makes depends on the seed and the place alone."""
+
+    def __init__(self, tiles: PairTiles, config: PairAugmentConfig, seed: int) -> None:
+        self.tiles, self.config, self.seed = tiles, config, seed
+
+    def __call__(self, place: Place) -> PairBatch:
+        draws = draw_augmentations(self.seed, place.step, place.positions)
+        faults: list[Fault] = []
+        taken = [self._take(number, draw, faults) for number, draw in zip(place.samples.tolist(), draws, strict=True)]
+        optical, sar, label = (torch.stack(column) for column in zip(*taken, strict=True))
+        pairs = self.tiles.pairs
+        keys = [self.tiles.keys[number] for number in place.samples]
+        return PairBatch(pairs.optical.standardise(optical), pairs.sar.standardise(sar), label, keys, faults)
+
+    def _take(self, number: int, draw: Draw, faults: list[Fault]) -> Pair:
+        try:
+            return augment(self.tiles[number], draw, self.config)
+        except InputError as error:
+            faults.append(Fault("pair", self.tiles.split, self.tiles.keys[number], str(error)))
+            return self._blank()
+
+    def _blank(self) -> Pair:
+        """A pair without pixels: it adds nothing to the loss."""
+        side, pairs = self.config.crop, self.tiles.pairs
+        optical, sar = (torch.full((len(source.bands), side, side), torch.nan) for source in (pairs.optical, pairs.sar))
+        return Pair(optical, sar, torch.full((side, side), IGNORE))

@@ -1,0 +1,59 @@
+"""Weights that a PAD network begins with: a whole network, or the ConvNeXt V2 of both encoders."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alliance.checkpoint import differences
+from alliance.errors import InputError
+from engine.foreign import read_weights
+from finetune.pad.backbone import ConvNeXtV2
+from finetune.pad.checkpoint import load_pad
+from finetune.pad.config import StartConfig
+from finetune.pad.model import Pad
+
+HEAD = ("head.", "norm_pre.", "norm.")  # what timm's classifier has beside stem and stages
+
+
+def load_start(model: Pad, start: StartConfig) -> None:
+    """Put the weights of `start` into a network.
+
+    Raises:
+        InputError: they cannot be read, or do not fit.
+    """
+    if start.convnext:
+        weights = {k: v for k, v in _read(Path(start.convnext)).items() if not k.startswith(HEAD)}
+        for name, encoder in model.encoders.items():
+            if not isinstance(encoder, ConvNeXtV2):
+                raise InputError(f"start.convnext is for ConvNeXt V2, the {name} encoder is another one; leave it out")
+            own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norms.")}
+            _fit(own, weights, start.convnext)
+            encoder.load_state_dict(weights, strict=False)
+    if start.network:
+        given = load_pad(start.network)
+        if given.config.classes != model.config.classes:
+            raise InputError(
+                f"{start.network} tells {given.config.classes} classes apart, the data has {model.config.classes}; "
+                f"give a network of the same classes, or only start.convnext"
+            )
+        _fit(model.state_dict(), given.state_dict(), start.network)
+        model.load_state_dict(given.state_dict())
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return read_weights(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give a file of weights") from error
+
+
+def _fit(own: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
+    rows = differences(own, given)
+    if rows:
+        raise InputError(f"{name} does not fit the network:\n" + "\n".join(rows[:40]))
+
+

@@ -1,0 +1,200 @@
+"""Train PAD on registered pairs, choose the network by its mIoU, and score it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alliance.errors import InputError
+from datasets.indexed import Dealing, IndexedLoader
+from datasets.pairs.description import PairSet, read_pair_set
+from datasets.pairs.samples import PairBatch, PairSamples
+from datasets.pairs.tiles import Pair, PairTiles
+from engine.build import deal_batch
+from engine.checkpoints import full_weights
+from engine.command import run_command
+from engine.job import Job, Running
+from engine.log import logger, report_disk_errors
+from engine.loop import digest
+from engine.ranks import World, gather, together
+from engine.settings import to_record
+from engine.training import run_job
+from finetune.pad.checkpoint import save_pad
+from finetune.pad.config import SegmentConfig
+from finetune.pad.evaluate import evaluate, predict
+from finetune.pad.inputs import describe
+from finetune.pad.losses import composite_loss
+from finetune.pad.model import Pad, PadConfig
+from finetune.pad.pictures import colour_channels, draw_segmentation
+from finetune.pad.start import load_start
+from finetune.records import segmentation_record, write_scores
+from finetune.segmentation_scores import SegmentationScores, segmentation_scores
+
+PICTURES = 4  # images in every picture
+NOT_LEARNT = ("pairs", "root", "workers", "max_broken")  # of the data settings: may change when a run goes on
+LOSSES = {"segmentation": "loss_seg", "auxiliary": "loss_aux", "amplitude": "loss_amp"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of finetune/segment.py."""
+    run_command(SegmentConfig, __doc__, segment, arguments)
+
+
+def segment(config: SegmentConfig, world: World) -> Callable[[], None]:
+    """One run on this rank; how to close it."""
+    return run_job(Segmentation, config, world)
+
+
+class Segmentation(Job[SegmentConfig]):
+    """PAD's recipe: composite loss, the best mIoU of all evaluations kept."""
+
+    def __init__(self, config: SegmentConfig, world: World) -> None:
+        self.pairs = pairs = with_statistics_known(read_pair_set(Path(config.data.pairs), _path(config.data.root)))
+        self.config = dataclasses.replace(config, model=for_data(config.model, pairs))
+        self.world = world
+        self.batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
+        if self.batching.micro < 2 and (world.size == 1 or world.device.type == "cpu"):
+            raise InputError(
+                f"a pass of {self.batching.micro} sample has no variance for batch normalisation; raise optim.batch or "
+                f"engine.micro_batch to 2 samples per rank at least"
+            )
+        self.train, self.test = (PairTiles(pairs, split) for split in (config.data.train, config.data.evaluate))
+        for tiles in (self.train, self.test):
+            for index in {0, len(tiles) // 2, len(tiles) - 1}:  # mistakes of the description show at the start
+                tiles[index]
+        self.loader = IndexedLoader(
+            self.train.keys, PairSamples(self.train, config.augment, config.run.seed),
+            Dealing(micro=self.batching.micro, accumulation=self.batching.accumulation, rank=world.rank, world=world.size),
+            seed=config.run.seed, workers=config.data.workers,
+        )  # fmt: skip
+        self.max_broken = config.data.max_broken
+        self.identity = self._identity()
+        self.best: dict[str, Any] | None = None  # record of the best evaluation so far
+        self.evaluated = 0  # steps done at the last evaluation
+
+    def make_model(self) -> Pad:
+        model = Pad(self.config.model)
+        load_start(model, self.config.start)
+        return model
+
+    def batches(self) -> Iterator[PairBatch]:
+        return iter(self.loader)
+
+    def losses(self, engine: Any, batch: PairBatch, step: int) -> Mapping[str, Tensor]:
+        device, dtype = self.world.device, next(engine.module.parameters()).dtype
+        output = engine(batch.optical.to(device, dtype), batch.sar.to(device, dtype))
+        losses = composite_loss(output, batch.label.to(device), self.config.loss)
+        return {"loss": losses.total, **{name: getattr(losses, field) for field, name in LOSSES.items()}}
+
+    def progress(self, step: int) -> dict[str, Any]:
+        return {"epoch": self.loader.epoch(), "sample_digest": digest(self.loader.global_keys(step))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.loader.state_dict(), "best": self.best, "evaluated": self.evaluated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+        self.best, self.evaluated = state["best"], state["evaluated"]
+
+    def begin(self, run: Running) -> None:
+        for tiles in (self.train, self.test):
+            logger.info("%s: %d pairs of %s", tiles.split, len(tiles), self.pairs.name)
+            for reason in tiles.skipped[:3]:
+                logger.warning("%s lacks %d pairs, such as %s", tiles.split, len(tiles.skipped), reason)
+        if self.test.split in (self.train.split, "test"):
+            logger.info("the best network is chosen on %s, the pairs that are reported, as PAD does; give data.evaluate "
+                        "another split to choose without looking at them", self.test.split)  # fmt: skip
+        done = self.loader.step
+        if done and done % self.config.evaluate_every == 0 and self.evaluated != done:
+            self._evaluate(run, done)
+
+    def report(self, run: Running, done: int, *, last: bool) -> None:
+        if last or done % self.config.evaluate_every == 0:
+            self._evaluate(run, done)
+        every = self.config.run.picture_every
+        if last or (every and done % every == 0):
+            self._draw(run, done)
+
+    def conclude(self, run: Running) -> None:
+        assert self.best is not None, "the last step is evaluated"
+        logger.info("best mIoU %.2f after step %d; scores are in %s, the network in %s", self.best["miou"],
+                    self.best["step"], run.folder.path / "scores.json", run.folder.path / "model")  # fmt: skip
+
+    def score(self, model: nn.Module) -> SegmentationScores:
+        """Scores of all images of the evaluation split, each rank predicting its part."""
+        rank, size, count = self.world.rank, self.world.size, len(self.test)
+        own = list(range(rank, count, size))
+        padded = own + [0] * (math.ceil(count / size) - len(own))  # ranks that share weights go forward together
+        found = together(lambda: evaluate(model, self.test, padded, device=self.world.device))[: len(own)]
+        return segmentation_scores(torch.cat(list(gather(found))))
+
+    def _evaluate(self, run: Running, done: int) -> None:
+        """Score the network, say it, and keep it if it is the best so far."""
+        scores = self.score(run.engine.module)
+        self.evaluated = done
+        record = {"step": done, **segmentation_record(scores, list(self.pairs.classes))}
+        logger.info("step %d on %s: mIoU %.2f  OA %.2f  mF1 %.2f  mKappa %.2f", done, self.test.split, record["miou"],
+                    record["oa"], record["mf1"], record["mkappa"])  # fmt: skip
+        run.write(event="scores", **{**record, "step": done - 1})
+        if self.best is None or record["miou"] > self.best["miou"]:
+            self.best = record
+            self._export(run)
+        if self.world.is_main:
+            with report_disk_errors("scores.json"):
+                whole = {"split": self.test.split, "pairs": len(self.test), **self.best, "last": record}
+                write_scores(run.folder.path / "scores.json", whole)
+
+    def _export(self, run: Running) -> None:
+        weights = full_weights(run.engine, "")
+        if weights is not None:
+            with report_disk_errors("the network"):
+                save_pad(self.config.model, weights, run.folder.path / "model", **describe(self.pairs))
+
+    def _draw(self, run: Running, done: int) -> None:
+        """Predict a few fixed images on all ranks; the main one draws them."""
+        count = len(self.test)
+        chosen = [self.test[index] for index in sorted({index * count // PICTURES for index in range(PICTURES)})]
+        found = [predict(run.engine.module, pair, self.pairs, device=self.world.device) for pair in chosen]
+        if not self.world.is_main:
+            return
+        h, w = (min(pair.label.shape[axis] for pair in chosen) for axis in (0, 1))  # images may differ in size
+        shown = Pair(*(torch.stack([image[..., :h, :w] for image in column]) for column in zip(*chosen, strict=True)))
+        predicted = torch.cat([classes[..., :h, :w] for classes in found])
+        path = run.folder.pictures / f"step_{done:08d}.png"
+        with report_disk_errors(f"picture {path.name}"):
+            draw_segmentation(path, shown, predicted, self.pairs.classes,
+                              title=f"{self.pairs.name}, step {done}", rgb=colour_channels(self.pairs.optical))  # fmt: skip
+        run.write(event="picture", step=done - 1, path=path.name)
+
+    def _identity(self) -> dict[str, Any]:
+        record = to_record(self.config)
+        data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
+        kept = {name: record[name] for name in ("augment", "start", "model", "loss", "optim", "evaluate_every")}
+        keys = {tiles.split: digest(tiles.keys) for tiles in (self.train, self.test)}
+        return {**kept, "data": {**data, "pairs of each split": keys}, "seed": self.config.run.seed}
+
+
+def for_data(model: PadConfig, pairs: PairSet) -> PadConfig:
+    """The network with the classes and channels of a set of pairs."""
+    channels = {"rgb_channels": len(pairs.optical.bands), "sar_channels": len(pairs.sar.bands)}
+    return dataclasses.replace(model, classes=len(pairs.classes), **channels)
+
+
+def with_statistics_known(pairs: PairSet) -> PairSet:
+    """The pairs, refused without the mean and deviation of every band."""
+    for role in ("optical", "sar"):
+        source = getattr(pairs, role)
+        if not (source.mean and source.std):
+            raise InputError(
+                f"{pairs.name}: mean and std of {role} are missing in the description; `python launch/prepare.py check` "
+                f"prints them"
+            )
+    return pairs
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

@@ -1,0 +1,11 @@
+"""Segment optical and SAR pairs:  deepspeed finetune/segment.py --config configs/finetune/segment_whu_opt_sar.yaml"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from finetune.pad.train import main
+
+    main()
