@@ -1,8 +1,9 @@
 """Optimiser settings, parameter groups and the learning-rate schedule, all functions of the step."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -17,7 +18,8 @@ class OptimConfig:
     lr: float = 1e-4  # peak; the papers use 1e-4 * batch / 256
     min_lr: float = 0.0  # at the last step
     warmup: float = 0.05  # share of the steps with a rising rate
-    weight_decay: float = 0.05  # none on biases, norms and learned tokens
+    weight_decay: float = 0.05
+    decay_vectors: bool = False  # weight decay also on biases, norms and learned tokens
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0  # largest norm of the gradient; 0: no limit
 
@@ -37,14 +39,47 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+class Rule(NamedTuple):
+    """How the steps of a parameter differ from those of the others."""
+
+    lr_scale: float = 1.0  # times the learning rate
+    weight_decay: float | None = None  # None: as for all parameters of its kind
+
+
+@runtime_checkable
+class HasRules(Protocol):
+    """A module some of whose parameters, or of those below it, have a rule of their own."""
+
+    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]: ...
+
+
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay; vectors and learned tokens without."""
-    tokens = {"waves", "modality", "cls", "mask_token", "cls_position"}
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    free = [p for name, p in named if p.ndim < 2 or name.rpartition(".")[2] in tokens or "bias" in name]
-    chosen = {id(parameter) for parameter in free}
-    decayed = [parameter for _, parameter in named if id(parameter) not in chosen]
+    """Groups of trainable parameters with one learning rate and weight decay each, for torch's optimisers.
+
+    Matrices have weight decay, vectors and learned tokens have none unless `decay_vectors`. A module's
+    `parameter_rules` (see `HasRules`) come before that; of two rules for one parameter, the outer module's holds.
+
+    Returns:
+        Groups with `params`, `weight_decay` and `lr_scale`, which `set_learning_rate` multiplies by the rate; those
+        with the largest scale first, of these the ones with weight decay first.
+    """
+    rules: dict[int, Rule] = {}
+    for module in model.modules():
+        for parameter, rule in module.parameter_rules() if isinstance(module, HasRules) else ():
+            rules.setdefault(id(parameter), rule)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale, decay = rules.get(id(parameter), Rule())
+            if decay is None:
+                decay = config.weight_decay if config.decay_vectors or _is_matrix(name, parameter) else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    tokens = {"waves", "modality", "cls", "mask_token", "cls_position"}
+    return parameter.ndim >= 2 and name.rpartition(".")[2] not in tokens and "bias" not in name

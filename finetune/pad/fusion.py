@@ -52,7 +52,7 @@ class AmplitudeFusion(nn.Module):
 
     def __init__(self, channels: int, radius: float = 0.1, *, trainable: bool = True) -> None:
         super().__init__()
-        self.radius = nn.Parameter(torch.tensor(radius), requires_grad=trainable)
+        self.radius = nn.Parameter(torch.tensor([radius]), requires_grad=trainable)
         self.layers = nn.Sequential(
             nn.Linear(channels, channels),
             nn.LeakyReLU(),

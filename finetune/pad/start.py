@@ -55,5 +55,3 @@ def _fit(own: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
     rows = differences(own, given)
     if rows:
         raise InputError(f"{name} does not fit the network:\n" + "\n".join(rows[:40]))
-
-

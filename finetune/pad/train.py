@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alliance.errors import InputError
 from datasets.indexed import Dealing, IndexedLoader
@@ -124,7 +124,7 @@ class Segmentation(Job[SegmentConfig]):
         logger.info("best mIoU %.2f after step %d; scores are in %s, the network in %s", self.best["miou"],
                     self.best["step"], run.folder.path / "scores.json", run.folder.path / "model")  # fmt: skip
 
-    def score(self, model: nn.Module) -> SegmentationScores:
+    def score(self, model: Pad) -> SegmentationScores:
         """Scores of all images of the evaluation split, each rank predicting its part."""
         rank, size, count = self.world.rank, self.world.size, len(self.test)
         own = list(range(rank, count, size))

@@ -102,7 +102,9 @@ def _claim(folder: Path, config: ClassifyConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / CONFIG, yaml.safe_dump(to_record(config), sort_keys=False))
     except OSError as error:
-        raise InputError(f"run folder {folder} cannot be written ({error.strerror}); choose another --run.dir") from error
+        raise InputError(
+            f"run folder {folder} cannot be written ({error.strerror}); choose another --run.dir"
+        ) from error
 
 
 def _train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: World) -> None:
@@ -122,7 +124,13 @@ def _train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: Wor
         process.start()
         started.append((process, log))
     logger.setLevel("INFO")
-    logger.info("%d seeds in %d processes of %d threads; what they say is in %s", len(seeds), count, threads, folder / "process_*.log")
+    logger.info(
+        "%d seeds in %d processes of %d threads; what they say is in %s",
+        len(seeds),
+        count,
+        threads,
+        folder / "process_*.log",
+    )
     _wait(started, seeds, folder, world)
     for process, log in started:
         if process.exitcode:

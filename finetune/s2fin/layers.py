@@ -60,7 +60,7 @@ class HighPass(nn.Module):
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
-        self.cutoff = nn.Parameter(torch.tensor(logit(0.31)))
+        self.cutoff = nn.Parameter(torch.tensor([logit(0.31)]))
 
     def mask(self, h: int, w: int) -> Tensor:
         """M of every bin: (h * (w // 2 + 1), 1) float32."""

@@ -50,8 +50,8 @@ class HighFrequencyResonance(nn.Module):
         super().__init__()
         self.config = config
         self.high_pass = HighPass(temperature)
-        self.sharpness = nn.Parameter(torch.tensor(1.5)) if config.mask == "phase" else None  # kappa
-        self.offset = nn.Parameter(torch.tensor(0.0)) if config.mask == "phase" else None  # s0
+        self.sharpness = nn.Parameter(torch.tensor([1.5])) if config.mask == "phase" else None  # kappa
+        self.offset = nn.Parameter(torch.tensor([0.0])) if config.mask == "phase" else None  # s0
         self.strength = nn.Parameter(torch.full((2, d), -1.0))  # lambda
         self.project = nn.ModuleList(conv_norm(d, d, 1) for _ in range(2))
 

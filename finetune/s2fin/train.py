@@ -40,7 +40,9 @@ class Classification(Job[ClassifyConfig]):
         batch = min(config.optim.batch, len(split.train) // world.size * world.size)
         steps = math.ceil(config.epochs * len(split.train) / batch)
         self.config = config = dataclasses.replace(
-            config, run=dataclasses.replace(config.run, steps=steps), optim=dataclasses.replace(config.optim, batch=batch)
+            config,
+            run=dataclasses.replace(config.run, steps=steps),
+            optim=dataclasses.replace(config.optim, batch=batch),
         )
         self.batching = deal_batch(batch, config.engine.micro_batch, world.size)
         self.loader = IndexedLoader(
@@ -125,7 +127,9 @@ class Classification(Job[ClassifyConfig]):
         start = min(self.world.rank * share, len(pixels))
         own = pixels[start : start + share]
         padded = np.append(own, np.repeat(pixels[:1], share - len(own)))  # ranks that share weights go forward together
-        predicted = predict_places(model, self.patches, self.patches.place[padded], device=self.world.device)[: len(own)]
+        predicted = predict_places(model, self.patches, self.patches.place[padded], device=self.world.device)[
+            : len(own)
+        ]
         truth = torch.from_numpy(self.patches.label[own])
         found = gather(confusion_matrix(truth, predicted, len(self.patches.classes)))
         return classification_scores(torch.stack(list(found)).sum(dim=0))
