@@ -230,5 +230,5 @@ def test_features_that_cannot_be_compared_are_refused(patchwork: PairTiles, tmp_
     with pytest.raises(InputError, match="stage 5"):
         feature_figure(averaging_pad(6), patchwork, tmp_path / "figure.png", stage=5)
     one_class = write_tiles(tmp_path / "one", [flat_pair(*np.zeros((3, 40, 40)))], 2)
-    with pytest.raises(InputError, match="fewer than two classes"):
+    with pytest.raises(InputError, match="places of 1 classes were drawn"):
         feature_figure(averaging_pad(2), one_class, tmp_path / "figure.png")

@@ -68,7 +68,7 @@ def feature_figure(
         per_class: how many places of each class at most, drawn at random without repetition.
         images: from how many images at most, drawn at random.
     Raises:
-        InputError: a network of one modality, a stage without both maps, or labels of fewer than two classes.
+        InputError: a network of one modality, a stage without both maps, or too few labels.
     """
     stages = STAGES[:1] if model.config.early_fusion else STAGES
     if model.config.input != "both" or stage not in stages:
@@ -77,8 +77,12 @@ def feature_figure(
             f"both modalities and a stage of {list(stages)}"
         )
     cells = sample_cells(tiles, stage=stage, per_class=per_class, images=images, seed=seed)
-    if len(np.unique(cells.label)) < 2:
-        raise InputError(f"{len(cells.label)} places of fewer than two classes were drawn; take more images, or others")
+    classes = len(np.unique(cells.label))
+    if not 2 <= classes < len(cells.label):
+        raise InputError(
+            f"{len(cells.label)} labelled places of {classes} classes were drawn, too few to compare; "
+            f"take more images, or an earlier stage"
+        )
     features = cell_features(model, tiles, cells, stage)
     embeddings = {name: embed(values, cells.label, seed) for name, values in features.items()}
     write_rows(path.with_suffix(".csv"), list(_rows(embeddings, cells, stage)))

@@ -19,9 +19,9 @@ CLEAN, NO_RGB, NO_SAR = "clean", "no rgb", "no sar"
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessConfig:
-    """What is done to the optical images. The paper's text does not say its shares."""
+    """What is done to the optical images."""
 
-    clouds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # shares of every image
+    clouds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # shares of every image, ours
     cloud_value: float = math.nan  # stored number under a cloud, 255 is opaque white in 8 bits; NaN: masked out
     seed: int = 0
 
