@@ -18,9 +18,11 @@ class Placement(NamedTuple):
     turns: int  # quarter turns, anticlockwise
     flip: bool  # left to right, before turning
 
-    def keeps(self, shape: tuple[int, ...]) -> bool:
-        """Whether an image of this shape (..., h, w) stays as it is."""
-        return self == (0, 0, *shape[-2:], 0, False)
+    @classmethod
+    def of_whole(cls, shape: tuple[int, ...]) -> "Placement":
+        """The one that leaves images of this shape (..., h, w) as they are."""
+        height, width = shape[-2:]
+        return cls(0, 0, height, width, 0, False)
 
     def apply(self, image: np.ndarray, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """The image (c, h, w) and its mask (..., h, w), if there is one, as views."""
@@ -52,9 +54,11 @@ def draw_placements(
         crop: side of the square that is cut out, anywhere in the tile, see `size_of_crop`.
         flips: mirror and turn; images that are not square stay in their shape.
     """
+    height, width = size_of_crop(shape, crop)
+    if not flips and (height, width) == shape:
+        return [Placement.of_whole(shape)] * len(positions)
     bits = np.random.Philox(np.random.SeedSequence([STREAM, seed, step]))
     draws = bits.random_raw(DRAWS * (int(positions.max()) + 1)).reshape(-1, DRAWS)[positions]
-    height, width = size_of_crop(shape, crop)
     placements = []
     for symmetry, down, right in draws.tolist():
         quarter = symmetry >> 1 & 3 if height == width else symmetry & 2

@@ -87,7 +87,8 @@ class ShardLoader:
                 self._step = step.number + 1
                 self._consumed[step.source] = step.start + self.batch
             sensor = self.sources[step.source].sensors[step.sensor]
-            yield Batch(sensor=sensor, source=step.source, step=step.number, **reading._asdict())
+            stored, positions, keys, faults = reading
+            yield Batch(stored, sensor, step.source, positions, keys, faults, step.number)
 
     def state_dict(self) -> dict[str, Any]:
         """The first step that was not taken whole, and how many samples of each source were."""
@@ -143,6 +144,8 @@ class ShardLoader:
 
     def _draw(self, step: int) -> tuple[int, str]:
         """Source and sensor of a step, from (seed, step) alone."""
+        if len(self.sources) == len(self.sensor_names[0]) == 1:
+            return 0, self.sensor_names[0][0]  # there is nothing to draw
         raw = np.random.Philox(np.random.SeedSequence([STREAM, self.config.seed, step])).random_raw(2)
         source = int(np.searchsorted(self._shares, raw[0] / 2**64, side="right").clip(max=len(self.sources) - 1))
         names = self.sensor_names[source]

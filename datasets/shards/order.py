@@ -69,15 +69,22 @@ class SampleOrder:
         """Where the samples at these positions of the stream lie."""
         positions = np.asarray(positions, dtype=np.int64)
         shard, sample = np.empty_like(positions), np.empty_like(positions)
-        epochs, places = np.divmod(positions, self.samples)
-        for epoch in np.unique(epochs).tolist():
-            starts = self._epoch(epoch).starts
-            groups = np.where(epochs == epoch, np.searchsorted(starts, places, side="right") - 1, -1)
-            for group in np.unique(groups[groups >= 0]).tolist():
-                content, here = self._group(epoch, group), groups == group
-                inside = places[here] - starts[group]
-                shard[here], sample[here] = content.shard[inside], content.sample[inside]
+        found = np.zeros(positions.shape, bool)
+        while not found.all():
+            first, content = self._group_of(int(positions[found.argmin()]))
+            inside = positions - first
+            here = (inside >= 0) & (inside < len(content.shard))
+            inside = inside[here]
+            shard[here], sample[here] = content.shard[inside], content.sample[inside]
+            found |= here
         return Places(shard, sample)
+
+    def _group_of(self, position: int) -> tuple[int, Places]:
+        """The group that holds this position of the stream, and the position of its first sample."""
+        epoch, place = divmod(position, self.samples)
+        starts = self._epoch(epoch).starts
+        group = int(starts.searchsorted(place, side="right")) - 1
+        return epoch * self.samples + int(starts[group]), self._group(epoch, group)
 
     def _epoch(self, epoch: int) -> _Epoch:
         return self._epochs.get_or_make(epoch, lambda: self._permute_shards(epoch))

@@ -1,5 +1,6 @@
 """Read samples of indexed shards straight from their place in the tars into a batch array."""
 
+import itertools
 import os
 import zipfile
 import zlib
@@ -132,29 +133,31 @@ class ShardSource:
             BrokenSample: not one of them can be read.
         """
         entries, broken = self._find(sensor, shards, samples)
-        kinds = {entry.code: np.dtype(entry.code.decode()) for entry in entries.values()}
+        kinds = {code: np.dtype(code.decode()) for code in {entry.code for entry in entries.values()}}
         dtype = np.result_type(*kinds.values()) if entries else np.dtype(np.uint8)
         shape = self.shape(sensor)
         height, width = (placements[0].height, placements[0].width) if placements else shape[1:]
         stored = allocate((len(shards), shape[0], height, width), dtype.newbyteorder("="))
+        memory, whole = _as_bytes(stored), Placement.of_whole(shape)
+        size = len(memory) // len(shards)
         for place, entry in entries.items():
-            placement, kind = placements[place] if placements else None, kinds[entry.code]
+            placement, kind = placements[place] if placements else whole, kinds[entry.code]
             try:
-                if kind == stored.dtype and (placement is None or placement.keeps(shape)):
-                    self._fill(stored[place], entry, verify)
+                if placement == whole and kind == stored.dtype:
+                    self._fill(memory[place * size : (place + 1) * size], entry, verify)
                     continue
                 array = np.empty(shape, kind)
-                self._fill(array, entry, verify)
-                stored[place] = placement.apply(array)[0] if placement else array
+                self._fill(_as_bytes(array), entry, verify)
+                stored[place] = placement.apply(array)[0]
             except BrokenSample as error:
                 broken[place] = error
-        good = [place for place in sorted(entries) if place not in broken]
-        if not good:
-            raise BrokenSample(*(fault for place in sorted(broken) for fault in broken[place].faults))
-        for place in broken:
-            stored[place], entries[place] = stored[good[0]], entries[good[0]]
-        keys = [entries[place].key for place in range(len(shards))]
-        return Samples(stored, keys, [fault for place in sorted(broken) for fault in broken[place].faults])
+        if broken:
+            good = [place for place in sorted(entries) if place not in broken]
+            if not good:
+                raise BrokenSample(*_in_order(broken))
+            for place in broken:
+                stored[place], entries[place] = stored[good[0]], entries[good[0]]
+        return Samples(stored, [entries[place].name.decode() for place in range(len(shards))], _in_order(broken))
 
     def keys(self, shards: Iterable[int], samples: Iterable[int]) -> list[str]:
         """Keys of many samples; a sample whose sidecar is broken is called by its numbers."""
@@ -172,23 +175,21 @@ class ShardSource:
         """Where the samples of a batch lie, by place in the batch and in the order of the files; the broken ones."""
         entries: dict[int, _Entry] = {}
         broken: dict[int, BrokenSample] = {}
-        order = np.lexsort((samples, shards))
-        for own in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            shard, numbers, places = int(shards[own[0]]), samples[own], own.tolist()
+        order, numbers = np.lexsort((samples, shards)).tolist(), samples.tolist()
+        for shard, places in itertools.groupby(order, key=shards.tolist().__getitem__):
             try:
                 sidecar = self._sidecar(shard)
             except BrokenSample as error:
                 broken |= dict.fromkeys(places, error)
                 continue
-            columns = (sidecar.keys[numbers], *(column[numbers] for column in sidecar.places[sensor]))
-            for place, key, *where in zip(places, *(column.tolist() for column in columns), strict=True):
-                entries[place] = _Entry(shard, key, *where)
+            key, (offset, code, crc32) = sidecar.keys.item, (column.item for column in sidecar.places[sensor])
+            for place in places:
+                number = numbers[place]
+                entries[place] = _Entry(shard, key(number), offset(number), code(number), crc32(number))
         return entries, broken
 
-    def _fill(self, array: np.ndarray, entry: "_Entry", verify: bool) -> None:
+    def _fill(self, data: memoryview, entry: "_Entry", verify: bool) -> None:
         """Read the bytes of one sample."""
-        name = self.index.shards[entry.shard].name
-        data = array.reshape(-1).view(np.uint8).data  # the same memory, as bytes
         try:
             descriptor = self._descriptor(entry.shard)
             count = more = os.preadv(descriptor, [data], entry.offset)
@@ -196,18 +197,20 @@ class ShardSource:
                 more = os.preadv(descriptor, [data[count:]], entry.offset + count)
                 count += more
         except OSError as error:
-            raise BrokenSample(Fault("shard", name, entry.key, error.strerror or str(error))) from error
+            raise self._broken("shard", entry, error.strerror or str(error)) from error
         if count < len(data):
-            raise BrokenSample(Fault("truncated", name, entry.key, f"{count} of {len(data)} bytes are there"))
+            raise self._broken("truncated", entry, f"{count} of {len(data)} bytes are there")
         if verify and zlib.crc32(data) != entry.crc32:
-            reason = "its bytes are not those that were indexed (crc32)"
-            raise BrokenSample(Fault("checksum", name, entry.key, reason))
+            raise self._broken("checksum", entry, "its bytes are not those that were indexed (crc32)")
+
+    def _broken(self, cause: Cause, entry: "_Entry", reason: str) -> BrokenSample:
+        return BrokenSample(Fault(cause, self.index.shards[entry.shard].name, entry.name.decode(), reason))
 
     def _sidecar(self, shard: int) -> Sidecar:
-        name = self.index.shards[shard].name
         try:
             return self._sidecars.get_or_make(shard, lambda: self._load_sidecar(shard))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            name = self.index.shards[shard].name
             raise BrokenSample(Fault("index", name, "sidecar", f"cannot be read: {error}")) from error
 
     def _load_sidecar(self, shard: int) -> Sidecar:
@@ -220,8 +223,8 @@ class ShardSource:
         return sidecar
 
     def _descriptor(self, shard: int) -> int:
-        name = self.index.shards[shard].name
-        return self._descriptors.get_or_make(shard, lambda: os.open(self.folder / name, os.O_RDONLY))
+        shards = self.index.shards
+        return self._descriptors.get_or_make(shard, lambda: os.open(self.folder / shards[shard].name, os.O_RDONLY))
 
     def _open_caches(self) -> None:
         self._sidecars: Cache[Sidecar] = Cache(OPEN_SHARDS)
@@ -240,6 +243,16 @@ class ShardSource:
         self._open_caches()
 
 
+def _in_order(broken: dict[int, BrokenSample]) -> list[Fault]:
+    """The faults by place in the batch."""
+    return [fault for place in sorted(broken) for fault in broken[place].faults]
+
+
+def _as_bytes(array: np.ndarray) -> memoryview:
+    """The same memory, as bytes."""
+    return array.reshape(-1).view(np.uint8).data
+
+
 class _Entry(NamedTuple):
     """Where one array lies."""
 
@@ -248,7 +261,3 @@ class _Entry(NamedTuple):
     offset: int
     code: bytes  # of the dtype
     crc32: int
-
-    @property
-    def key(self) -> str:
-        return self.name.decode()
