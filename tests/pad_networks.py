@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from datasets.pairs.description import ImageSource, LabelSource, PairSet
 from datasets.pairs.made_up import MadeUpPair
+from datasets.pairs.made_up_trees import write_plain
 from datasets.pairs.tiles import PairTiles
 from finetune.pad.backbone import Backbone
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, PadOutput
-from tests.pair_trees import write_plain
 
 COLOURS = [(204, 102, 0), (255, 0, 0), (255, 255, 0), (0, 0, 255), (85, 167, 0), (0, 255, 255), (153, 102, 153)]
 OPTICAL, SAR = (100.0, 40.0), (60.0, 30.0)  # mean and deviation that the description states

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from alliance.errors import InputError
 from datasets.pairs.description import PairSet, read_pair_set, write_pair_set
+from datasets.pairs.made_up_trees import write_ddhr, write_plain
 from datasets.pairs.survey import survey, with_statistics
 from datasets.pairs.tiles import Pair, PairTiles
-from tests.pair_trees import write_ddhr, write_plain
 from tests.rasters_for_tests import write_tiff
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pairs"

@@ -13,12 +13,12 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from datasets.pairs import tiling
 from datasets.pairs.description import read_pair_set
+from datasets.pairs.made_up_trees import NARROW, NO_SAR, WHU_SCENES, write_ddhr, write_plain, write_whu
 from datasets.pairs.make import draw_split
 from datasets.pairs.prepare import main
 from datasets.pairs.releases import WHU_DOUBTED, WHU_SPLIT
 from datasets.pairs.tiles import PairTiles
 from datasets.pairs.tiling import Grid
-from tests.pair_trees import NARROW, NO_SAR, WHU_SCENES, write_ddhr, write_plain, write_whu
 
 TILE = 32
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from datasets.pairs.description import ImageSource, LabelSource, PairSet
+from datasets.pairs.made_up_trees import write_plain
 from finetune.blending import cover
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.inputs import Inputs, describe, read_inputs
 from finetune.pad.model import Pad, PadConfig, PadOutput
 from finetune.pad.predict import main
 from finetune.pad.scene import SceneOptions, predict_scene
-from tests.pair_trees import write_plain
 from tests.rasters_for_tests import write_tiff
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -47,8 +47,27 @@ def classify(config: ClassifyConfig, world: World) -> Callable[[], None]:
     elif config.model == "s2fin":
         train_seeds(config, left, patches, world)
     if world.is_main and not world.stop:
-        print("\n".join(summarise(config, patches, folder)), flush=True)
+        print(conclude(config, patches, folder), flush=True)
     return lambda: None
+
+
+def conclude(config: ClassifyConfig, patches: PatchSet, folder: Path) -> str:
+    """Write scores.json of all seeds, the references under the same splits among them; the tables of it."""
+    splits = {seed: draw_split(patches, config, seed) for seed in config.seed_list}
+    models: dict[str, Summary] = {}
+    if config.model == "s2fin":
+        records = [json.loads((folder / f"seed_{seed}" / SCORES).read_text()) for seed in splits]
+        found = [
+            SeedScores(each["seed"], classification_scores(torch.tensor(each["confusion"])), each["split"]["leakage"], each["seconds"])
+            for each in records
+        ]
+        models["S2Fin"] = summarise(found, records[0]["parameters"])
+    if config.references or config.model != "s2fin":
+        kinds = REFERENCE_NAMES if config.model == "s2fin" else (REFERENCE_NAMES[config.model],)
+        models |= {name: summarise(each) for name, each in reference_records(patches, splits).items()}
+    results = Results(patches.classes, {seed: split_report(patches, split) for seed, split in splits.items()}, models)
+    write_scores(folder / SCORES, results)
+    return f"{score_table(results)}\n\n{class_table(results)}\n\nscores are in {folder / SCORES}"
 
 
 def train_seeds(config: ClassifyConfig, seeds: Sequence[int], patches: PatchSet, world: World) -> None:

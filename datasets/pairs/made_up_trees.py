@@ -1,4 +1,4 @@
-"""Made-up trees of files in the shape of WHU-OPT-SAR and DDHR-SK, small, with the defects that the real ones have."""
+"""Made-up files in the layouts of WHU-OPT-SAR and DDHR-SK, with the defects of the real ones. NOTHING HERE IS MEASURED."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ from datasets.pairs.made_up import MadeUpPair, make_pair
 
 WHU_SCENES = ("NH49E001013", "NH49E001014", "NH49E002014", "NH49E004013", "NH50E007002")  # train test train train test
 NARROW, NO_SAR = "NH49E002014", "NH49E004013"
-AUTHORS = "/workspace/somebody/DATA/korea/256_cloud"  # where DDHR-SK's published lists say the files are
+AUTHORS = "/home/authors/korea/256_cloud"  # DDHR-SK's published lists hold absolute paths of another machine
 
 
 def write_plain(path: Path, pixels: np.ndarray, **profile: Any) -> None:
@@ -27,11 +27,11 @@ def write_plain(path: Path, pixels: np.ndarray, **profile: Any) -> None:
             file.write(pixels)
 
 
-def write_whu(root: Path, *, height: int = 80, width: int = 112) -> dict[str, MadeUpPair]:
+def write_whu(root: Path, *, height: int = 80, width: int = 112, seed: int = 0) -> dict[str, MadeUpPair]:
     """Five scenes: labels 10, 20, ... with 0 in the first row, one scene a column narrower, one without SAR."""
     scenes = {}
     for number, name in enumerate(WHU_SCENES):
-        scene = make_pair(height, width - (name == NARROW), 7, np.random.default_rng(number))
+        scene = make_pair(height, width - (name == NARROW), 7, np.random.default_rng([seed, number]))
         stored = 10 * (scene.label[None] + 1)
         stored[:, 0] = 0
         write_plain(root / "optical" / f"{name}.tif", scene.optical)
@@ -42,11 +42,11 @@ def write_whu(root: Path, *, height: int = 80, width: int = 112) -> dict[str, Ma
     return scenes
 
 
-def write_ddhr(root: Path, *, pairs: int = 6, size: int = 32) -> dict[str, MadeUpPair]:
+def write_ddhr(root: Path, *, pairs: int = 6, size: int = 32, seed: int = 0) -> dict[str, MadeUpPair]:
     """JPEG pairs 1, 2, ... (SAR as three equal channels), PNG labels 0 to 4 and 255, and lists of foreign paths."""
     tiles = {}
     for number in range(1, pairs + 1):
-        tile = make_pair(size, size, 5, np.random.default_rng(number))
+        tile = make_pair(size, size, 5, np.random.default_rng([seed, number]))
         stored = tile.label[None].copy()
         stored[:, 0] = 255
         home = root / "korea" / "256_cloud"
