@@ -1,0 +1,11 @@
+"""Look into a trained PAD network:  python finetune/examine.py --checkpoint runs/pad --pairs data/pairs.yaml --out runs/pad/examined"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from finetune.pad.examine import main
+
+    main()
