@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alliance.errors import InputError
+from datasets.pairs.description import ImageSource
 from engine.foreign import read_weights
 from finetune.convert import main
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.convert import convert, from_release, release_name
+from finetune.pad.inputs import read_inputs
 from finetune.pad.model import Pad, PadConfig
 from tests.mmengine_files import mmengine_file
 from tests.models import natural_image
@@ -128,6 +130,18 @@ def test_the_command_writes_weights_and_settings(
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     assert record["model"]["fusion"]["radius"] == 0.1
     assert record["normalisation"]["rgb"]["mean"] == [80.475, 98.217, 106.364]
+
+
+@pytest.mark.parametrize(("classes", "first"), [(7, "farmland"), (5, "buildings"), (3, "class 0")])
+def test_a_converted_network_knows_its_inputs_and_classes(tmp_path: Path, classes: int, first: str) -> None:
+    path = mmengine_file(tmp_path / "release.pth", weightless("atto", classes))
+    convert(path, tmp_path / "out", PadConfig(size="atto", classes=classes))
+    inputs = read_inputs(tmp_path / "out")
+    assert len(inputs.classes) == classes and next(iter(inputs.classes)) == first
+    assert inputs.sources == {
+        "rgb": ImageSource(bands=(3, 2, 1), mean=(80.475, 98.217, 106.364), std=(29.48, 26.953, 24.829)),
+        "sar": ImageSource(bands=(1, 1, 1), mean=(53.837,) * 3, std=(48.475,) * 3),
+    }
 
 
 def test_the_command_refuses_in_one_message(

@@ -189,6 +189,15 @@ def test_numbers_that_are_not_finite_reach_the_network_as_the_mean(tmp_path: Pat
     assert np.argwhere(read(tmp_path / "map.tif")[0] == 255).tolist() == [[6, 7]]
 
 
+def test_numbers_without_meaning_make_no_map(tmp_path: Path) -> None:
+    def broken(rgb: Tensor, sar: Tensor) -> PadOutput:
+        return PadOutput(rgb / 0, rgb / 0, torch.zeros(()))
+
+    with pytest.raises(InputError, match="the network gives numbers that are not finite"):
+        predict_scene(broken, INPUTS, write_pair(tmp_path, 40, 40), tmp_path / "map.tif", SMALL)
+    assert not (tmp_path / "map.tif").exists()
+
+
 # The files
 
 
@@ -244,6 +253,19 @@ def test_scenes_without_a_place_give_a_map_without_a_place(tmp_path: Path) -> No
     predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(tmp_path / "map.tif") as file:
         assert file.crs is None and file.shape == (80, 90)
+
+
+def test_a_real_tile_keeps_its_place(tmp_path: Path, shared_data: Path) -> None:
+    tiles, name = shared_data / "terramesh_tiles", "282D_485L_3_3.tif"
+    sources = {
+        "rgb": ImageSource(bands=(1, 2, 3), mean=(80,) * 3, std=(40,) * 3),
+        "sar": ImageSource(bands=(1, 2, 2), dtype="float32", mean=(-12, -18, -18), std=(5,) * 3),
+    }
+    files = {"rgb": tiles / "S2RGB" / name, "sar": tiles / "S1RTC" / name}
+    predict_scene(pointwise, replace(INPUTS, sources=sources), files, tmp_path / "map.tif", SMALL)
+    with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(files["rgb"]) as image:
+        assert (file.crs, file.transform, file.shape) == (image.crs, image.transform, image.shape)
+        assert file.crs is not None and (file.read() < 3).all()
 
 
 def test_one_image_with_a_place_is_enough(tmp_path: Path) -> None:
@@ -380,10 +402,17 @@ def test_notes_that_do_not_fit_are_refused(tmp_path: Path, change: dict, message
 # The command
 
 
-def trained(folder: Path, config: PadConfig = ATTO, **notes: Any) -> Path:
-    """A run folder with an untrained network."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders with untrained networks: of both images, of the optical one alone, and one without notes."""
+    folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
-    save_pad(config, Pad(config).state_dict(), folder / "model", **(INPUTS.notes() | notes))
+    for name, config, notes in (
+        ("both", ATTO, INPUTS.notes()),
+        ("rgb", replace(ATTO, input="rgb"), INPUTS.notes()),
+        ("bare", ATTO, {}),
+    ):
+        save_pad(config, Pad(config).state_dict(), folder / name / "model", **notes)
     return folder
 
 
@@ -393,9 +422,9 @@ def arguments(run: Path, files: Mapping[str, Path], out: Path, *more: str) -> li
 
 
 def test_the_command_maps_a_scene_that_fits_one_window_as_the_network_sees_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, files = trained(tmp_path / "run"), write_pair(tmp_path, 72, 96)
+    run, files = runs / "both", write_pair(tmp_path, 72, 96)
     main(arguments(run, files, tmp_path / "map.tif", "--probabilities", str(tmp_path / "shares.tif")))
     assert capsys.readouterr().out == f"map in {tmp_path / 'map.tif'}, probabilities in {tmp_path / 'shares.tif'}\n"
     images = {}
@@ -409,8 +438,8 @@ def test_the_command_maps_a_scene_that_fits_one_window_as_the_network_sees_it(
     np.testing.assert_allclose(read(tmp_path / "shares.tif") / 250, expected, atol=0.5 / 250 + 1e-4)
 
 
-def test_a_network_of_one_modality_needs_one_image(tmp_path: Path) -> None:
-    run, files = trained(tmp_path / "run", replace(ATTO, input="rgb")), write_pair(tmp_path, 70, 100)
+def test_a_network_of_one_modality_needs_one_image(tmp_path: Path, runs: Path) -> None:
+    run, files = runs / "rgb", write_pair(tmp_path, 70, 100)
     script = str(ROOT / "finetune" / "predict.py")
     with pytest.MonkeyPatch.context() as patch:
         command = [
@@ -433,9 +462,9 @@ def test_a_network_of_one_modality_needs_one_image(tmp_path: Path) -> None:
         ({"--optical": "gone.tif"}, "error: gone.tif cannot be read: gone.tif: No such file or directory"),
         ({"--optical": "sar.tif"}, "error: sar.tif has 1 band, the network reads rgb from [3, 2, 1]"),
         ({"--optical": "floats.tif"}, "error: floats.tif holds float32, the network was trained on uint8; convert the"),
-        ({"--sar": None}, "error: the network in run takes rgb and sar; give --sar FILE"),
+        ({"--sar": None}, "error: the network in both takes rgb and sar; give --sar FILE"),
         ({"--checkpoint": "rgb"}, "error: the network in rgb takes rgb alone; omit --sar"),
-        ({"--checkpoint": "bare"}, "error: bare/config.json says no mean and std of the rgb image"),
+        ({"--checkpoint": "bare"}, "error: bare/model/config.json says no mean and std of the rgb image"),
         (
             {"--checkpoint": "nowhere"},
             "error: nowhere holds no PAD network (model.safetensors, config.json); give a run",
@@ -447,15 +476,19 @@ def test_a_network_of_one_modality_needs_one_image(tmp_path: Path) -> None:
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
 def test_wrong_inputs_are_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: dict, message: str
+    tmp_path: Path,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_pair(Path("."), 40, 40)
     write_tiff(Path("floats.tif"), np.zeros((3, 40, 40), dtype=np.float32))
-    trained(Path("run"))
-    trained(Path("rgb"), replace(ATTO, input="rgb"))
-    save_pad(ATTO, Pad(ATTO).state_dict(), "bare")
-    options = {"--checkpoint": "run", "--optical": "optical.tif", "--sar": "sar.tif", "--out": "map.tif"} | change
+    for run in runs.iterdir():
+        Path(run.name).symlink_to(run)
+    options = {"--checkpoint": "both", "--optical": "optical.tif", "--sar": "sar.tif", "--out": "map.tif"} | change
     with pytest.raises(SystemExit, match="2"):
         main([part for name, value in options.items() if value is not None for part in (name, value)])
     told = capsys.readouterr().err

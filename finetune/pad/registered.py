@@ -75,7 +75,7 @@ def opened_images(files: Mapping[str, Path], inputs: Inputs) -> Iterator[Registe
         scenes = list(described.values())
         if len(scenes) > 1:
             _check_registered(*scenes)
-        yield RegisteredImages(images, _grid(scenes))
+        yield RegisteredImages(images, _grid(images.values()))
 
 
 def _check_bands(scene: RasterScene, source: ImageSource, modality: str) -> None:
@@ -115,11 +115,13 @@ def _check_registered(first: RasterScene, second: RasterScene) -> None:
             )
 
 
-def _grid(scenes: list[RasterScene]) -> Grid:
-    """The place of the first image that knows it best."""
-    best = max(scenes, key=lambda scene: (scene.crs is not None, scene.transform is not None))
-    with opened(best.files[0]) as dataset:
-        return Grid(dataset.height, dataset.width, dataset.crs, dataset.transform if best.transform else None)
+def _grid(images: Iterable[Image]) -> Grid:
+    """The place of the image that knows it best."""
+    best = max(
+        (image.dataset for image in images),
+        key=lambda dataset: (dataset.crs is not None, not dataset.transform.is_identity),
+    )
+    return Grid(best.height, best.width, best.crs, None if best.transform.is_identity else best.transform)
 
 
 @contextmanager

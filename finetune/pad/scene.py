@@ -71,7 +71,7 @@ def predict_scene(
         probabilities: file for the class probabilities, if wanted.
     Raises:
         InputError: an image cannot be read or is not what the network was trained on, the two do not lie on one grid,
-            or a file to write is an image that is read or no .tif.
+            a file to write is an image that is read or no .tif, or the network gives numbers that are not finite.
     """
     makers = {out: class_map} | ({probabilities: probability_map} if probabilities else {})
     _check_targets([out, probabilities] if probabilities else [out], list(files.values()))
@@ -113,7 +113,10 @@ def _probabilities(network: Network, tiles: Mapping[str, Tensor], device: torch.
     h, w = next(iter(tiles.values())).shape[-2:]
     padding = (0, max(0, SMALLEST - w), 0, max(0, SMALLEST - h))
     images = {modality: functional.pad(tile, padding).to(device) for modality, tile in tiles.items()}
-    return network(**images).logits[..., :h, :w].float().softmax(dim=1)
+    probabilities = network(**images).logits[..., :h, :w].float().softmax(dim=1)
+    if not probabilities.isfinite().all():
+        raise InputError("the network gives numbers that are not finite; its weights, or mean and std, do not fit")
+    return probabilities
 
 
 def _write(writers: Sequence[DatasetWriter], strip: Strip, top: int, count: int) -> None:
