@@ -5,17 +5,19 @@ unlabelled; a `PatchSet` counts the classes that occur from 0.
 """
 
 from datasets.labelled.layouts import Benchmark, Layout, benchmark_names, find_benchmark
-from datasets.labelled.patches import Inputs, PatchSet, scene_patches
+from datasets.labelled.patches import Footprint, Inputs, PatchSet, SceneGrid, scene_patches
 from datasets.labelled.protocol import SplitConfig, make_split, split_report, write_split
 from datasets.labelled.reader import LabelledScene, read_scenes
 from datasets.labelled.stored import open_patches, stored_patches
 
 __all__ = [
     "Benchmark",
+    "Footprint",
     "Inputs",
     "LabelledScene",
     "Layout",
     "PatchSet",
+    "SceneGrid",
     "SplitConfig",
     "benchmark_names",
     "find_benchmark",

@@ -1,7 +1,7 @@
 """Patches around pixels, gathered from tables of pixels when they are asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,14 @@ class Inputs(NamedTuple):
     spectral: Tensor  # (n, bands, patch, patch), all bands of the passive image
     passive: Tensor  # (n, components, patch, patch), its principal components, or all bands if they are few
     active: Tensor  # (n, channels, patch, patch)
+
+
+class Footprint(NamedTuple):
+    """Which scene it is, and where it lies, as far as its files say."""
+
+    name: str
+    crs: str | None
+    transform: tuple[float, ...] | None  # a b c d e f: x = a col + b row + c, y = d col + e row + f
 
 
 class Grid(Protocol):
@@ -53,6 +61,8 @@ class PatchSet:
     block: Indices | None = None  # (m,) places that a split must not tear apart
     train: Indices | None = None  # official training pixels, as indices of labelled ones
     test: Indices | None = None
+    footprints: tuple[Footprint, ...] = ()  # of whole scenes, in their order; empty for ready patches
+    missing: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # places without a value in some band
 
     def __len__(self) -> int:
         return len(self.label)
@@ -133,6 +143,8 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
         classes=class_names(scenes[0].classes, numbers),
         position=np.column_stack([row, col, image] if len(scenes) > 1 else [row, col]),
         block=_blocks(scenes, place, image),
+        footprints=tuple(Footprint(scene.name, scene.crs, scene.transform) for scene in scenes),
+        missing=np.flatnonzero(_joined([_missing(scene) for scene in scenes])),
         **official,
     )
 
@@ -172,6 +184,10 @@ def _mirrored(index: Indices, size: Indices) -> Indices:
     last = size - 1
     index = np.abs(index) % np.maximum(2 * last, 1)
     return np.minimum(index, 2 * last - index)
+
+
+def _missing(scene: LabelledScene) -> NDArray[np.bool_]:
+    return np.asarray(np.isnan(scene.passive).any(axis=0)) | np.asarray(np.isnan(scene.active).any(axis=0))
 
 
 def _joined(maps: Sequence[NDArray]) -> NDArray:

@@ -1,6 +1,7 @@
 """AFCM, the adaptive frequency channel module: shared structure and each modality's own detail, channel by channel."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange, reduce
@@ -16,6 +17,15 @@ def shares(scores: Tensor, k: int) -> Tensor:
     return rearrange(scores, "b (k d) -> k b d 1 1", k=k).softmax(dim=0)
 
 
+class ChannelGains(NamedTuple):
+    """What AFCM does to each of d channels of k modalities: (k, b, d) each."""
+
+    structure: Tensor  # share of the modality in the low frequencies that all share; sums to 1 over k
+    low: Tensor  # weight of those low frequencies in what the modality gets
+    high: Tensor  # weight of its own high ones; low + high = 1
+    detail: Tensor  # factor on its own high frequencies before that, 1 to 2
+
+
 class ChannelChoice(nn.Module):
     """One modality's part of AFCM: enhance its detail, then choose low or high frequencies channel by channel."""
 
@@ -25,9 +35,13 @@ class ChannelChoice(nn.Module):
         self.choice = Mlp(2 * d, d // 4, 2 * d)
         self.project = conv_norm(d, d, 1)
 
+    def detail_gain(self, high: Tensor) -> Tensor:
+        """1 + s(MLP[GAP |H|; GMP |H|]): (b, d, h, w) -> (b, d, 1, 1)."""
+        return 1 + rearrange(self.detail(pooled(high.abs())).sigmoid(), "b d -> b d 1 1")
+
     def enhance(self, high: Tensor) -> Tensor:
-        """H' = H (1 + s(MLP[GAP |H|; GMP |H|])): (b, d, h, w) -> (b, d, h, w)."""
-        return high * (1 + rearrange(self.detail(pooled(high.abs())).sigmoid(), "b d -> b d 1 1"))
+        """H' = H times its gain: (b, d, h, w) -> (b, d, h, w)."""
+        return high * self.detail_gain(high)
 
     def weights(self, low: Tensor, high: Tensor) -> Tensor:
         """Softmax of MLP[GAP |L|; GAP |H'|] over the two: w_L, w_H (2, b, d, 1, 1), which sum to 1."""
@@ -56,7 +70,27 @@ class AdaptiveFrequencyChannels(nn.Module):
         scores = torch.zeros_like(means) if self.structure is None else self.structure(means)
         return shares(scores, len(lows))
 
+    def parts(self, features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Low and high part of every modality, (b, d, h, w) each."""
+        pairs = [split(one) for split, one in zip(self.high_pass, features, strict=True)]
+        return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
+
+    def shared(self, lows: Sequence[Tensor]) -> Tensor:
+        """Low frequencies that all modalities share: k of (b, d, h, w) -> (b, d, h, w)."""
+        return (self.structure_weights(lows) * torch.stack(tuple(lows))).sum(dim=0)
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        lows, highs = zip(*(split(one) for split, one in zip(self.high_pass, features, strict=True)), strict=True)
-        low = (self.structure_weights(lows) * torch.stack(lows)).sum(dim=0)
+        lows, highs = self.parts(features)
+        low = self.shared(lows)
         return [choice(one, low, high) for choice, one, high in zip(self.choices, features, highs, strict=True)]
+
+    def gains(self, features: Sequence[Tensor]) -> ChannelGains:
+        """What `forward` weighs and amplifies, to look at."""
+        lows, highs = self.parts(features)
+        low = self.shared(lows)
+        choices = cast(Iterable[ChannelChoice], self.choices)
+        pairs = list(zip(choices, highs, strict=True))
+        low_weights, high_weights = zip(*(one.weights(low, one.enhance(high)) for one, high in pairs), strict=True)
+        detail = [one.detail_gain(high) for one, high in pairs]
+        stacks = (self.structure_weights(lows), *map(torch.stack, (low_weights, high_weights, detail)))
+        return ChannelGains(*(rearrange(one, "k b d 1 1 -> k b d") for one in stacks))

@@ -96,9 +96,13 @@ class HighFrequencyFilter(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(b, c, h, w) -> enhanced signatures (b, c, h, w) and threshold (b,)."""
-        threshold, gain = self.settings(image)
-        response = high_frequency_response(threshold, gain, image.shape[1], self.temperature)
+        threshold, response = self.response(image)
         return filter_bands(image, response), threshold
+
+    def response(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Threshold (b,) and filter h(f) (b, c // 2 + 1) of signatures (b, c, h, w), float32."""
+        threshold, gain = self.settings(image)
+        return threshold, high_frequency_response(threshold, gain, image.shape[1], self.temperature)
 
     def frequency_parameters(self) -> list[nn.Parameter]:
         return [] if self.threshold is None else list(self.threshold.parameters())

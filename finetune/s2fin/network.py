@@ -64,6 +64,15 @@ class Prediction(NamedTuple):
     threshold: Tensor | None  # (b,) of the filter of HFSET, in units of Nyquist
 
 
+class Stages(NamedTuple):
+    """Feature maps (b, d, patch, patch) on their way through the network."""
+
+    shallow: list[Tensor]  # of every spatial branch, as AFCM gets them (HFRM if swapped)
+    deep: list[Tensor]  # as HFRM gets them (AFCM if swapped)
+    spectral: Tensor | None  # of HFSET, gated by SSAF; None without HFSET
+    threshold: Tensor | None  # (b,)
+
+
 def _mixer(config: S2FinConfig) -> nn.Module:
     kinds = {"scan": ScanMixer, "gru": GruMixer, "none": lambda d: nn.Identity()}
     return kinds[config.mixer](config.width)
@@ -120,26 +129,31 @@ class S2Fin(nn.Module):
         """
         images = {"spectral": spectral, "passive": passive, "active": active}
         self._check(images)
-        maps, threshold = self._features(images)
+        stages = self.stages(images)
+        _, deep = self._in_order()
+        maps = [*([] if stages.spectral is None else [stages.spectral]), *deep(stages.deep)]
         u = self.join(torch.cat(maps, dim=1))
         tokens = self.mixer(rearrange(u, "b d h w -> b (h w) d"))
         pooled = torch.cat([reduce(tokens, "b n d -> b d", "mean"), tokens[:, tokens.shape[1] // 2]], dim=1)
         means = (reduce(one, "b d h w -> b d", "mean") for one in maps)
         auxiliary = tuple(head(mean) for head, mean in zip(self.branch_heads, means, strict=False))
-        return Prediction(self.head(self.drop(pooled)), auxiliary, threshold)
+        return Prediction(self.head(self.drop(pooled)), auxiliary, stages.threshold)
 
-    def _features(self, images: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """Feature maps (b, d, patch, patch) of HFSET, if there is one, and of every spatial branch; the threshold."""
-        shallow, deep = (self.hfrm, self.afcm) if self.config.swapped else (self.afcm, self.hfrm)
-        maps = shallow([stem(images[branch]) for stem, branch in zip(self.stems, self.branches, strict=True)])
-        maps = [conv(one) for conv, one in zip(self.conv1, maps, strict=True)]
+    def _in_order(self) -> tuple[nn.Module, nn.Module]:
+        """The shallow and the deep frequency module."""
+        return (self.hfrm, self.afcm) if self.config.swapped else (self.afcm, self.hfrm)
+
+    def stages(self, images: dict[str, Tensor]) -> Stages:
+        """Feature maps of the images `spectral`, `passive`, `active`, up to the deep frequency module."""
+        shallow, _ = self._in_order()
+        stems = [stem(images[branch]) for stem, branch in zip(self.stems, self.branches, strict=True)]
+        maps = [conv(one) for conv, one in zip(self.conv1, shallow(stems), strict=True)]
         spectral = threshold = None
         if self.hfset is not None:
             spectral, threshold = self.hfset(images["spectral"])
         if self.ssaf is not None and spectral is not None:
             spectral, maps = self.ssaf(spectral, maps)
-        maps = deep([conv(one) for conv, one in zip(self.conv2, maps, strict=True)])
-        return [*([] if spectral is None else [spectral]), *maps], threshold
+        return Stages(stems, [conv(one) for conv, one in zip(self.conv2, maps, strict=True)], spectral, threshold)
 
     def _check(self, images: dict[str, Tensor]) -> None:
         side = self.config.patch
