@@ -1,0 +1,11 @@
+"""Write made-up data in the layout of a public set:  python launch/made_up.py augsburg data/made-up/augsburg --seed 0"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+
+    from datasets.labelled.made_up import main
+
+    main()
