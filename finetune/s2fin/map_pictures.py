@@ -37,7 +37,7 @@ def write_maps(
     *,
     split: Split | None = None,
     labelled_only: bool = False,
-    batch: int = 1024,
+    batch: int = 256,
     device: torch.device | str = "cpu",
 ) -> list[Path]:
     """Classify all scenes into <folder>/<scene>.png, and <scene>.tif where the scene is georeferenced.

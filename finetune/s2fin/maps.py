@@ -44,7 +44,7 @@ def predict_places(
     patches: PatchSet,
     place: Indices,
     *,
-    batch: int = 1024,
+    batch: int = 256,
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> Tensor:
@@ -82,7 +82,7 @@ def classify_scenes(
     *,
     split: Split | None = None,
     labelled_only: bool = False,
-    batch: int = 1024,
+    batch: int = 256,
     device: torch.device | str = "cpu",
 ) -> Iterator[ClassMap]:
     """The class of every pixel of every scene, scene after scene; pixels without a value in some band have none.
