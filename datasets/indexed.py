@@ -60,7 +60,7 @@ class IndexedLoader(Generic[T]):
 
     def global_keys(self, step: int) -> list[str]:
         """Names of the samples of a whole global batch, in order."""
-        return [self.keys[number] for number in self._samples(step, np.arange(self.dealing.batch)).tolist()]
+        return [self.keys[int(number)] for number in self._samples(step, np.arange(self.dealing.batch)).tolist()]
 
     def epoch(self) -> float:
         """Epochs that were taken."""

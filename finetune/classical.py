@@ -31,13 +31,15 @@ REFERENCES: tuple[tuple[Model, tuple[Part, ...]], ...] = (
 CHUNK = 1024  # patches in memory at once
 
 
-def reference_scores(patches: PatchSet, split: Split, *, seed: int) -> dict[str, Scores]:
+def reference_scores(
+    patches: PatchSet, split: Split, *, seed: int, models: Sequence[Model] = ("svm", "forest")
+) -> dict[str, Scores]:
     """Scores on the test pixels of every reference whose images are there, such as "svm: passive + active"."""
     there = {role for role in ("passive", "active") if patches.channels[role]}
     return {
         f"{model}: {' + '.join(parts)}": score(patches, split, model, parts, seed=seed)
         for model, parts in REFERENCES
-        if {part.split()[0] for part in parts} <= there
+        if model in models and {part.split()[0] for part in parts} <= there
     }
 
 

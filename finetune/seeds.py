@@ -15,7 +15,7 @@ from alliance.errors import InputError
 from datasets.labelled import PatchSet, split_report
 from datasets.splits import Split
 from engine.runs import write_whole
-from finetune.classical import reference_scores
+from finetune.classical import Model, reference_scores
 from finetune.scores import Scores
 
 METRICS = ("oa", "aa", "kappa")
@@ -95,27 +95,14 @@ def summarise(records: Sequence[SeedScores], parameters: int | None = None) -> S
     )
 
 
-def collect(
-    name: str, records: Sequence[SeedScores], patches: PatchSet, splits: Mapping[int, Split], parameters: int
-) -> Results:
-    """Results of one network, and of the classical references trained and tested on the very same pixels.
-
-    Raises:
-        InputError: seeds and splits do not belong together.
-    """
-    if {record.seed for record in records} != set(splits):
-        raise InputError(f"scores of seeds {[record.seed for record in records]}, splits of {list(splits)}; give both")
-    models = {name: summarise(records, parameters)}
-    models |= {reference: summarise(each) for reference, each in reference_records(patches, splits).items()}
-    return Results(patches.classes, {seed: split_report(patches, split) for seed, split in splits.items()}, models)
-
-
-def reference_records(patches: PatchSet, splits: Mapping[int, Split]) -> dict[str, list[SeedScores]]:
+def reference_records(
+    patches: PatchSet, splits: Mapping[int, Split], models: Sequence[Model] = ("svm", "forest")
+) -> dict[str, list[SeedScores]]:
     """Scores of all classical references on the split of every seed; their seconds are those of all together."""
     records: dict[str, list[SeedScores]] = {}
     for seed, split in splits.items():
         start = time.monotonic()
-        found = reference_scores(patches, split, seed=seed)
+        found = reference_scores(patches, split, seed=seed, models=models)
         seconds = time.monotonic() - start
         leak = split_report(patches, split)["leakage"]
         for name, scores in found.items():

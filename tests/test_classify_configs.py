@@ -1,19 +1,19 @@
 """The shipped settings of pixel classification: every one is understood, every ablation is what it claims."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from datasets.labelled import SplitConfig, find_benchmark
-from engine.optim import OptimConfig
+from datasets.labelled import find_benchmark
 from engine.runs import RunConfig
 from engine.settings import parse_settings
-from finetune.s2fin import S2Fin, S2FinConfig, classification_loss
+from finetune.s2fin import S2Fin, classification_loss
 from finetune.s2fin.attention import SparseAttention, keep_largest
 from finetune.s2fin.channels import AdaptiveFrequencyChannels
+from finetune.s2fin.config import ClassifyConfig
 from finetune.s2fin.mixer import GruMixer, ScanMixer
 from finetune.s2fin.resonance import HighFrequencyResonance
 
@@ -23,32 +23,12 @@ OVERLAYS = {path.stem: path for path in (FOLDER / "ablations" / "s2fin").glob("*
 SIZES = {"bands": 12, "components": 4, "channels": 2, "classes": 3}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    benchmark: str
-    path: str
-    components: int
-    split: SplitConfig = field(default_factory=SplitConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tree:
-    """The settings that the files may hold."""
-
-    run: RunConfig
-    data: Data
-    model: S2FinConfig = field(default_factory=S2FinConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    epochs: int = 1
-    seeds: list[int] = field(default_factory=list)
-
-
-def parsed(*files: Path) -> Tree:
-    return parse_settings(Tree, None, [*(f"--config={file}" for file in files), "--run.dir=runs/any"])
+def parsed(*files: Path) -> ClassifyConfig:
+    return parse_settings(ClassifyConfig, None, [*(f"--config={file}" for file in files), "--run.dir=runs/any"])
 
 
 def built(name: str) -> S2Fin:
-    config = parsed(FOLDER / "classify_houston2013_patches.yaml", OVERLAYS[name]).model
+    config = parsed(FOLDER / "classify_houston2013_patches.yaml", OVERLAYS[name]).network
     return S2Fin(replace(config, width=16, patch=5, dropout=0.0), **SIZES)
 
 

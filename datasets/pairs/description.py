@@ -49,7 +49,7 @@ class ImageSource:
             raise InputError(f"std is {list(self.std)}; deviations are positive")
 
     def standardise(self, image: Tensor) -> Tensor:
-        """Stored numbers (..., c, h, w), NaN where missing -> (value - mean) / std float32, 0 where missing.
+        """Stored numbers (..., c, h, w), not finite where missing -> (value - mean) / std float32, 0 where missing.
 
         Raises:
             InputError: mean and std are not known, or are for another number of channels.
@@ -59,7 +59,7 @@ class ImageSource:
         if image.shape[-3] != len(self.mean):
             raise InputError(f"image has {image.shape[-3]} channels, mean and std are for {len(self.mean)}")
         mean, std = (torch.tensor(column, device=image.device)[:, None, None] for column in (self.mean, self.std))
-        return ((image.float() - mean) / std).nan_to_num(nan=0.0)
+        return ((image.float() - mean) / std).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune/examine.py", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run folder, its model/, or a converted release")
-    add("--pairs", type=Path, required=True, metavar="FILE", help="description of the pairs, normalised as for training")
+    add(
+        "--pairs", type=Path, required=True, metavar="FILE", help="description of the pairs, normalised as for training"
+    )
     add("--root", type=Path, metavar="DIR", help="folder of the files (default: the description's)")
     add("--split", default="test", help="which pairs (default %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for tables and figures")

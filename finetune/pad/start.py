@@ -14,8 +14,6 @@ from finetune.pad.checkpoint import load_pad
 from finetune.pad.config import StartConfig
 from finetune.pad.model import Pad
 
-HEAD = ("head.", "norm_pre.", "norm.")  # what timm's classifier has beside stem and stages
-
 
 def load_start(model: Pad, start: StartConfig) -> None:
     """Put the weights of `start` into a network.
@@ -24,13 +22,14 @@ def load_start(model: Pad, start: StartConfig) -> None:
         InputError: they cannot be read, or do not fit.
     """
     if start.convnext:
-        weights = {k: v for k, v in _read(Path(start.convnext)).items() if not k.startswith(HEAD)}
+        weights = _read(Path(start.convnext))
         for name, encoder in model.encoders.items():
             if not isinstance(encoder, ConvNeXtV2):
                 raise InputError(f"start.convnext is for ConvNeXt V2, the {name} encoder is another one; leave it out")
             own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norms.")}
-            _fit(own, weights, start.convnext)
-            encoder.load_state_dict(weights, strict=False)
+            kept = {k: v for k, v in weights.items() if k in own}  # the rest is the classifier's
+            _fit(own, kept, start.convnext)
+            encoder.load_state_dict(kept, strict=False)
     if start.network:
         given = load_pad(start.network)
         if given.config.classes != model.config.classes:

@@ -1,19 +1,21 @@
 """Classify the pixels of scenes with few labels: one run per seed, several at once, one table of all."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 import yaml
 
 from alliance.errors import InputError
-from datasets.labelled import PatchSet, SplitConfig, find_benchmark, make_split, open_patches
+from datasets.labelled import PatchSet, SplitConfig, find_benchmark, make_split, open_patches, split_report
 from datasets.splits import Split
 from engine.command import run_command
 from engine.log import logger, setup_logging
@@ -21,11 +23,23 @@ from engine.ranks import World, forget_launcher, gather, together
 from engine.runs import write_whole
 from engine.settings import to_record
 from engine.training import run_job
+from finetune.classical import Model
 from finetune.s2fin.config import ClassifyConfig
-from finetune.s2fin.summary import summarise
 from finetune.s2fin.train import SCORES, Classification
+from finetune.scores import classification_scores
+from finetune.seeds import (
+    Results,
+    SeedScores,
+    Summary,
+    class_table,
+    reference_records,
+    score_table,
+    summarise,
+    write_scores,
+)
 
 CONFIG = "config.yaml"
+CLASSICAL: dict[str, tuple[Model, ...]] = {"svm": ("svm",), "rf": ("forest",)}  # alone, where asked for
 POLL = 0.5  # seconds between two looks at the processes of seeds
 
 
@@ -52,22 +66,23 @@ def classify(config: ClassifyConfig, world: World) -> Callable[[], None]:
 
 
 def conclude(config: ClassifyConfig, patches: PatchSet, folder: Path) -> str:
-    """Write scores.json of all seeds, the references under the same splits among them; the tables of it."""
+    """Write scores.json of all seeds, with the references under the same splits; the tables of it."""
     splits = {seed: draw_split(patches, config, seed) for seed in config.seed_list}
     models: dict[str, Summary] = {}
     if config.model == "s2fin":
         records = [json.loads((folder / f"seed_{seed}" / SCORES).read_text()) for seed in splits]
-        found = [
-            SeedScores(each["seed"], classification_scores(torch.tensor(each["confusion"])), each["split"]["leakage"], each["seconds"])
-            for each in records
-        ]
-        models["S2Fin"] = summarise(found, records[0]["parameters"])
+        models["S2Fin"] = summarise([_seed_scores(record) for record in records], records[0]["parameters"])
     if config.references or config.model != "s2fin":
-        kinds = REFERENCE_NAMES if config.model == "s2fin" else (REFERENCE_NAMES[config.model],)
-        models |= {name: summarise(each) for name, each in reference_records(patches, splits).items()}
+        found = reference_records(patches, splits, CLASSICAL.get(config.model, tuple(get_args(Model))))
+        models |= {name: summarise(each) for name, each in found.items()}
     results = Results(patches.classes, {seed: split_report(patches, split) for seed, split in splits.items()}, models)
     write_scores(folder / SCORES, results)
     return f"{score_table(results)}\n\n{class_table(results)}\n\nscores are in {folder / SCORES}"
+
+
+def _seed_scores(record: Mapping[str, Any]) -> SeedScores:
+    scores = classification_scores(torch.tensor(record["confusion"]))
+    return SeedScores(record["seed"], scores, record["split"]["leakage"], record["seconds"])
 
 
 def train_seeds(config: ClassifyConfig, seeds: Sequence[int], patches: PatchSet, world: World) -> None:

@@ -42,17 +42,17 @@ class S2FinConfig:
 
     def __post_init__(self) -> None:
         if self.width < HEAD or self.width % HEAD:
-            raise InputError(f"model.width {self.width} is not a multiple of {HEAD}; use 64 or 96")
+            raise InputError(f"network.width {self.width} is not a multiple of {HEAD}; use 64 or 96")
         if self.patch < 3 or self.patch % 2 == 0:
             raise InputError(
-                f"model.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
+                f"network.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
             )
         for name in ("temperature", "frequency_rate"):
             if not getattr(self, name) > 0:
-                raise InputError(f"model.{name} must be positive, got {getattr(self, name)}")
+                raise InputError(f"network.{name} must be positive, got {getattr(self, name)}")
         for name in ("dropout", "auxiliary", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
+                raise InputError(f"network.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
 
 
 SIZES = {"light": S2FinConfig(), "paper-size": S2FinConfig(width=96)}

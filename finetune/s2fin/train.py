@@ -25,8 +25,11 @@ from engine.training import count_parameters
 from finetune.records import classification_record, write_scores
 from finetune.s2fin.checkpoint import save_network
 from finetune.s2fin.config import ClassifyConfig
+from finetune.s2fin.frequencies import frequencies
+from finetune.s2fin.map_pictures import write_maps
 from finetune.s2fin.maps import predict_places
 from finetune.s2fin.network import S2Fin, classification_loss
+from finetune.s2fin.pictures import draw_frequencies
 from finetune.scores import Scores, classification_scores, confusion_matrix
 
 SCORES = "scores.json"
@@ -37,6 +40,7 @@ class Classification(Job[ClassifyConfig]):
 
     def __init__(self, config: ClassifyConfig, world: World, patches: PatchSet, split: Split) -> None:
         self.patches, self.split, self.world = patches, split, world
+        self.maps = config.maps == "all" or (config.maps == "first" and config.run.seed == config.seed_list[0])
         batch = min(config.optim.batch, len(split.train) // world.size * world.size)
         steps = math.ceil(config.epochs * len(split.train) / batch)
         self.config = config = dataclasses.replace(
@@ -112,8 +116,20 @@ class Classification(Job[ClassifyConfig]):
         run.write(event="scores", step=done - 1, **{name: record[name] for name in ("oa", "aa", "kappa")})
         logger.info("seed %d: OA %.2f  AA %.2f  kappa %.2f", *(record[name] for name in ("seed", "oa", "aa", "kappa")))
         self._export(run)
+        if self.world.is_main and self.maps:
+            self._draw(run)
         if self.world.is_main:
             write_scores(run.folder.path / SCORES, record)
+
+    def _draw(self, run: Running) -> None:
+        """Map all scenes, and what the network does to frequencies."""
+        model, pictures = run.engine.module, run.folder.pictures
+        with report_disk_errors("maps and pictures"):
+            write_maps(pictures, model, self.patches, split=self.split, device=self.world.device)
+            found = frequencies(model, self.patches, self.split.test, device=self.world.device)
+            draw_frequencies(
+                pictures / "frequencies.png", found, model, self.patches, title=f"seed {self.config.run.seed}"
+            )
 
     def _export(self, run: Running) -> None:
         weights = full_weights(run.engine, "")
