@@ -39,12 +39,21 @@ def fill_model(model: Model, folder: Path) -> Model:
     Raises:
         InputError: the file cannot be read, or does not fit.
     """
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); write or convert the network again") from error
+    weights = read_model_weights(folder)
     rows = differences(model.state_dict(), weights)
     if rows:
         raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it:\n" + "\n".join(rows))
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def read_model_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); write or convert the network again") from error

@@ -2,64 +2,74 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alliance.checkpoint import CONFIG, WEIGHTS, differences
+from alliance.checkpoint import CONFIG, WEIGHTS, load_weights
 from alliance.errors import InputError
-from engine.runs import write_whole
+from finetune.encoder import TransferConfig, TransferredEncoder
+from finetune.model_files import FORMAT, fill_model, read_model_weights, write_model
 from finetune.pad.fusion import FusionConfig
-from finetune.pad.model import Pad, PadConfig
+from finetune.pad.model import Pad, PadConfig, build_backbones
+from finetune.pad.pyramid import PyramidConfig
 
-FORMAT = 1
 
-
-def save_pad(config: PadConfig, weights: Mapping[str, Tensor], folder: str | Path, **notes: Any) -> Path:
+def save_pad(
+    config: PadConfig,
+    weights: Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    encoder: TransferredEncoder | None = None,
+    **notes: Any,
+) -> Path:
     """Write a network so that `load_pad` gives the same one.
 
     Args:
         weights: its state dict; written as float32, counters as they are.
+        encoder: `model.transferred`; needed where `config.backbone` has an Alliance encoder.
         notes: more entries of `config.json`, for whoever uses the network.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (value.detach().float() if value.is_floating_point() else value.detach()).cpu().contiguous().clone()
-        for name, value in weights.items()
-    }
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(state, partial)
-    os.replace(partial, folder / WEIGHTS)
-    record = {"format": FORMAT, "task": "pad", "model": dataclasses.asdict(config), **notes}
-    write_whole(folder / CONFIG, json.dumps(record, indent=2))
-    return folder
+    assert (encoder is None) == (config.backbone == "convnext"), "save_pad needs encoder=model.transferred"
+    record = {"task": "pad", "model": dataclasses.asdict(config)}
+    record |= {} if encoder is None else {"encoder": encoder.record()}
+    return write_model(folder, {**record, **notes}, weights)
 
 
 def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
     """Load a network that `save_pad` wrote or that was converted, in evaluation mode.
 
+    The checkpoint of an Alliance encoder inside is not needed.
+
     Raises:
         InputError: nothing to load there, damaged files, or weights that do not fit the configuration.
     """
     folder = Path(folder)
+    config, encoder = _read(folder)
     with torch.device("meta"):  # nothing is initialised that is overwritten
-        model = Pad(read_config(folder))
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); write or convert the network again") from error
-    rows = differences(model.state_dict(), weights)
-    if rows:
-        raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it:\n" + "\n".join(rows))
-    model.load_state_dict(weights, assign=True)
-    return model.to(device).eval()
+        model = Pad(config, build_backbones(config, encoder))
+    return fill_model(model, folder).to(device).eval()
+
+
+def start_from(model: Pad, folder: str | Path) -> None:
+    """Copy the weights of a saved or converted network into `model`, which may have an Alliance encoder beside.
+
+    Raises:
+        InputError: nothing to load there, damaged files, another count of classes, or a table of weights that do not fit.
+    """
+    folder = Path(folder)
+    classes = read_config(folder).classes
+    if classes != model.config.classes:
+        raise InputError(
+            f"{folder} tells {classes} classes apart, the data has {model.config.classes}; give a network of the same "
+            f"classes, or only start.convnext"
+        )
+    weights = read_model_weights(folder)
+    added = [name for name in model.state_dict() if ".alliance." in name and name not in weights]
+    load_weights(model, weights, allow=added, source=str(folder / WEIGHTS))
 
 
 def find_pad(path: str | Path) -> Path:
@@ -84,13 +94,28 @@ def read_config(folder: Path) -> PadConfig:
     Raises:
         InputError: none there, or damaged.
     """
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[PadConfig, dict[str, Any] | None]:
+    """Settings, and the record of the Alliance encoder if there is one."""
     path = folder / CONFIG
     try:
         record = json.loads(path.read_text())
         if record["task"] != "pad" or record["format"] != FORMAT:
             raise ValueError(f"it is of task {record['task']}, format {record['format']}")
-        settings = record["model"]
-        fusion = FusionConfig(**{**settings["fusion"], "stages": tuple(settings["fusion"]["stages"])})
-        return PadConfig(**{**settings, "fusion": fusion})
-    except (OSError, TypeError, KeyError, ValueError) as error:
+        config = _config(record["model"])
+        return config, None if config.backbone == "convnext" else record["encoder"]
+    except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not the configuration of a PAD network ({error}); write it again") from error
+
+
+def _config(settings: Mapping[str, Any]) -> PadConfig:
+    """From `dataclasses.asdict`, as JSON gives it back; files from before the Alliance encoder lack its settings."""
+    fusion = FusionConfig(**{**settings["fusion"], "stages": tuple(settings["fusion"]["stages"])})
+    parts: dict[str, Any] = {"fusion": fusion}
+    if "encoder" in settings:
+        parts["encoder"] = TransferConfig.from_record(settings["encoder"])
+    if "pyramid" in settings:
+        parts["pyramid"] = PyramidConfig(**settings["pyramid"])
+    return PadConfig(**{**settings, **parts})

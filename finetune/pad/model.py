@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from finetune.encoder import EncoderInput, TransferConfig, TransferredEncoder
 from finetune.pad.backbone import Backbone, ConvNeXtV2, Size, StageNorms
 from finetune.pad.fusion import STAGES, FusionBlock, FusionConfig
 from finetune.pad.heads import FCNHead, UPerHead, resize
+from finetune.pad.pyramid import AllianceBackbone, ConvNeXtWithAlliance, PyramidConfig
 
 Input = Literal["both", "rgb", "sar"]
+BackboneKind = Literal["convnext", "alliance", "convnext+alliance"]
 
 SMALLEST = 32  # pixels: the coarsest stride
 
@@ -21,6 +24,7 @@ SMALLEST = 32  # pixels: the coarsest stride
 class PadConfig:
     """The network. The defaults are the release for WHU-OPT-SAR."""
 
+    backbone: BackboneKind = "convnext"  # or one Alliance encoder for both modalities, or both kinds added
     size: Size = "large"  # of both ConvNeXt V2 encoders
     classes: int = 7
     rgb_channels: int = 3
@@ -33,19 +37,27 @@ class PadConfig:
         False  # fuse at stage 1 alone; the RGB encoder goes on from there. Our reading of the paper's term
     )
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    encoder: TransferConfig = field(default_factory=TransferConfig)  # the Alliance encoder; sensors of `rgb` and `sar`
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)  # from its tokens to four maps
 
     def __post_init__(self) -> None:
-        for name, choices in (("size", Size), ("input", Input), ("stage_norms", StageNorms)):
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(choices))}")
+        choices = {"backbone": BackboneKind, "size": Size, "input": Input, "stage_norms": StageNorms}
+        for name, kinds in choices.items():
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kinds))}")
         for name in ("classes", "rgb_channels", "sar_channels"):
             if not 1 <= getattr(self, name) < 255:
                 raise InputError(f"{name} must be 1 to 254, got {getattr(self, name)}")
+        if self.early_fusion and self.backbone != "convnext":
+            raise InputError(f"early_fusion runs ConvNeXt V2 stage by stage; backbone {self.backbone!r} cannot")
         if self.early_fusion and (self.input != "both" or not set(self.fusion.stages) <= {1}):
             raise InputError(
                 f"early_fusion fuses two modalities at stage 1 alone, got input {self.input!r} and fusion.stages "
                 f"{list(self.fusion.stages)}; set input to both and fusion.stages to [1], or [] for a sum"
             )
+        strange = set(self.encoder.sensors) - {"rgb", "sar"}
+        if strange:
+            raise InputError(f"encoder.sensors names the input {min(strange)}; the inputs are rgb and sar")
 
     @property
     def in_channels(self) -> dict[str, int]:
@@ -66,7 +78,7 @@ class Pad(nn.Module):
     """SAR-RGB segmentation (equations 4 to 10).
 
     Args:
-        backbones: encoders by modality ("rgb", "sar") instead of ConvNeXt V2; their channels must agree.
+        backbones: encoders by modality ("rgb", "sar") instead of those of `config`; their channels must agree.
     Raises:
         InputError: other modalities than `config.input`, or channels that differ.
     """
@@ -76,7 +88,7 @@ class Pad(nn.Module):
         self.config = config
         if backbones is not None and config.early_fusion:
             raise InputError("early_fusion runs ConvNeXt V2 stage by stage; leave it off with other backbones")
-        backbones = backbones or _convnexts(config)
+        backbones = build_backbones(config) if backbones is None else backbones
         channels = _common_channels(backbones, list(config.in_channels), 1 if config.early_fusion else len(STAGES))
         self.encoders = nn.ModuleDict({name: backbones[name] for name in config.in_channels})
         fusing = config.fusion.stages if config.input == "both" else ()
@@ -85,6 +97,11 @@ class Pad(nn.Module):
         )
         self.decoder = UPerHead(channels, config.classes, dropout=config.dropout)
         self.auxiliary = FCNHead(channels[2], config.classes, dropout=config.dropout)
+
+    @property
+    def transferred(self) -> TransferredEncoder | None:
+        """The Alliance encoder, if there is one."""
+        return next((module for module in self.modules() if isinstance(module, TransferredEncoder)), None)
 
     def forward(self, rgb: Tensor | None = None, sar: Tensor | None = None) -> PadOutput:
         """Standardised images (b, c, h, w) of one size, any size from 32 x 32 on -> `PadOutput`.
@@ -132,18 +149,40 @@ class Pad(nn.Module):
         return maps, penalty
 
 
-def _convnexts(config: PadConfig) -> dict[str, Backbone]:
-    """The paper's encoders; after an early fusion the SAR encoder's later stages would have nothing to do."""
-    return {
-        name: ConvNeXtV2(
-            config.size,
-            count,
-            norms=config.stage_norms,
-            drop_path=config.drop_path,
-            stages=1 if config.early_fusion and name == "sar" else len(STAGES),
-        )
-        for name, count in config.in_channels.items()
-    }
+def build_backbones(config: PadConfig, record: Mapping[str, Any] | None = None) -> dict[str, Backbone]:
+    """The encoders by modality, as `config.backbone` says.
+
+    Args:
+        record: of the Alliance encoder, see `TransferredEncoder`, instead of its checkpoint.
+    Raises:
+        InputError: the Alliance encoder cannot be had, or has no sensor for an input.
+    """
+    inputs = config.in_channels
+    if config.backbone == "convnext":
+        return {name: _convnext(config, name) for name in inputs}
+    everywhere = config.backbone == "alliance"
+    read = {name: count for name, count in inputs.items() if everywhere or name in config.encoder.sensors}
+    if not read:
+        raise InputError(f"encoder.sensors names none of the inputs {', '.join(inputs)}; add the sensor of one or both")
+    encoder, owner = TransferredEncoder(config.encoder, read, record), next(iter(read))
+    backbones: dict[str, Backbone] = {}
+    for name, count in inputs.items():
+        source, owns = EncoderInput(encoder, name), name == owner
+        if everywhere:
+            backbones[name] = AllianceBackbone(source, config.pyramid, count, owner=owns)
+        elif name in read:
+            convnext = {"norms": config.stage_norms, "drop_path": config.drop_path}
+            backbones[name] = ConvNeXtWithAlliance(source, config.pyramid, config.size, count, owner=owns, **convnext)
+        else:
+            backbones[name] = _convnext(config, name)
+    return backbones
+
+
+def _convnext(config: PadConfig, name: str) -> ConvNeXtV2:
+    """The paper's encoder; after an early fusion the SAR encoder's later stages would have nothing to do."""
+    stages = 1 if config.early_fusion and name == "sar" else len(STAGES)
+    channels = config.in_channels[name]
+    return ConvNeXtV2(config.size, channels, norms=config.stage_norms, drop_path=config.drop_path, stages=stages)
 
 
 def _common_channels(backbones: Mapping[str, Backbone], wanted: Sequence[str], shared: int) -> list[int]:

@@ -10,7 +10,7 @@ from alliance.checkpoint import differences
 from alliance.errors import InputError
 from engine.foreign import read_weights
 from finetune.pad.backbone import ConvNeXtV2
-from finetune.pad.checkpoint import load_pad
+from finetune.pad.checkpoint import find_pad, start_from
 from finetune.pad.config import StartConfig
 from finetune.pad.model import Pad
 
@@ -31,14 +31,7 @@ def load_start(model: Pad, start: StartConfig) -> None:
             _fit(own, kept, start.convnext)
             encoder.load_state_dict(kept, strict=False)
     if start.network:
-        given = load_pad(start.network)
-        if given.config.classes != model.config.classes:
-            raise InputError(
-                f"{start.network} tells {given.config.classes} classes apart, the data has {model.config.classes}; "
-                f"give a network of the same classes, or only start.convnext"
-            )
-        _fit(model.state_dict(), given.state_dict(), start.network)
-        model.load_state_dict(given.state_dict())
+        start_from(model, find_pad(start.network))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -152,7 +152,8 @@ class Segmentation(Job[SegmentConfig]):
         weights = full_weights(run.engine, "")
         if weights is not None:
             with report_disk_errors("the network"):
-                save_pad(self.config.model, weights, run.folder.path / "model", **describe(self.pairs))
+                encoder = run.engine.module.transferred
+                save_pad(self.config.model, weights, run.folder.path / "model", encoder=encoder, **describe(self.pairs))
 
     def _draw(self, run: Running, done: int) -> None:
         """Predict a few fixed images on all ranks; the main one draws them."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
+from finetune.encoder import TransferConfig
 from finetune.model_files import FORMAT, fill_model, write_model
 from finetune.s2fin.attention import AttentionConfig
 from finetune.s2fin.enhancement import EnhancementConfig
@@ -28,6 +29,7 @@ def save_network(model: S2Fin, weights: Mapping[str, Tensor], folder: str | Path
     """
     sizes = {"bands": model.sizes["spectral"], "components": model.sizes["passive"], "channels": model.sizes["active"]}
     record = {"task": "s2fin", "model": dataclasses.asdict(model.config), "sizes": sizes, "classes": list(classes)}
+    record["encoder"] = None if model.encoder is None else model.encoder.record()
     return write_model(folder, record, weights)
 
 
@@ -43,8 +45,11 @@ def load_network(folder: str | Path, *, device: str | torch.device = "cpu") -> S
         if record["task"] != "s2fin" or record["format"] != FORMAT:
             raise ValueError(f"it is of task {record['task']}, format {record['format']}")
         settings = record["model"] | {name: kind(**record["model"][name]) for name, kind in PARTS.items()}
+        if settings["encoder"] is not None:
+            settings["encoder"] = TransferConfig.from_record(settings["encoder"])
+        sizes, classes = record["sizes"], len(record["classes"])
         with torch.device("meta"):  # nothing is initialised that is overwritten
-            model = S2Fin(S2FinConfig(**settings), **record["sizes"], classes=len(record["classes"]))
+            model = S2Fin(S2FinConfig(**settings), **sizes, classes=classes, record=record["encoder"])
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} is not the configuration of an S2Fin network ({error}); write it again") from error
     return fill_model(model, Path(folder)).to(device).eval()

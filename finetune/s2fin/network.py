@@ -1,8 +1,8 @@
 """The whole network: three inputs around one pixel -> scores of its class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange, reduce
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from alliance.errors import InputError
 from engine.optim import Rule
+from finetune.encoder import EncoderInput, TransferConfig, TransferredEncoder
 from finetune.s2fin.attention import AttentionConfig
 from finetune.s2fin.channels import AdaptiveFrequencyChannels
 from finetune.s2fin.enhancement import EnhancementConfig, HighFrequencyEnhancement, HighFrequencyFilter
@@ -18,6 +19,7 @@ from finetune.s2fin.fusion import SpatialSpectralFusion
 from finetune.s2fin.layers import HighPass, conv_norm_gelu
 from finetune.s2fin.mixer import HEAD, GruMixer, ScanMixer
 from finetune.s2fin.resonance import HighFrequencyResonance, ResonanceConfig
+from finetune.s2fin.stem import EncoderStem, encoder_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class S2FinConfig:
     dropout: float = 0.3
     auxiliary: float = 0.0  # weight of the loss of each branch's own head; 0.3 where used
     label_smoothing: float = 0.0  # 0.05 where used
+    encoder: TransferConfig | None = None  # Alliance features as stem of each branch that has a sensor there
+    encoder_side: int = 0  # pixels to which a patch is resized for the encoder; 0: one token per pixel
     frequency_rate: float = 10.0  # learning rate of thresholds, cut-offs and masks, in units of optim.lr
 
     def __post_init__(self) -> None:
@@ -53,6 +57,9 @@ class S2FinConfig:
         for name in ("dropout", "auxiliary", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"network.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
+        strange = set(self.encoder.sensors if self.encoder else ()) - {"spectral", "passive", "active"}
+        if strange:
+            raise InputError(f"encoder.sensors names the input {min(strange)}; there are spectral, passive and active")
 
 
 SIZES = {"light": S2FinConfig(), "paper-size": S2FinConfig(width=96)}
@@ -86,10 +93,18 @@ class S2Fin(nn.Module):
         components: of the passive image for its spatial branch, such as principal components.
         channels: of the active image.
         classes: K.
+        record: of the Alliance encoder, see `TransferredEncoder`, instead of its checkpoint.
     """
 
     def __init__(
-        self, config: S2FinConfig | None = None, *, bands: int, components: int, channels: int, classes: int
+        self,
+        config: S2FinConfig | None = None,
+        *,
+        bands: int,
+        components: int,
+        channels: int,
+        classes: int,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.config = config = config or S2FinConfig()
@@ -103,7 +118,8 @@ class S2Fin(nn.Module):
         self.hfset = None
         if config.inputs != "active":
             self.hfset = HighFrequencyEnhancement(bands, d, pixels, config.temperature, config.attention, config.hfset)
-        self.stems = nn.ModuleList(conv_norm_gelu(self.sizes[branch], d, 3) for branch in self.branches)
+        self.stem_inputs, self.encoder = self._stem_inputs(record)
+        self.stems = nn.ModuleList(self._stem(branch, name) for branch, name in self.stem_inputs.items())
         self.afcm = AdaptiveFrequencyChannels(d, k, config.temperature) if config.afcm else nn.Identity()
         self.conv1 = nn.ModuleList(conv_norm_gelu(d, d, 3) for _ in range(k))
         self.ssaf = SpatialSpectralFusion(d, k) if config.ssaf and self.hfset is not None else None
@@ -116,6 +132,22 @@ class S2Fin(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.head = nn.Linear(2 * d, classes)
         self.branch_heads = nn.ModuleList(nn.Linear(d, classes) for _ in range(joined if config.auxiliary else 0))
+
+    def _stem_inputs(self, record: Mapping[str, Any] | None) -> tuple[dict[str, str], TransferredEncoder | None]:
+        """The image of every branch, and the encoder if it reads one of them."""
+        given = self.config.encoder
+        if given is None:
+            return {branch: branch for branch in self.branches}, None
+        read = {branch: encoder_input(branch, given.sensors) for branch in self.branches}
+        sizes = {name: self.sizes[name] for name in read.values() if name}
+        if not sizes:
+            raise InputError(f"encoder.sensors names no image of {', '.join(read)}; add one, or leave the encoder out")
+        return {branch: name or branch for branch, name in read.items()}, TransferredEncoder(given, sizes, record)
+
+    def _stem(self, branch: str, name: str) -> nn.Module:
+        if self.encoder is None or name not in self.encoder.readings:
+            return conv_norm_gelu(self.sizes[branch], self.config.width, 3)
+        return EncoderStem(EncoderInput(self.encoder, name), self.config.width, self.config.encoder_side)
 
     def forward(self, spectral: Tensor, passive: Tensor, active: Tensor) -> Prediction:
         """Classify the centre pixel of patches.
@@ -146,7 +178,8 @@ class S2Fin(nn.Module):
     def stages(self, images: dict[str, Tensor]) -> Stages:
         """Feature maps of the images `spectral`, `passive`, `active`, up to the deep frequency module."""
         shallow, _ = self._in_order()
-        stems = [stem(images[branch]) for stem, branch in zip(self.stems, self.branches, strict=True)]
+        inputs = self.stem_inputs.values()
+        stems = [stem(images[name]) for stem, name in zip(self.stems, inputs, strict=True)]
         maps = [conv(one) for conv, one in zip(self.conv1, shallow(stems), strict=True)]
         spectral = threshold = None
         if self.hfset is not None:
