@@ -83,7 +83,7 @@ class AllianceEncoder(nn.Module):
             sensors=sensors,
         )
         self.special = FrequencyEmbedding(d, config.jumbo) if config.tokens == "frequency" else PlainTokens(d)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also while building on meta
         self.blocks = nn.ModuleList(
             Block(d, config.heads, qkv_bias=True, qk_norm=config.qk_norm, drop_path=rate, norm_layer=LayerNorm)
             for rate in rates
@@ -169,12 +169,16 @@ class AllianceEncoder(nn.Module):
         sensor: Sensor | str,
         indices: Sequence[int] | int = 4,
         groups: Literal["mean", "keep"] = "mean",
+        *,
+        standardised: bool = False,
     ) -> list[Tensor]:
         """Feature maps after some blocks, as dense heads need them.
 
         Args:
+            image: physical, as for `forward`.
             indices: block numbers, negative from the end; a count takes that many evenly spaced ones, the last included.
             groups: average the band groups, or keep them.
+            standardised: the image is in standard deviations already, 0 where missing; no statistics are needed.
         Returns:
             One map per index: (b, d, h / patch, w / patch), or (b, g, d, h / patch, w / patch).
         """
@@ -187,7 +191,8 @@ class AllianceEncoder(nn.Module):
             raise InputError(f"indices {indices} do not fit an encoder of {depth} blocks")
         wanted = [index % depth for index in wanted]
         rows = image.shape[-2] // self.patch_size
-        kept = dict(zip(sorted(set(wanted)), self._encode_image(image, sensor, wanted)[:-1], strict=True))
+        sequences = self._encode_image(image, sensor, wanted, standardised=standardised)
+        kept = dict(zip(sorted(set(wanted)), sequences[:-1], strict=True))
         columns = image.shape[-1] // self.patch_size
         shape = {"y": rows, "x": columns}
         maps = {
@@ -211,12 +216,18 @@ class AllianceEncoder(nn.Module):
             return known.select(sensor.band_names)
         return sensor
 
-    def _encode_image(self, image: Tensor, sensor: Sensor | str, indices: Sequence[int] = ()) -> list[Tensor]:
+    def _encode_image(
+        self, image: Tensor, sensor: Sensor | str, indices: Sequence[int] = (), *, standardised: bool = False
+    ) -> list[Tensor]:
         sensor = self.find_sensor(sensor)
-        standardised, _ = sensor.standardise(image)
-        if not torch.compiler.is_compiling():
-            refuse_wrong_units(standardised, image, sensor)
-        return self.encode(self.embed(standardised, sensor, sensor.group_indices), indices=indices)
+        if standardised:
+            sensor.check(image)
+            values = image.float().clamp(-CLAMP, CLAMP)
+        else:
+            values, _ = sensor.standardise(image)
+            if not torch.compiler.is_compiling():
+                refuse_wrong_units(values, image, sensor)
+        return self.encode(self.embed(values, sensor, sensor.group_indices), indices=indices)
 
 
 def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> None:

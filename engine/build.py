@@ -1,6 +1,7 @@
 """The DeepSpeed engine: our settings in, an engine out. Batch, clipping and precision live once, in our config."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ def deal_batch(batch: int, micro: int | None, world_size: int) -> Batching:
 
 def build_engine(
     model: nn.Module,
-    groups: list[dict[str, Any]],
+    groups: Sequence[dict[str, Any]],
     optim: OptimConfig,
     config: EngineConfig,
     world: World,
@@ -99,7 +100,7 @@ def build_engine(
     """Wrap a model into a DeepSpeed engine.
 
     Args:
-        groups: of its parameters, for the optimiser.
+        groups: of the parameters that learn, see `engine.optim.parameter_groups`.
     """
     import deepspeed
 

@@ -18,7 +18,7 @@ class OptimConfig:
     lr: float = 1e-4  # peak; the papers use 1e-4 * batch / 256
     min_lr: float = 0.0  # at the last step
     warmup: float = 0.05  # share of the steps with a rising rate
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of matrices
     decay_vectors: bool = False  # weight decay also on biases, norms and learned tokens
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0  # largest norm of the gradient; 0: no limit

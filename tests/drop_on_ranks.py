@@ -27,7 +27,8 @@ class Squares(nn.Module):
 def trained(world: World, zero: int, *, dropped: int, spoilt: bool = False) -> tuple[dict[str, Tensor], list[Any]]:
     """Weights after three steps of two passes, with `dropped` passes given up before the second step."""
     torch.manual_seed(0)
-    engine = build_engine(Squares(), OptimConfig(batch=8), EngineConfig(zero=zero), world, Batching(2, 2))
+    model, optim = Squares(), OptimConfig(batch=8)
+    engine = build_engine(model, parameter_groups(model, optim), optim, EngineConfig(zero=zero), world, Batching(2, 2))
     inputs = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(1 + world.rank))
     norms = []
     for number, x in enumerate(inputs):
@@ -66,7 +67,8 @@ def check_absent_gradients(world: World, zero: int) -> None:
     optim = OptimConfig(batch=2 * world.size)
     torch.manual_seed(0)
     plain = Two()
-    engine = build_engine(copy.deepcopy(plain), optim, EngineConfig(zero=zero), world, Batching(2, 1))
+    model = copy.deepcopy(plain)
+    engine = build_engine(model, parameter_groups(model, optim), optim, EngineConfig(zero=zero), world, Batching(2, 1))
     optimiser = torch.optim.AdamW(parameter_groups(plain, optim), lr=optim.lr, betas=optim.betas)
     for step, both in enumerate((True, False, True, False, False)):
         x = torch.randn(2, 5, generator=torch.Generator().manual_seed(step))  # the same on all ranks

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from alliance.errors import InputError
 from alliance.model import create_model
 from engine.build import EngineConfig, deal_batch
-from engine.optim import OptimConfig, learning_rate, parameter_groups
+from engine.optim import OptimConfig, Rule, learning_rate, parameter_groups
 from tests.models import sensor_of
 
 
@@ -38,6 +39,44 @@ def test_norms_biases_and_learned_tokens_have_no_weight_decay():
     assert {"encoder.blocks.0.attn.qkv.weight", "decoder.enter.weight"} <= decayed_names
     assert free_names.isdisjoint(decayed_names)
     assert free_names | decayed_names == set(names.values())
+
+
+class Slow(nn.Module):
+    """Both of its layers at a tenth of the rate, but a caller may say otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def parameter_rules(self):
+        return [(parameter, Rule(0.1)) for parameter in self.parameters()]
+
+
+class Caller(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow, self.own = Slow(), nn.Linear(1, 1)
+        self.own.bias.requires_grad_(False)
+
+    def parameter_rules(self):
+        return [(self.slow.second.bias, Rule(10.0, 0.2))]
+
+
+def test_rules_of_modules_set_rates_and_weight_decay():
+    model = Caller()
+    slow = model.slow
+    groups = parameter_groups(model, OptimConfig(weight_decay=0.05))
+    assert [(group["lr_scale"], group["weight_decay"]) for group in groups] == [
+        (10.0, 0.2), (1.0, 0.05), (0.1, 0.05), (0.1, 0.0),
+    ]  # fmt: skip
+    expected = [[slow.second.bias], [model.own.weight], [slow.first.weight, slow.second.weight], [slow.first.bias]]
+    assert [list(map(id, group["params"])) for group in groups] == [list(map(id, some)) for some in expected]
+
+
+def test_weight_decay_may_be_on_everything():
+    (group,) = parameter_groups(create_model("alliance_nano_patch8"), OptimConfig(decay_vectors=True))
+    assert group["weight_decay"] == 0.05
+    assert len(group["params"]) == len(list(create_model("alliance_nano_patch8").parameters()))
 
 
 @given(st.integers(1, 16), st.integers(1, 8), st.integers(1, 8))
