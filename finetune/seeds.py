@@ -95,6 +95,27 @@ def summarise(records: Sequence[SeedScores], parameters: int | None = None) -> S
     )
 
 
+def collect(
+    patches: PatchSet,
+    splits: Mapping[int, Split],
+    networks: Mapping[str, Summary],
+    references: Sequence[Model] = ("svm", "forest"),
+) -> Results:
+    """Results of networks, and of the classical references trained and tested on the very same pixels.
+
+    Raises:
+        InputError: seeds and splits do not belong together.
+    """
+    for name, one in networks.items():
+        if set(one.oa.seeds) != set(splits):
+            raise InputError(
+                f"{name} has scores of seeds {list(one.oa.seeds)}, splits are of {list(splits)}; give both"
+            )
+    found = reference_records(patches, splits, references)
+    models = {**networks, **{name: summarise(records) for name, records in found.items()}}
+    return Results(patches.classes, {seed: split_report(patches, split) for seed, split in splits.items()}, models)
+
+
 def reference_records(
     patches: PatchSet, splits: Mapping[int, Split], models: Sequence[Model] = ("svm", "forest")
 ) -> dict[str, list[SeedScores]]:

@@ -49,7 +49,7 @@ def test_all_data_sets_have_a_task():
 
 def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
     """0.6 to 0.7 million parameters, s2fin.md 4.9."""
-    model = parsed(FOLDER / "classify_augsburg.yaml").model
+    model = parsed(FOLDER / "classify_augsburg.yaml").network
     count = sum(p.numel() for p in S2Fin(model, bands=180, components=30, channels=4, classes=7).parameters())
     assert 0.6e6 < count < 0.7e6
 
@@ -58,9 +58,9 @@ def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
 def test_an_ablation_changes_the_network_alone_and_trains(name):
     base = FOLDER / "classify_houston2013_patches.yaml"
     with_it, without = parsed(base, OVERLAYS[name]), parsed(base)
-    assert with_it.model != without.model
-    assert replace(with_it, model=without.model) == without
-    assert with_it.model.width == without.model.width
+    assert with_it.network != without.network
+    assert replace(with_it, network=without.network) == without
+    assert with_it.network.width == without.network.width
     torch.manual_seed(0)
     model = built(name)
     counts = (SIZES[key] for key in ("bands", "components", "channels"))

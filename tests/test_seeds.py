@@ -137,13 +137,14 @@ def test_references_are_trained_and_tested_on_the_same_split(patches, monkeypatc
         assert torch.equal(found.scores.confusion, alone.confusion)
         assert found.scores.confusion.sum() == len(split.test) and found.leakage > 0.5
     perfect = [SeedScores(seed, _perfect(patches, split.test), 1.0, 2.0) for seed, split in splits.items()]
-    collected = collect("s2fin", perfect, patches, splits, 1000)
+    collected = collect(patches, splits, {"s2fin": summarise(perfect, 1000)})
     assert list(collected.models) == ["s2fin", "svm: passive", "svm: active"]
     assert collected.models["s2fin"].oa.mean == 100
     assert collected.models["svm: passive"].oa.mean > 95 > 60 > collected.models["svm: active"].oa.mean
     assert collected.splits[4]["train"] == dict.fromkeys(patches.classes, 5)
-    with pytest.raises(InputError, match=r"scores of seeds \[4\], splits of \[4, 7\]"):
-        collect("s2fin", perfect[:1], patches, splits, 1000)
+    assert not collect(patches, splits, {}, ("forest",)).models
+    with pytest.raises(InputError, match=r"scores of seeds \[4\], splits are of \[4, 7\]"):
+        collect(patches, splits, {"s2fin": summarise(perfect[:1])})
 
 
 def _perfect(patches: PatchSet, test: np.ndarray) -> Scores:

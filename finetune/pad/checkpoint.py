@@ -49,8 +49,13 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
     """
     folder = Path(folder)
     config, encoder = _read(folder)
-    with torch.device("meta"):  # nothing is initialised that is overwritten
-        model = Pad(config, build_backbones(config, encoder))
+    try:
+        with torch.device("meta"):  # nothing is initialised that is overwritten
+            model = Pad(config, build_backbones(config, encoder))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again"
+        ) from error
     return fill_model(model, folder).to(device).eval()
 
 

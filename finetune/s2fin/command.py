@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import yaml
 
 from alliance.errors import InputError
-from datasets.labelled import PatchSet, SplitConfig, find_benchmark, make_split, open_patches, split_report
+from datasets.labelled import PatchSet, SplitConfig, find_benchmark, make_split, open_patches
 from datasets.splits import Split
 from engine.command import run_command
 from engine.log import logger, setup_logging
@@ -27,19 +27,10 @@ from finetune.classical import Model
 from finetune.s2fin.config import ClassifyConfig
 from finetune.s2fin.train import SCORES, Classification
 from finetune.scores import classification_scores
-from finetune.seeds import (
-    Results,
-    SeedScores,
-    Summary,
-    class_table,
-    reference_records,
-    score_table,
-    summarise,
-    write_scores,
-)
+from finetune.seeds import SeedScores, Summary, class_table, collect, score_table, summarise, write_scores
 
 CONFIG = "config.yaml"
-CLASSICAL: dict[str, tuple[Model, ...]] = {"svm": ("svm",), "rf": ("forest",)}  # alone, where asked for
+CLASSICAL: dict[str, tuple[Model, ...]] = {"s2fin": ("svm", "forest"), "svm": ("svm",), "rf": ("forest",)}
 POLL = 0.5  # seconds between two looks at the processes of seeds
 
 
@@ -68,14 +59,12 @@ def classify(config: ClassifyConfig, world: World) -> Callable[[], None]:
 def conclude(config: ClassifyConfig, patches: PatchSet, folder: Path) -> str:
     """Write scores.json of all seeds, with the references under the same splits; the tables of it."""
     splits = {seed: draw_split(patches, config, seed) for seed in config.seed_list}
-    models: dict[str, Summary] = {}
+    networks: dict[str, Summary] = {}
     if config.model == "s2fin":
         records = [json.loads((folder / f"seed_{seed}" / SCORES).read_text()) for seed in splits]
-        models["S2Fin"] = summarise([_seed_scores(record) for record in records], records[0]["parameters"])
-    if config.references or config.model != "s2fin":
-        found = reference_records(patches, splits, CLASSICAL.get(config.model, tuple(get_args(Model))))
-        models |= {name: summarise(each) for name, each in found.items()}
-    results = Results(patches.classes, {seed: split_report(patches, split) for seed, split in splits.items()}, models)
+        networks["S2Fin"] = summarise([_seed_scores(record) for record in records], records[0]["parameters"])
+    references = CLASSICAL[config.model] if config.references or not networks else ()
+    results = collect(patches, splits, networks, references)
     write_scores(folder / SCORES, results)
     return f"{score_table(results)}\n\n{class_table(results)}\n\nscores are in {folder / SCORES}"
 
