@@ -12,10 +12,10 @@ from datasets.labelled.made_up import (
     class_spectra,
     deal_parcels,
     draw_sar,
-    main,
     make_arrays,
     write_made_up,
 )
+from datasets.made_up import main
 from finetune.classical import score
 
 LAYOUTS = [(name, number) for name in SETS for number in range(1, len(find_benchmark(name).layouts) + 1)]
@@ -124,8 +124,16 @@ def test_what_cannot_be_made_up_is_refused(name, options, message, tmp_path):
         write_made_up(name, tmp_path, MadeUpOptions(**options))
 
 
-def test_the_command_writes_once(tmp_path, capsys):
-    arguments = ["lcz-hk", str(tmp_path / "set"), "--height", "40", "--width", "40", "--classes", "2"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lcz-hk", "--height", "40", "--width", "40", "--classes", "2"],
+        ["whu-opt-sar", "--height", "40", "--width", "40"],
+        ["ddhr-sk", "--pairs", "2"],
+    ],
+)
+def test_the_command_writes_once(arguments, tmp_path, capsys):
+    arguments = [*arguments, str(tmp_path / "set")]
     main(arguments)
     assert "nothing is measured" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:

@@ -11,9 +11,7 @@ threes with one smooth spectrum. By construction neither image is enough alone:
 * height, or backscatter, tells the three apart, and is the same in all threes.
 """
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,6 +72,12 @@ class MadeUpOptions:
             )
 
 
+def require_empty(folder: Path) -> None:
+    """Refuse a folder that holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; name another folder or remove it")
+
+
 def write_made_up(name: str, folder: Path, options: MadeUpOptions | None = None) -> None:
     """Write a scene of the data set `name`, one of SETS, so that `read_scenes` and `open_patches` read it.
 
@@ -88,8 +92,7 @@ def write_made_up(name: str, folder: Path, options: MadeUpOptions | None = None)
         raise InputError(f"layout {options.layout}: {name} has layouts 1 to {len(benchmark.layouts)}")
     if options.classes > len(benchmark.classes):
         raise InputError(f"{options.classes} classes were asked for, {name} has {len(benchmark.classes)}")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; name another folder or remove it")
+    require_empty(folder)
     layout = benchmark.layouts[options.layout - 1]
     arrays = make_arrays(SETS[name], benchmark.bands or UNKNOWN_BANDS, options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,29 +210,3 @@ def _write_tiff(path: Path, array: NDArray, seed: int) -> None:
         file.update_tags(
             SYNTHETIC="yes", GENERATOR="Alliance datasets/labelled/made_up.py", GENERATOR_VERSION=VERSION, SEED=seed
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of launch/made_up.py."""
-    default = MadeUpOptions()
-    parser = argparse.ArgumentParser(
-        prog="launch/made_up.py", description="Write a made-up labelled scene. Nothing in it is measured."
-    )
-    parser.add_argument("name", choices=list(SETS), help="data set whose files, keys and shapes it has")
-    parser.add_argument("out", type=Path, help="folder to write, new or empty")
-    for field, text in (
-        ("height", "rows (default %(default)s)"),
-        ("width", "columns (default %(default)s)"),
-        ("classes", "the first classes of the data set (default %(default)s)"),
-        ("seed", "same seed, same pixels (default %(default)s)"),
-        ("layout", "which layout in configs/labelled/NAME.yaml, from 1 (default %(default)s)"),
-    ):
-        parser.add_argument(f"--{field}", type=int, default=getattr(default, field), help=text)
-    options = vars(parser.parse_args(arguments))
-    name, out = options.pop("name"), options.pop("out")
-    try:
-        write_made_up(name, out, MadeUpOptions(**options))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"made up in the layout of {name}, nothing is measured: {out}")
