@@ -37,7 +37,7 @@ def test_every_task_is_understood(path):
     tree = parsed(path)
     assert find_benchmark(tree.data.benchmark)
     assert tree.seeds == list(range(10))
-    assert (tree.epochs, tree.optim.batch, tree.optim.lr, tree.optim.betas) == (100, 64, 1e-3, (0.9, 0.999))
+    assert (tree.optim.batch, tree.optim.lr, tree.optim.betas) == (64, 1e-3, (0.9, 0.999))
     assert f"--config configs/finetune/{path.name}" in path.read_text()  # the command that runs it
     assert tree.run == RunConfig(dir="runs/any", log_every=50, save_every=500)
 

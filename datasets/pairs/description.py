@@ -83,7 +83,7 @@ class PairSet:
     sar: ImageSource
     label: LabelSource
     classes: Mapping[str, Colour]  # in the order of their indices
-    splits: Mapping[str, str | None]  # name -> list file, one pair per line; None: every pair that is found
+    splits: Mapping[str, str | Sequence[str] | None]  # name -> list file, a pair per line, or pairs; None: all found
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))

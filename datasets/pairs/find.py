@@ -28,8 +28,8 @@ def find_pairs(pairs: PairSet, split: str) -> tuple[list[PairFiles], list[Skippe
     """
     if split not in pairs.splits:
         raise InputError(f"{pairs.name} has no split {split!r}; it has {', '.join(pairs.splits)}")
-    list_file = pairs.splits[split]
-    lines = None if list_file is None else read_list(pairs.root / list_file)
+    given = pairs.splits[split]
+    lines = read_list(pairs.root / given) if isinstance(given, str) else given and list(given)
     patterns = {role: pattern for role, pattern in pairs.patterns.items() if pattern is not None}
     if patterns:
         files = {role: list_files(pairs.root, pattern.replace("{split}", split)) for role, pattern in patterns.items()}
