@@ -1,7 +1,7 @@
 """The files of every pair of a split."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ def find_pairs(pairs: PairSet, split: str) -> tuple[list[PairFiles], list[Skippe
     if split not in pairs.splits:
         raise InputError(f"{pairs.name} has no split {split!r}; it has {', '.join(pairs.splits)}")
     given = pairs.splits[split]
-    lines = read_list(pairs.root / given) if isinstance(given, str) else given and list(given)
+    lines = read_list(pairs.root / given) if isinstance(given, str) else given
     patterns = {role: pattern for role, pattern in pairs.patterns.items() if pattern is not None}
     if patterns:
         files = {role: list_files(pairs.root, pattern.replace("{split}", split)) for role, pattern in patterns.items()}
@@ -89,7 +89,7 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _match(files: dict[str, dict[str, Path]], lines: list[str] | None) -> tuple[list[PairFiles], list[Skipped]]:
+def _match(files: dict[str, dict[str, Path]], lines: Sequence[str] | None) -> tuple[list[PairFiles], list[Skipped]]:
     """Pairs that have all files; without a list, the names of all roles together."""
     known = set().union(*files.values())
     keys = sorted(known) if lines is None else [_without_suffix(line, known) for line in lines]
@@ -109,7 +109,7 @@ def _without_suffix(line: str, known: Iterable[str]) -> str:
     return line[: line.rindex(".")] if cut else line
 
 
-def _from_paths(lines: list[str], root: Path) -> tuple[list[PairFiles], list[Skipped]]:
+def _from_paths(lines: Sequence[str], root: Path) -> tuple[list[PairFiles], list[Skipped]]:
     """Pairs of lines `optical sar label`; the paths may start with folders of another machine."""
     found, skipped, start = [], [], 0
     for line in lines:
