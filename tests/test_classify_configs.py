@@ -27,8 +27,13 @@ def parsed(*files: Path) -> ClassifyConfig:
     return parse_settings(ClassifyConfig, None, [*(f"--config={file}" for file in files), "--run.dir=runs/any"])
 
 
+def base_of(name: str) -> Path:
+    """A setting that the overlay changes: that of Houston's patches has the GRU already."""
+    return FOLDER / f"classify_{'augsburg' if name == 'gru_mixer' else 'houston2013_patches'}.yaml"
+
+
 def built(name: str) -> S2Fin:
-    config = parsed(FOLDER / "classify_houston2013_patches.yaml", OVERLAYS[name]).network
+    config = parsed(base_of(name), OVERLAYS[name]).network
     return S2Fin(replace(config, width=16, patch=5, dropout=0.0), **SIZES)
 
 
@@ -56,7 +61,7 @@ def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_ablation_changes_the_network_alone_and_trains(name):
-    base = FOLDER / "classify_houston2013_patches.yaml"
+    base = base_of(name)
     with_it, without = parsed(base, OVERLAYS[name]), parsed(base)
     assert with_it.network != without.network
     assert replace(with_it, network=without.network) == without
@@ -83,6 +88,7 @@ CLAIMS = {
     "active_only": lambda model: model.branches == ["active"] and model.hfset is None,
     "no_mixer": lambda model: isinstance(model.mixer, nn.Identity),
     "gru_mixer": lambda model: has(model, GruMixer) and not has(model, ScanMixer),
+    "scan_mixer": lambda model: has(model, ScanMixer) and not has(model, GruMixer),
     "no_all_four": lambda model: (
         model.hfset.filter is None and model.ssaf is None and not has(model, AdaptiveFrequencyChannels)
         and not has(model, HighFrequencyResonance)
