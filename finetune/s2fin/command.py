@@ -51,11 +51,15 @@ def classify(config: ClassifyConfig, world: World) -> Callable[[], None]:
         _train_in_processes(config, left, world)
     elif config.model == "s2fin":
         train_seeds(config, left, patches, world)
-    if world.is_main and world.stop:
-        print("stopped as asked; give the same command with --run.resume auto to go on", flush=True)
-    elif world.is_main:
-        print(conclude(config, patches, folder), flush=True)
-    return lambda: None
+    stopped = any(gather(bool(world.stop)))
+
+    def finish() -> None:  # after all ranks have ended: the references may take longer than ranks wait for each other
+        if world.is_main and stopped:
+            print("stopped as asked; give the same command with --run.resume auto to go on", flush=True)
+        elif world.is_main:
+            print(conclude(config, patches, folder), flush=True)
+
+    return finish
 
 
 def conclude(config: ClassifyConfig, patches: PatchSet, folder: Path) -> str:
