@@ -17,9 +17,9 @@ from datasets.labelled.made_up import MadeUpOptions, write_made_up
 from datasets.labelled.samples import mirrored
 from engine.settings import parse_settings
 from finetune.s2fin.checkpoint import load_network
-from finetune.s2fin.command import draw_split, open_data
 from finetune.s2fin.config import ClassifyConfig
 from finetune.s2fin.maps import predict_places
+from finetune.s2fin.runs import draw_split, open_data
 from tests.runs import ROOT, TIMEOUT, environment, metrics
 
 SMALL = [
@@ -129,6 +129,22 @@ def test_a_signal_saves_all_processes(scene: Path, tmp_path: Path) -> None:
     assert "stopped as asked; give the same command with --run.resume auto to go on" in output
     for seed in (0, 1):
         assert list((tmp_path / "run" / f"seed_{seed}" / "checkpoints").glob("step_*/MANIFEST.json"))
+
+
+def test_other_settings_do_not_mix_with_finished_seeds(finished: tuple[Path, str], scene: Path) -> None:
+    said = classify(finished[0], scene, "--seeds", "0-4", "--run.resume", "auto", "--epochs", "9", code=2)
+    assert "belongs to a run with another epochs (8 then, 9 now)" in said
+
+
+def test_beside_an_encoder_stand_the_same_network_s_plain_stems(scene: Path, tmp_path: Path) -> None:
+    encoder = "{model: alliance_nano_patch8, sensors: {spectral: {sensor: hyspex, wavelengths: [400, 2500]}}}"
+    said = classify(tmp_path / "run", scene, "--network.encoder", encoder, "--network.encoder_side", "8", "--epochs", "1",
+                    "--seeds", "0", "--maps", "none", "--references", "false")  # fmt: skip
+    rows = {line.split("  ")[0] for line in said.splitlines() if line.startswith("S2Fin")}
+    assert rows == {"S2Fin with Alliance", "S2Fin with plain stems"}
+    with_it, plain = (load_network(tmp_path / "run" / part / "seed_0" / "model") for part in (".", "plain_stems"))
+    assert with_it.encoder is not None and plain.encoder is None
+    assert list(scores(tmp_path / "run")["references"]) == ["S2Fin with plain stems"]
 
 
 def test_references_alone(scene: Path, tmp_path: Path) -> None:

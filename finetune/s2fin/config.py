@@ -13,6 +13,8 @@ from engine.optim import OptimConfig
 from engine.runs import RunConfig
 from finetune.s2fin.network import S2FinConfig
 
+CONFIG = "config.yaml"  # of all seeds of a command
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataConfig:
