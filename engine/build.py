@@ -122,6 +122,16 @@ def build_engine(
     return engine
 
 
+def refuse_rounded_norms(model: nn.Module, layout: Layout) -> None:
+    """Raise InputError where bfloat16 would hold the running statistics of batch norms: small changes would be lost."""
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normed and layout.precision == "bf16":
+        raise InputError(
+            "engine.precision is bf16 (the default on GPUs from engine.zero 1 on), the network has batch norms, whose running "
+            "statistics need float32; set engine.precision to autocast or fp32"
+        )
+
+
 def deepspeed_settings(
     optim: OptimConfig, config: EngineConfig, batching: Batching, precision: str, stage: int
 ) -> dict[str, Any]:

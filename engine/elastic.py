@@ -81,9 +81,16 @@ def open_states(checkpoint: Path, saved: Layout, world: World) -> States:
 
 
 def load_weights(model: nn.Module, states: States) -> None:
-    """Put the weights into a model that is not yet an engine."""
+    """Put the weights into a model that is not yet an engine.
+
+    Frozen ones, which ZeRO stage 3 does not save, stay as the model was built with them.
+    """
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    model.load_state_dict({name: value.reshape(shapes[name]) for name, value in states.weights().items()})
+    weights = {name: value.reshape(shapes[name]) for name, value in states.weights().items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lost = trained.intersection(missing)
+    assert not lost and not unexpected, f"a checkpoint of the same run has the same weights, not {lost or unexpected}"
 
 
 def load_moments(engine: Any, states: States) -> None:

@@ -47,7 +47,7 @@ class FaultLog:
         if over:
             raise AgreedError(
                 f"step {step}: {broken} of {read} samples are broken ({self._counts(self.total)}), more than the share "
-                f"data.max_broken {self.limit:g} allows, such as {faults[0]}; mend the shards or raise the limit"
+                f"data.max_broken {self.limit:g} allows, such as {faults[0]}; mend the data or raise the limit"
             )
 
     def report(self, step: int) -> None:

@@ -95,6 +95,10 @@ class Job(ABC, Generic[Config]):
     def begin(self, run: Running) -> None:  # noqa: B027 - nothing to do is the usual case
         """Say what runs; called on all ranks before the first step, also of a run that goes on."""
 
+    def reports(self, done: int) -> bool:
+        """Whether a report is due after `done` steps that uses the network as it is then."""
+        return False
+
     def report(self, run: Running, done: int, *, last: bool) -> None:  # noqa: B027
         """Evaluate and draw what is due after `done` steps; called on all ranks."""
 

@@ -23,11 +23,11 @@ logger = logging.getLogger("alliance")
 WANDB_TIMEOUT = 15  # seconds to reach the server before going offline
 
 
-def setup_logging(folder: RunFolder | None) -> None:
-    """Log to the screen and to train.log; ranks without a folder say only what concerns themselves."""
+def setup_logging(folder: RunFolder | None, *, level: int | None = None) -> None:
+    """Log to the screen and to train.log; without a folder, and a level, only what concerns this rank itself."""
     logger.handlers.clear()
     logger.propagate = False
-    logger.setLevel(logging.INFO if folder else logging.ERROR)
+    logger.setLevel(level or (logging.INFO if folder else logging.ERROR))
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if folder:
         handlers.append(LogFile(folder.log))

@@ -118,8 +118,12 @@ def count_over_ranks(*counts: int | bool, device: torch.device) -> list[int]:
 
 
 def average_running_statistics(model: torch.nn.Module) -> None:
-    """Give all ranks the mean of their batch norms' running means and variances, which each measures on its samples."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    """Give all ranks the mean of their batch norms' running means and variances, which each measures on its samples.
+
+    Before a network is saved or scored; synchronised batch norms agree already.
+    """
+    own = torch.nn.modules.batchnorm._BatchNorm
+    norms = [m for m in model.modules() if isinstance(m, own) and not isinstance(m, torch.nn.SyncBatchNorm)]
     for statistic in (value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None):
         statistic.copy_(mean_over_ranks(statistic))
 
@@ -155,8 +159,10 @@ def _fill_environment() -> None:
 
 def forget_launcher() -> None:
     """Let a process that was started from a rank be a run of its own."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
+    names = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    for name in list(os.environ):
+        if name in names or name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_")):
+            del os.environ[name]
 
 
 def _free_port() -> str:

@@ -50,7 +50,7 @@ def begin_or_restore(
         gather(None)  # every rank has read them
         if world.is_main and states.folder != path:
             shutil.rmtree(states.folder, ignore_errors=True)
-        logger.info("%s was saved by %s, now %s: equal weights and moments, later losses equal but for rounding",
+        logger.info("%s was saved by %s, now %s: equal weights and moments; later losses equal but for rounding, dropout and batch norm",
                     path.name, saved, layout)  # fmt: skip
     return engine, state
 

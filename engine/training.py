@@ -9,7 +9,7 @@ import torch
 
 from alliance.errors import InputError
 from engine import checkpoints
-from engine.build import build_engine
+from engine.build import build_engine, refuse_rounded_norms
 from engine.checkpoints import NotSaved
 from engine.errors import AgreedError
 from engine.job import Config, Job
@@ -44,7 +44,8 @@ class Run:
         self.layout = together(lambda: config.engine.layout(world))
         refuse_different_ranks({"settings": to_record(config), "data": job.identity})
         torch.manual_seed(config.run.seed)
-        model = job.make_model()
+        model = together(job.make_model)
+        together(lambda: refuse_rounded_norms(model, self.layout))
         groups = job.parameter_groups(model)
         build = partial(build_engine, model, groups, config.optim, config.engine, world, job.batching)
         self.engine, state = begin_or_restore(
@@ -110,7 +111,8 @@ class Run:
         run = self.config.run
         last = done == run.steps
         save = last or stop or done % run.save_every == 0
-        average_running_statistics(self.engine.module)
+        if save or self.job.reports(done):
+            average_running_statistics(self.engine.module)
         if last or not stop:
             self.job.report(self, done, last=last)
         if save and self._save(done, must=last or stop):

@@ -1,1 +1,1 @@
-"""Downstream tasks. `pad`: SAR-RGB segmentation, `s2fin`: few-label classification; their trainers are to come."""
+"""Downstream tasks. `pad`: SAR-RGB segmentation, `s2fin`: few-label classification; each trains through `engine.training`."""

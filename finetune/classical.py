@@ -65,7 +65,7 @@ def pipeline(model: Model, seed: int) -> Pipeline:
     """The model with its settings, untrained."""
     if model == "svm":
         return make_pipeline(StandardScaler(), SVC(C=100, kernel="rbf", gamma="scale", random_state=seed))
-    return make_pipeline(RandomForestClassifier(n_estimators=300, random_state=seed))
+    return make_pipeline(RandomForestClassifier(n_estimators=300, n_jobs=-1, random_state=seed))
 
 
 def features(patches: PatchSet, pixels: NDArray, parts: Sequence[Part]) -> NDArray[np.float32]:

@@ -27,8 +27,11 @@ def write_model(folder: str | Path, record: Mapping[str, Any], weights: Mapping[
         for name, value in weights.items()
     }
     partial = folder / f"{WEIGHTS}.partial"
-    save_file(state, partial)
-    os.replace(partial, folder / WEIGHTS)
+    try:
+        save_file(state, partial)
+        os.replace(partial, folder / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)  # what a full disk left
     write_whole(folder / CONFIG, json.dumps({"format": FORMAT, **record}, indent=2))
     return folder
 

@@ -15,12 +15,15 @@ import torch
 from alliance.errors import InputError
 from datasets.labelled.made_up import MadeUpOptions, write_made_up
 from datasets.labelled.samples import mirrored
+from engine.build import refuse_rounded_norms
+from engine.checkpoints import Layout
 from engine.settings import parse_settings
 from finetune.s2fin.checkpoint import load_network
+from finetune.s2fin.command import with_checkpoint
 from finetune.s2fin.config import ClassifyConfig
 from finetune.s2fin.maps import predict_places
 from finetune.s2fin.runs import draw_split, open_data
-from tests.runs import ROOT, TIMEOUT, environment, metrics
+from tests.runs import ROOT, TIMEOUT, Ranks, environment, metrics
 
 SMALL = [
     *("--config", str(ROOT / "configs/finetune/classify_augsburg.yaml"), "--network.width", "16", "--network.patch", "5"),
@@ -147,6 +150,27 @@ def test_beside_an_encoder_stand_the_same_network_s_plain_stems(scene: Path, tmp
     assert list(scores(tmp_path / "run")["references"]) == ["S2Fin with plain stems"]
 
 
+def test_two_ranks_share_a_seed_at_zero_3(scene: Path, tmp_path: Path) -> None:
+    arguments = ("--seeds", "0", "--engine.zero", "3", "--references", "false")
+    ended = Ranks(command(tmp_path / "run", scene, *arguments)[1:], 2).wait()
+    assert [code for code, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
+    record = scores(tmp_path / "run" / "seed_0")
+    assert np.sum(record["confusion"]) == sum(record["split"]["test"].values())
+    assert (tmp_path / "run" / "seed_0" / "pictures" / "frequencies.png").is_file()
+
+
+def test_a_signal_to_one_rank_stops_all_well(scene: Path, tmp_path: Path) -> None:
+    ranks = Ranks(command(tmp_path / "run", scene, "--seeds", "0,1", "--epochs", "4000")[1:], 2)
+    log, until = tmp_path / "run" / "seed_0" / "metrics.jsonl", time.monotonic() + TIMEOUT
+    while not (log.is_file() and log.stat().st_size):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    ranks.processes[1].send_signal(signal.SIGUSR1)
+    ended = ranks.wait()
+    assert [code for code, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
+    assert "stopped as asked; give the same command with --run.resume auto to go on" in ended[0][1]
+
+
 def test_references_alone(scene: Path, tmp_path: Path) -> None:
     classify(tmp_path / "run", scene, "--model", "rf", "--seeds", "0-1")
     record = scores(tmp_path / "run")
@@ -180,13 +204,22 @@ def test_a_split_from_a_file(scene: Path, tmp_path: Path) -> None:
         ),
         (("--data.benchmark", "augsberg"), "augsberg"),
         (("--data.path", "/nowhere"), "/nowhere"),
+        (("--checkpoint", "runs/mine"), "--checkpoint is of an Alliance encoder, the network has none"),
     ],
 )
 def test_wrong_inputs_are_one_line(arguments: tuple[str, ...], message: str, scene: Path) -> None:
     with pytest.raises(InputError) as refused:
         config = parse_settings(ClassifyConfig, "", [*SMALL, "--run.dir", "x", "--data.path", str(scene), *arguments])
-        draw_split(open_data(config), config, 0)
+        draw_split(open_data(with_checkpoint(config)), config, 0)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_batch_norms_are_not_rounded() -> None:
+    norms, layout = torch.nn.BatchNorm2d(3), Layout(ranks=1, zero=1, precision="bf16")
+    with pytest.raises(InputError, match="set engine.precision to autocast or fp32"):
+        refuse_rounded_norms(torch.nn.Sequential(norms), layout)
+    refuse_rounded_norms(torch.nn.LayerNorm(3), layout)
+    refuse_rounded_norms(norms, layout._replace(precision="autocast"))
 
 
 def test_a_used_folder_is_refused(finished: tuple[Path, str], scene: Path) -> None:

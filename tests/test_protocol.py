@@ -149,8 +149,11 @@ def test_wrong_files_are_refused_in_one_line(arrays, message, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SplitConfig(kind="official"), "the data set has no official split; set split.kind to blocks"),
-        (SplitConfig(per_class=None, side=6), "split.per_class is null, all pixels; only an official split has them"),
+        (SplitConfig(kind="official"), "the data set has no official split; set protocol.kind to blocks"),
+        (
+            SplitConfig(per_class=None, side=6),
+            "protocol.per_class is null, all pixels; only an official split has them",
+        ),
         (SplitConfig(kind="random", per_class=200), "class 3 has 192 pixels of the 301 that the split needs; ask for"),
         (SplitConfig(file="nowhere.npz"), "nowhere.npz is missing; give the path of an .npz file"),
     ],

@@ -30,7 +30,9 @@ class SplitConfig:
 
     def draw(self, seed: int) -> Draw:
         if self.per_class is None:
-            raise InputError("split.per_class is null, all pixels; only an official split has them, so give a number")
+            raise InputError(
+                "protocol.per_class is null, all pixels; only an official split has them, so give a number"
+            )
         return Draw(per_class=self.per_class, validation=self.validation_count, cap=self.cap, seed=seed)
 
 
@@ -50,7 +52,7 @@ def make_split(patches: PatchSet, config: SplitConfig, seed: int) -> Split:
         block = grid_blocks(patches.position, config.side) if patches.block is None else patches.block
         return block_split(number, block, config.draw(seed))
     if patches.train is None or patches.test is None:
-        raise InputError("the data set has no official split; set split.kind to blocks")
+        raise InputError("the data set has no official split; set protocol.kind to blocks")
     if config.per_class is None:
         return Split(patches.train, np.zeros(0, dtype=np.int64), patches.test)
     return pool_split(number, patches.train, patches.test, config.draw(seed))

@@ -9,8 +9,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from datasets.indexed import Place
 from datasets.pairs.augment import Draw, PairAugmentConfig, augment, draw_augmentations
-from datasets.pairs.description import IGNORE
-from datasets.pairs.tiles import Pair, PairTiles
+from datasets.pairs.tiles import Pair, PairTiles, blank_pair
 from datasets.shards import Fault
 
 
@@ -44,10 +43,4 @@ class PairSamples:
             return augment(self.tiles[number], draw, self.config)
         except InputError as error:
             faults.append(Fault("pair", self.tiles.split, self.tiles.keys[number], str(error)))
-            return self._blank()
-
-    def _blank(self) -> Pair:
-        """A pair without pixels: it adds nothing to the loss."""
-        side, pairs = self.config.crop, self.tiles.pairs
-        optical, sar = (torch.full((len(source.bands), side, side), torch.nan) for source in (pairs.optical, pairs.sar))
-        return Pair(optical, sar, torch.full((side, side), IGNORE))
+            return blank_pair(self.tiles.pairs, self.config.crop)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alliance.errors import InputError
-from datasets.pairs.description import ImageSource, PairSet
+from datasets.pairs.description import IGNORE, ImageSource, PairSet
 from datasets.pairs.find import find_pairs
 from datasets.rasters import opened
 from datasets.scenes import Unreadable, readable
@@ -62,6 +62,12 @@ class PairTiles(Dataset[Pair]):
             listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
             raise InputError(f"{key}: sizes in pixels differ: {listed}; resample or crop them to one grid")
         return pair
+
+
+def blank_pair(pairs: PairSet, side: int) -> Pair:
+    """A square pair without pixels: it adds nothing to a loss or a score."""
+    optical, sar = (torch.full((len(source.bands), side, side), torch.nan) for source in (pairs.optical, pairs.sar))
+    return Pair(optical, sar, torch.full((side, side), IGNORE))
 
 
 def read_image(path: Path, source: ImageSource) -> Tensor:

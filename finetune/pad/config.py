@@ -19,6 +19,7 @@ class PairDataConfig:
     root: str | None = None  # folder of the files, if not the one in the description
     train: str = "train"  # split
     evaluate: str = "test"  # split on which the best network is chosen and scored; PAD has no other one than its test
+    test: str | None = None  # split that the chosen network is scored on once, after the last step
     workers: int = 2  # threads per rank that read ahead; 0 reads when a batch is asked for
     max_broken: float = 0.05  # the run stops when a larger share of the pairs is broken (judged from 1,000 read on)
 
@@ -39,6 +40,7 @@ class SegmentConfig:
     data: PairDataConfig
     augment: PairAugmentConfig = field(default_factory=PairAugmentConfig)
     start: StartConfig = field(default_factory=StartConfig)
+    checkpoint: str = ""  # of an Alliance encoder: a short name of model.encoder.checkpoint
     model: PadConfig = field(default_factory=PadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(
@@ -46,7 +48,7 @@ class SegmentConfig:
             batch=4, lr=1e-4, warmup=0.0, weight_decay=0.05, betas=(0.9, 0.999), clip=0.0, decay_vectors=True
         )
     )
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(zero=0))  # autocast on GPUs: norms stay float32
     evaluate_every: int = 8000  # steps
 
     def __post_init__(self) -> None:

@@ -7,9 +7,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from alliance.errors import InputError
 from datasets.pairs.description import PairSet
-from datasets.pairs.tiles import Pair, PairTiles
-from finetune.pad.model import Pad, PadConfig
+from datasets.pairs.tiles import Pair, PairTiles, blank_pair
+from finetune.pad.model import SMALLEST, Pad, PadConfig
 from finetune.segmentation_scores import image_confusions
 
 Corruption = Callable[[Pair, int], Pair]  # a pair and its number in the split -> what the network is shown of it
@@ -22,6 +23,7 @@ def evaluate(
     *,
     device: str | torch.device = "cpu",
     corrupt: Corruption | None = None,
+    on_broken: Callable[[InputError], None] | None = None,
 ) -> Tensor:
     """Confusion matrices of images, for `segmentation_scores`.
 
@@ -29,9 +31,10 @@ def evaluate(
     index, and drop the rows of the padding.
 
     Args:
-        model: the network, or an engine around it; evaluated in evaluation mode and left in the modes it was in.
+        model: the network; evaluated in evaluation mode and left in the modes it was in.
         indices: which images of the split; None: all.
         corrupt: changes what the network sees; the labels that count are those of the file.
+        on_broken: told of an image that cannot be read, which then has no labels; None: it is an error.
     Returns:
         (n, classes, classes) int64 on the CPU, in the order of `indices`, rows truth, columns prediction.
     Raises:
@@ -40,10 +43,20 @@ def evaluate(
     classes = model.config.classes
     counts = [torch.zeros(0, classes, classes, dtype=torch.int64)]
     for index in range(len(tiles)) if indices is None else indices:
-        pair = tiles[index]
+        pair = _read(tiles, index, on_broken)
         predicted = predict(model, corrupt(pair, index) if corrupt else pair, tiles.pairs, device=device)
         counts.append(image_confusions(rearrange(pair.label, "h w -> 1 h w"), predicted, classes))
     return torch.cat(counts)
+
+
+def _read(tiles: PairTiles, index: int, on_broken: Callable[[InputError], None] | None) -> Pair:
+    try:
+        return tiles[index]
+    except InputError as error:
+        if on_broken is None:
+            raise
+        on_broken(error)
+        return blank_pair(tiles.pairs, SMALLEST)
 
 
 def predict(model: Pad, pair: Pair, pairs: PairSet, *, device: str | torch.device = "cpu") -> Tensor:

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {options.device} has too little memory; take a smaller --batch or --window", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; no map was written", file=sys.stderr)
         sys.exit(130)
     print(f"map in {options.out}" + (f", probabilities in {options.probabilities}" if options.probabilities else ""))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from alliance.errors import InputError
 from datasets.labelled import PatchSet
 from engine.command import run_command
 from engine.log import setup_logging
-from engine.ranks import World, gather, together
+from engine.ranks import World, from_main, together
 from engine.runs import write_whole
 from engine.settings import to_record
 from engine.training import refuse_another_run
 from finetune.classical import Model
 from finetune.s2fin.config import CONFIG, ClassifyConfig
+from finetune.s2fin.drawing import draw_maps
 from finetune.s2fin.processes import train_in_processes
 from finetune.s2fin.runs import draw_split, open_data, train_seeds
 from finetune.s2fin.train import SCORES
@@ -36,22 +38,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def classify(config: ClassifyConfig, world: World) -> Callable[[], None]:
     """Train every seed that has no scores yet, with plain stems too if there is an encoder; then the table of all."""
+    config = with_checkpoint(config)
     variants = networks_of(config)
-    together(lambda: [_claim(each) for each in variants.values()] if world.is_main else None)
-    setup_logging(None)
+    setup_logging(None, level=logging.INFO if world.is_main else None)
     patches = together(lambda: open_data(config))
     together(lambda: [draw_split(patches, config, seed) for seed in config.seed_list])  # mistakes show at the start
+    together(lambda: [_claim(each) for each in variants.values()] if world.is_main else None)
     for each in variants.values():
         _train(each, patches, world)
-    stopped = any(gather(bool(world.stop)))
 
-    def finish() -> None:  # after all ranks have ended: the references may take longer than ranks wait for each other
-        if world.is_main and stopped:
+    def finish() -> (
+        None
+    ):  # when the ranks have ended: maps and references may take longer than they wait for each other
+        left = [seed for each in variants.values() for seed in _unfinished(each)]
+        if world.is_main and left:
             print("stopped as asked; give the same command with --run.resume auto to go on", flush=True)
         elif world.is_main:
+            for each in variants.values():
+                draw_maps(each, patches, world.device)
             print(conclude(config, variants, patches), flush=True)
 
     return finish
+
+
+def with_checkpoint(config: ClassifyConfig) -> ClassifyConfig:
+    """The settings with `checkpoint` as that of the network's encoder.
+
+    Raises:
+        InputError: there is no encoder to load it into.
+    """
+    if not config.checkpoint:
+        return config
+    encoder = config.network.encoder
+    if encoder is None:
+        raise InputError(
+            "--checkpoint is of an Alliance encoder, the network has none; name the sensor of an image, such as "
+            "--network.encoder '{sensors: {active: {sensor: sentinel1-grd-db}}}'"
+        )
+    encoder = dataclasses.replace(encoder, checkpoint=config.checkpoint)
+    return dataclasses.replace(config, checkpoint="", network=dataclasses.replace(config.network, encoder=encoder))
 
 
 def networks_of(config: ClassifyConfig) -> dict[str, ClassifyConfig]:
@@ -85,11 +110,15 @@ def conclude(config: ClassifyConfig, variants: Mapping[str, ClassifyConfig], pat
 
 def _train(config: ClassifyConfig, patches: PatchSet, world: World) -> None:
     """The seeds without scores: in processes of their own if there are several, else one after the other."""
-    left = [seed for seed in config.seed_list if not _scores_of(config, seed).is_file()]
+    left = from_main(_unfinished(config))
     if world.size == 1 and min(config.processes, len(left)) > 1:
         train_in_processes(config, left, world)
     else:
         train_seeds(config, left, patches, world)
+
+
+def _unfinished(config: ClassifyConfig) -> list[int]:
+    return [seed for seed in config.seed_list if not _scores_of(config, seed).is_file()]
 
 
 def _scores_of(config: ClassifyConfig, seed: int) -> Path:
@@ -98,7 +127,7 @@ def _scores_of(config: ClassifyConfig, seed: int) -> Path:
 
 def _seed_scores(record: Mapping[str, Any]) -> SeedScores:
     scores = classification_scores(torch.tensor(record["confusion"]))
-    return SeedScores(record["seed"], scores, record["split"]["leakage"], record["seconds"])
+    return SeedScores(record["seed"], scores, record["split"]["leakage"] / 100, record["seconds"])
 
 
 def _claim(config: ClassifyConfig) -> None:

@@ -29,7 +29,9 @@ class LabelledDataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Everything that defines the runs of one command, one per seed. `run.steps` follows from `epochs`."""
+    """Everything that defines the runs of one command, one per seed. `run.steps` and `run.seed` follow from `epochs`
+    and `seeds`.
+    """
 
     run: RunConfig
     data: LabelledDataConfig
@@ -40,7 +42,10 @@ class ClassifyConfig:
             batch=64, lr=1e-3, warmup=0.0, weight_decay=1e-2, betas=(0.9, 0.999), clip=0.0, decay_vectors=True
         )
     )
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(precision="fp32")
+    )  # so small gain nothing by less
+    checkpoint: str = ""  # of an Alliance encoder: a short name of network.encoder.checkpoint
     epochs: int = 100
     seeds: str | list[int] = "0"  # such as 0,1,2 or 0-9; each draws a split, weights and batches of its own
     jobs: int | None = None  # seeds trained at once, each in a process; None: one per CPU core, one on GPUs

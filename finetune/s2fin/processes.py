@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -33,20 +34,17 @@ def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: Worl
     for number in range(count):
         own, log = seeds[number::count], folder / f"process_{number}.log"
         given = ["--config", str(folder / CONFIG), "--seeds", ",".join(map(str, own))]
+        log.touch()
         process = context.Process(target=train_part, args=(given, str(log), threads))
         process.start()
         started.append((process, log))
-    logger.setLevel("INFO")
-    logger.info(
-        "%d seeds in %d processes of %d threads; what they say is in %s",
-        len(seeds),
-        count,
-        threads,
-        folder / "process_*.log",
-    )
+    logger.info("%d seeds in %d processes of %d threads; what they say is in %s", len(seeds), count, threads,
+                folder / "process_*.log")  # fmt: skip
     _wait(started, seeds, folder, world)
     for process, log in started:
-        if process.exitcode:
+        if process.exitcode and not (
+            world.stop and process.exitcode == -signal.SIGTERM
+        ):  # that came before they listen
             last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
             raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
 

@@ -25,11 +25,8 @@ from engine.training import count_parameters
 from finetune.records import classification_record, write_scores
 from finetune.s2fin.checkpoint import save_network
 from finetune.s2fin.config import ClassifyConfig
-from finetune.s2fin.frequencies import frequencies
-from finetune.s2fin.map_pictures import write_maps
 from finetune.s2fin.maps import predict_places
 from finetune.s2fin.network import S2Fin, classification_loss
-from finetune.s2fin.pictures import draw_frequencies
 from finetune.scores import Scores, classification_scores, confusion_matrix
 
 SCORES = "scores.json"
@@ -40,8 +37,7 @@ class Classification(Job[ClassifyConfig]):
 
     def __init__(self, config: ClassifyConfig, world: World, patches: PatchSet, split: Split) -> None:
         self.patches, self.split, self.world = patches, split, world
-        self.maps = config.maps == "all" or (config.maps == "first" and config.run.seed == config.seed_list[0])
-        batch = min(config.optim.batch, len(split.train) // world.size * world.size)
+        given, batch = config, min(config.optim.batch, len(split.train) // world.size * world.size)
         steps = math.ceil(config.epochs * len(split.train) / batch)
         self.config = config = dataclasses.replace(
             config,
@@ -54,7 +50,9 @@ class Classification(Job[ClassifyConfig]):
             Dealing(micro=self.batching.micro, accumulation=self.batching.accumulation, rank=world.rank, world=world.size),
             seed=config.run.seed,
         )  # fmt: skip
-        record = to_record(config)
+        report = split_report(patches, split)
+        self.splits = report | {"leakage": 100 * report["leakage"]}  # percent, as all scores
+        record = to_record(given)  # with the batch that was asked for
         self.identity = {
             **{name: record[name] for name in ("network", "optim", "epochs")},
             "data": {"benchmark": config.data.benchmark, "components": config.data.components},
@@ -62,6 +60,7 @@ class Classification(Job[ClassifyConfig]):
             "seed": config.run.seed,
         }
         self.began = time.perf_counter()
+        self.earlier = 0.0  # seconds of the same run before it was interrupted
 
     def make_model(self) -> S2Fin:
         channels = {role: max(count, 1) for role, count in self.patches.channels.items()}  # an image may not be there
@@ -82,23 +81,26 @@ class Classification(Job[ClassifyConfig]):
         return {"epoch": self.loader.epoch(), "sample_digest": digest(self.loader.global_keys(step))}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
+        return {**self.loader.state_dict(), "seconds": self._seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.load_state_dict(state)
+        self.earlier = state["seconds"]
+
+    def _seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.began
 
     def begin(self, run: Running) -> None:
         if self.world.is_main:
-            write_split(run.folder.path / "split.npz", self.split)
-        leakage = split_report(self.patches, self.split)["leakage"]
+            with report_disk_errors("split.npz"):
+                write_split(run.folder.path / "split.npz", self.split)
         logger.info("seed %d: %d pixels to train on, %d for validation, %d for test; patches of %.1f %% of the test pixels "
-                    "overlap one of training", self.config.run.seed, *map(len, self.split), 100 * leakage)  # fmt: skip
+                    "overlap one of training", self.config.run.seed, *map(len, self.split), self.splits["leakage"])  # fmt: skip
 
     def report(self, run: Running, done: int, *, last: bool) -> None:
         if not last:
             return
-        seconds = time.perf_counter() - self.began
-        model, report = run.engine.module, split_report(self.patches, self.split)
+        model = run.engine.module
         records = {
             part: classification_record(self.score(model, pixels), self.patches.classes)
             for part, pixels in self.split._asdict().items()
@@ -108,33 +110,23 @@ class Classification(Job[ClassifyConfig]):
             "seed": self.config.run.seed,
             **records["test"],
             "validation": records.get("validation"),
-            "split": report,
+            "split": self.splits,
             "parameters": sum(map(count_parameters, model.parameters())),
-            "seconds": round(seconds, 1),
+            "seconds": round(self._seconds(), 1),
             "readings": model.readings(),
         }
         run.write(event="scores", step=done - 1, **{name: record[name] for name in ("oa", "aa", "kappa")})
-        logger.info("seed %d: OA %.2f  AA %.2f  kappa %.2f", *(record[name] for name in ("seed", "oa", "aa", "kappa")))
+        logger.info("seed %d: OA %.2f  AA %.2f  kappa %.2f, leaking test pixels %.1f %%",
+                    *(record[name] for name in ("seed", "oa", "aa", "kappa")), self.splits["leakage"])  # fmt: skip
         self._export(run)
-        if self.world.is_main and self.maps:
-            self._draw(run)
         if self.world.is_main:
-            write_scores(run.folder.path / SCORES, record)
-
-    def _draw(self, run: Running) -> None:
-        """Map all scenes, and what the network does to frequencies."""
-        model, pictures = run.engine.module, run.folder.pictures
-        with report_disk_errors("maps and pictures"):
-            write_maps(pictures, model, self.patches, split=self.split, device=self.world.device)
-            found = frequencies(model, self.patches, self.split.test, device=self.world.device)
-            draw_frequencies(
-                pictures / "frequencies.png", found, model, self.patches, title=f"seed {self.config.run.seed}"
-            )
+            with report_disk_errors("scores", must=True):
+                write_scores(run.folder.path / SCORES, record)
 
     def _export(self, run: Running) -> None:
         weights = full_weights(run.engine, "")
         if weights is not None:
-            with report_disk_errors("the network"):
+            with report_disk_errors("the network", must=True):
                 save_network(run.engine.module, weights, run.folder.path / "model", classes=list(self.patches.classes))
 
     def score(self, model: nn.Module, pixels: Indices) -> Scores:
