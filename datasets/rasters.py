@@ -1,6 +1,7 @@
 """Rasters: GeoTIFF, JPEG 2000, PNG and whatever else rasterio reads, single-band files of one image included."""
 
 import re
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from datasets.catalog import to_nanometres
 from datasets.scenes import Read, Scene, Unreadable, check_dtype, find_date, readable
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".vrt", ".img")
+OPENING = threading.Lock()  # warning filters are the whole process's, and training reads in several threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     Raises:
         Unreadable: no raster.
     """
-    with readable(path), warnings.catch_warnings():
+    with readable(path), OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(path)
     with dataset:

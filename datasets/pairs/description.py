@@ -98,6 +98,7 @@ class PairSet:
             )
         if not self.splits:
             raise InputError(f"{self.name}: no splits; `splits: {{all: null}}` takes every pair that is found")
+        self._check_splits()
         self._check_files()
 
     @property
@@ -110,6 +111,17 @@ class PairSet:
         """Class index, or 255, of every value that may stand in a label file."""
         indices = {index: index for index in (*range(len(self.classes)), IGNORE)}
         return dict(self.label.values) or indices
+
+    def _check_splits(self) -> None:
+        for split, given in self.splits.items():
+            if given is not None and not isinstance(given, str | list | tuple):
+                raise InputError(
+                    f"{self.name}: split {split} is {given!r}; give a list file, names of pairs, or null for all"
+                )
+            names = given if isinstance(given, list | tuple) else ()
+            wrong = [name for name in names if not isinstance(name, str)]  # YAML reads 1_3 as 13 and 007 as 7
+            if wrong:
+                raise InputError(f"{self.name}: split {split} lists {wrong[0]!r}, not a name; put it in quotes")
 
     def _check_files(self) -> None:
         given = [role for role, pattern in self.patterns.items() if pattern is not None]

@@ -51,7 +51,7 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
     config, encoder = _read(folder)
     try:
         with torch.device("meta"):  # nothing is initialised that is overwritten
-            model = Pad(config, build_backbones(config, encoder))
+            model = Pad(config, None if encoder is None else build_backbones(config, encoder))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(
             f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again"

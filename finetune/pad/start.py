@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,7 +28,7 @@ def load_start(model: Pad, start: StartConfig) -> None:
             if not isinstance(encoder, ConvNeXtV2):
                 raise InputError(f"start.convnext is for ConvNeXt V2, the {name} encoder is another one; leave it out")
             own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norms.")}
-            kept = {k: v for k, v in weights.items() if k in own}  # the rest is the classifier's
+            kept = {k: _as_linear(v, own[k]) for k, v in weights.items() if k in own}  # the rest is the classifier's
             _fit(own, kept, start.convnext)
             encoder.load_state_dict(kept, strict=False)
     if start.network:
@@ -41,6 +42,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a file of weights") from error
+
+
+def _as_linear(given: Tensor, own: Tensor) -> Tensor:
+    """timm's small sizes write their linear layers as convolutions of one pixel."""
+    return rearrange(given, "o i 1 1 -> o i") if own.ndim == 2 and given.shape[2:] == (1, 1) else given
 
 
 def _fit(own: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
