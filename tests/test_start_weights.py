@@ -115,9 +115,14 @@ def test_weights_of_another_size_are_refused_with_a_table(tmp_path: Path, suffix
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
-def test_weights_for_other_channels_or_of_another_network_are_refused(atto: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"reshaped    stem.0.weight \(40, 3, 4, 4\) -> \(40, 1, 4, 4\)"):
-        load_start(network(sar_channels=1), StartConfig(convnext=written(atto, tmp_path)))
+def test_a_grey_image_gives_one_band_what_it_gives_three(atto: Any, tmp_path: Path) -> None:
+    model = network(sar_channels=1)
+    load_start(model, StartConfig(convnext=written(atto, tmp_path)))
+    grey, stem = torch.rand(2, 1, 32, 32), model.encoders["sar"].stem
+    assert torch.allclose(stem(grey), atto.stem(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file({"layer.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"missing     stem.0.weight \(40, 3, 4, 4\)"):
         load_start(network(), StartConfig(convnext=str(tmp_path / "other.safetensors")))

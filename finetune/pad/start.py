@@ -5,6 +5,7 @@ from pathlib import Path
 from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor
 
 from alliance.checkpoint import differences
@@ -14,6 +15,8 @@ from finetune.pad.backbone import ConvNeXtV2
 from finetune.pad.checkpoint import find_pad, start_from
 from finetune.pad.config import StartConfig
 from finetune.pad.model import Pad
+
+STEM, RGB = "stem.0.weight", 3
 
 
 def load_start(model: Pad, start: StartConfig) -> None:
@@ -28,7 +31,7 @@ def load_start(model: Pad, start: StartConfig) -> None:
             if not isinstance(encoder, ConvNeXtV2):
                 raise InputError(f"start.convnext is for ConvNeXt V2, the {name} encoder is another one; leave it out")
             own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norms.")}
-            kept = {k: _as_linear(v, own[k]) for k, v in weights.items() if k in own}  # the rest is the classifier's
+            kept = {k: _adapted(k, v, own[k]) for k, v in weights.items() if k in own}  # the rest is the classifier's
             _fit(own, kept, start.convnext)
             encoder.load_state_dict(kept, strict=False)
     if start.network:
@@ -44,8 +47,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error}); give a file of weights") from error
 
 
-def _as_linear(given: Tensor, own: Tensor) -> Tensor:
-    """timm's small sizes write their linear layers as convolutions of one pixel."""
+def _adapted(name: str, given: Tensor, own: Tensor) -> Tensor:
+    """timm's small sizes write linear layers as convolutions of one pixel; a stem for RGB is summed or repeated."""
+    if name == STEM and given.shape[1] == RGB and own.shape[1] != RGB:
+        return adapt_input_conv(own.shape[1], given)
     return rearrange(given, "o i 1 1 -> o i") if own.ndim == 2 and given.shape[2:] == (1, 1) else given
 
 
