@@ -58,7 +58,7 @@ def predict_places(
     """
     if batch < 1:
         raise InputError(f"a batch of {batch} pixels was asked for; give at least 1")
-    training, dtype = model.training, next(model.parameters()).dtype
+    training = model.training
     model.eval()
     found = torch.empty(len(place), dtype=torch.int64)
     try:
@@ -68,7 +68,7 @@ def predict_places(
         ):
             for start in range(0, len(place), batch):
                 inputs = patches.around(place[start : start + batch])
-                logits = model(*(image.to(device, dtype) for image in inputs)).logits
+                logits = model(*(image.to(device) for image in inputs)).logits
                 found[start : start + batch] = logits.argmax(dim=1).cpu()
                 bar.update(len(logits))
     finally:
