@@ -126,7 +126,7 @@ def troubled(folder: Path, sources: list[Path], trouble: str, *arguments: str) -
     return Ranks(command, 2, environ={"TROUBLE": trouble}).wait()
 
 
-@pytest.mark.parametrize("zero", ["0", "2"])
+@pytest.mark.parametrize("zero", [pytest.param("0", marks=pytest.mark.long), "2"])
 def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_step_out_on_all(
     sar_shards: Path, tmp_path: Path, zero: str
 ) -> None:

@@ -62,7 +62,13 @@ def interrupted(folder: Path, target: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, 0), (1, 0)), ((1, 0), (2, 2)), ((2, 2), (1, 1)), ((2, 2), (2, 3)), ((2, 2), (4, 2)), ((2, 3), (2, 1))],
+    [
+        ((2, 0), (1, 0)),
+        ((1, 0), (2, 2)),
+        ((2, 2), (1, 1)),
+        ((2, 2), (2, 3)),
+        *(pytest.param(*layouts, marks=pytest.mark.long) for layouts in (((2, 2), (4, 2)), ((2, 3), (2, 1)))),
+    ],
     ids=lambda layout: f"{layout[0]}ranks-zero{layout[1]}",
 )
 def test_a_run_goes_on_in_another_layout(saved, before, after, sources: list[Path], tmp_path: Path) -> None:
@@ -107,7 +113,9 @@ def test_reduced_precision_goes_on_from_full(saved, sources: list[Path], tmp_pat
         assert found[:4] == pytest.approx(expected[:4], rel=2e-2)  # bfloat16 holds 8 bits
 
 
-@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "receiver"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.long)]
+)
 def test_a_signal_to_any_rank_saves_on_all_and_the_run_goes_on(
     saved, number: signal.Signals, receiver: int, sources: list[Path], tmp_path: Path
 ) -> None:
