@@ -36,5 +36,5 @@ def percent(share: float) -> float | None:
 
 
 def write_scores(path: Path, record: Mapping[str, Any]) -> None:
-    """Write scores.json whole or not at all."""
-    write_whole(path, json.dumps(record, indent=1))
+    """Write scores.json whole or not at all; what is not defined must be None, not nan."""
+    write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -1,11 +1,9 @@
 """Scores of several seeds: mean and sample deviation in percent, a table of models under the same splits, scores.json."""
 
-import json
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +12,6 @@ from torch import Tensor
 from alliance.errors import InputError
 from datasets.labelled import PatchSet, split_report
 from datasets.splits import Split
-from engine.runs import write_whole
 from finetune.classical import Model, reference_scores
 from finetune.scores import Scores
 
@@ -166,11 +163,6 @@ def to_json(results: Results) -> dict[str, Any]:
         str(seed): report | {"leakage": 100 * report["leakage"]} for seed, report in results.splits.items()
     }
     return record | {"references": {other: _record(one) for other, one in others}}
-
-
-def write_scores(path: Path, results: Results) -> None:
-    """Write scores.json, whole or not at all."""
-    write_whole(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
 
 
 def _record(one: Summary) -> dict[str, Any]:

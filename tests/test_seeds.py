@@ -10,6 +10,7 @@ import torch
 from alliance.errors import InputError
 from datasets.labelled import PatchSet, SplitConfig, make_split, scene_patches
 from finetune.classical import reference_scores
+from finetune.records import write_scores
 from finetune.scores import Scores, classification_scores
 from finetune.seeds import (
     Results,
@@ -21,7 +22,6 @@ from finetune.seeds import (
     score_table,
     summarise,
     to_json,
-    write_scores,
 )
 from tests.labelled_files import made_scene
 
@@ -95,7 +95,7 @@ def test_the_table_of_classes_has_a_line_per_class():
 
 
 def test_the_file_holds_percent_by_seed_and_null_where_nothing_is_defined(tmp_path):
-    write_scores(tmp_path / "scores.json", TWO)
+    write_scores(tmp_path / "scores.json", to_json(TWO))
     found = json.loads((tmp_path / "scores.json").read_text())
     assert found == to_json(TWO)
     assert set(found["oa"]) == {"mean", "std", "seeds"} and found["oa"]["seeds"] == {"0": 85.0, "1": 75.0}

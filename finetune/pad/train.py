@@ -131,7 +131,7 @@ class Segmentation(Job[SegmentConfig]):
         if self.best is None:
             raise InputError(f"no network could be written into {run.folder.path}; make room, then give the command again "
                              f"with --run.resume auto")  # fmt: skip
-        logger.info("best mIoU %.2f after step %d; scores are in %s, the network in %s", self.best["miou"],
+        logger.info("best mIoU %s after step %d; scores are in %s, the network in %s", self.best["miou"],
                     self.best["step"], run.folder.path / "scores.json", run.folder.path / "model")  # fmt: skip
 
     def score(self, model: Pad, tiles: PairTiles) -> SegmentationScores:

@@ -19,13 +19,14 @@ from engine.runs import write_whole
 from engine.settings import to_record
 from engine.training import refuse_another_run
 from finetune.classical import Model
+from finetune.records import write_scores
 from finetune.s2fin.config import CONFIG, ClassifyConfig
 from finetune.s2fin.drawing import draw_maps
 from finetune.s2fin.processes import train_in_processes
 from finetune.s2fin.runs import draw_split, open_data, train_seeds
 from finetune.s2fin.train import SCORES
 from finetune.scores import classification_scores
-from finetune.seeds import SeedScores, Summary, class_table, collect, score_table, summarise, write_scores
+from finetune.seeds import SeedScores, Summary, class_table, collect, score_table, summarise, to_json
 
 CLASSICAL: dict[str, tuple[Model, ...]] = {"s2fin": ("svm", "forest"), "svm": ("svm",), "rf": ("forest",)}
 SAME = ("network", "optim", "epochs")  # beside the data: what a command that goes on must share with finished seeds
@@ -47,9 +48,8 @@ def classify(config: ClassifyConfig, world: World) -> Callable[[], None]:
     for each in variants.values():
         _train(each, patches, world)
 
-    def finish() -> (
-        None
-    ):  # when the ranks have ended: maps and references may take longer than they wait for each other
+    def finish() -> None:
+        """When the ranks have ended: maps and references may take longer than ranks wait for each other."""
         left = [seed for each in variants.values() for seed in _unfinished(each)]
         if world.is_main and left:
             print("stopped as asked; give the same command with --run.resume auto to go on", flush=True)
@@ -104,7 +104,7 @@ def conclude(config: ClassifyConfig, variants: Mapping[str, ClassifyConfig], pat
     results = collect(patches, splits, networks, references)
     path = Path(config.run.dir) / SCORES
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_scores(path, results)
+    write_scores(path, to_json(results))
     return f"{score_table(results)}\n\n{class_table(results)}\n\nscores are in {path}"
 
 

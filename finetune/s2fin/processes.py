@@ -42,9 +42,8 @@ def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: Worl
                 folder / "process_*.log")  # fmt: skip
     _wait(started, seeds, folder, world)
     for process, log in started:
-        if process.exitcode and not (
-            world.stop and process.exitcode == -signal.SIGTERM
-        ):  # that came before they listen
+        unheard = world.stop and process.exitcode == -signal.SIGTERM  # it came before the process listened
+        if process.exitcode and not unheard:
             last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
             raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
 
