@@ -32,7 +32,7 @@ if __name__ == "__main__":
 from safetensors.numpy import load_file
 
 from datasets.shards import command
-from datasets.synthetic import write_scenes
+from datasets.synthetic.landscapes import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS, STEPS, BATCH = 2, 14, 8

@@ -36,7 +36,7 @@ from torch import Tensor
 from webdataset.compat import WebDataset, WebLoader
 from webdataset.writer import TarWriter
 
-from datasets.catalog import generated_sensor
+from alliance.sensors.catalog import generated_sensor
 from datasets.shards.index import NAME, Index, collect
 from datasets.shards.loader import LoaderConfig, ShardLoader, SourceConfig
 from datasets.shards.scan import scan

@@ -28,12 +28,12 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from datasets.catalog import generated_sensor
+from alliance.sensors.catalog import generated_sensor
+from datasets.sampling.moments import Moments
+from datasets.sampling.order import Places, SampleOrder
 from datasets.shards.index import NAME, Index, Shard, Sidecar, collect
 from datasets.shards.index import Places as Lying
 from datasets.shards.loader import LoaderConfig, ShardLoader, SourceConfig
-from datasets.shards.moments import Moments
-from datasets.shards.order import Places, SampleOrder
 from datasets.shards.scan import scan
 
 WORLD, WORKERS, MICRO = 4096, 8, 8  # ranks, workers per rank, samples per rank and step

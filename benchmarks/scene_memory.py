@@ -22,10 +22,10 @@ from torch import Tensor
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from datasets.pairs.description import ImageSource  # noqa: E402
+from datasets.labelled.pair_set import ImageSource  # noqa: E402
+from finetune.mapping.scene import SceneOptions, predict_scene  # noqa: E402
 from finetune.pad.inputs import Inputs, nameless  # noqa: E402
 from finetune.pad.model import Pad, PadConfig, PadOutput  # noqa: E402
-from finetune.pad.scene import SceneOptions, predict_scene  # noqa: E402
 
 CLASSES = 7
 BLOCK = 512  # pixels, side of the blocks in which the scenes are stored

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from datasets.pairs.made_up_trees import write_whu  # noqa: E402
+from datasets.synthetic.pair_trees import write_whu  # noqa: E402
 
 BASE = ROOT / "configs/finetune/segment_whu_opt_sar.yaml"
 OVERLAYS = ROOT / "configs/finetune/ablations/pad"

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from datasets.shards import Fault
+from datasets.sampling.faults import Fault
 from engine.errors import AgreedError
 from engine.log import logger
 

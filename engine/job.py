@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from datasets.shards import Fault
+from datasets.sampling.faults import Fault
 from engine.build import Batching, EngineConfig
 from engine.optim import OptimConfig, parameter_groups
 from engine.ranks import World

@@ -8,7 +8,7 @@ from typing import IO, Literal
 import yaml
 
 from alliance.errors import InputError
-from datasets.shards.index import replace_file
+from alliance.files import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.pairs.description import IGNORE
+from datasets.imagery.labels import IGNORE
 from finetune.scores import cohen_kappa
 
 

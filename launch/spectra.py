@@ -6,6 +6,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
 
-    from finetune.spectra import main
+    from finetune.studies.spectra import main
 
     main()

@@ -13,10 +13,11 @@ from alliance.errors import InputError
 from alliance.losses import LossConfig, measure_spread
 from alliance.sensors import Sensor
 from alliance.tokens import token_grid_shape
-from datasets.augment import size_of_crop
+from datasets.sampling.faults import BrokenSample
+from datasets.sampling.placement import size_of_crop
 from datasets.shards.batches import LoaderConfig, Source
 from datasets.shards.loader import ShardLoader
-from datasets.shards.read import BrokenSample, ShardSource
+from datasets.shards.read import ShardSource
 from datasets.shards.stream import StreamSource
 from engine.build import deal_batch
 from engine.ranks import World

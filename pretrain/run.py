@@ -16,11 +16,11 @@ from engine.command import run_command
 from engine.job import Job, Running
 from engine.log import logger, read_metrics, report_disk_errors
 from engine.loop import digest
-from engine.pictures import band_psnr, draw_reconstruction
 from engine.ranks import World
 from engine.training import count_parameters, run_job
 from pretrain.config import PretrainConfig
 from pretrain.data import Inputs
+from pretrain.pictures import band_psnr, draw_reconstruction
 
 PROBE_SEED = 1
 

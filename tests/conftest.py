@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets.shards import command
-from datasets.synthetic import write_scenes
+from datasets.synthetic.landscapes import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # two OpenMP threads on busy cores stall at their barriers

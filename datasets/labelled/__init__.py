@@ -7,8 +7,8 @@ unlabelled; a `PatchSet` counts the classes that occur from 0.
 from datasets.labelled.layouts import Benchmark, Layout, benchmark_names, find_benchmark
 from datasets.labelled.patches import Footprint, Inputs, PatchSet, SceneGrid, scene_patches
 from datasets.labelled.protocol import SplitConfig, make_split, split_report, write_split
-from datasets.labelled.reader import LabelledScene, read_scenes
-from datasets.labelled.stored import open_patches, stored_patches
+from datasets.labelled.scenes import LabelledScene, read_scenes
+from datasets.labelled.stored_patches import open_patches, stored_patches
 
 __all__ = [
     "Benchmark",

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.labelled.reader import LabelledScene
-from datasets.labelled.tables import principal_components, standardised
-from datasets.splits import Indices
+from datasets.labelled.normalise import principal_components, standardised
+from datasets.labelled.scenes import LabelledScene
+from datasets.sampling.splits import Indices
 
 
 class Inputs(NamedTuple):

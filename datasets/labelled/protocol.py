@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from alliance.errors import InputError
-from datasets.cubes import open_arrays
+from datasets.imagery.cubes import open_arrays
 from datasets.labelled.patches import PatchSet
-from datasets.labelled.stored import read_arrays
-from datasets.splits import Draw, Indices, Split, block_split, grid_blocks, leakage, pool_split, random_split
+from datasets.labelled.stored_patches import read_arrays
+from datasets.sampling.splits import Draw, Indices, Split, block_split, grid_blocks, leakage, pool_split, random_split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.augment import Placement, draw_placements
-from datasets.shards.order import SampleOrder
-from datasets.shards.read import BrokenSample, Fault, Samples, ShardSource
+from datasets.sampling.faults import BrokenSample, Fault
+from datasets.sampling.order import SampleOrder
+from datasets.sampling.placement import Placement, draw_placements
+from datasets.shards.read import Samples, ShardSource
 from datasets.shards.stream import Lane, StreamSource
 
 Source = ShardSource | StreamSource

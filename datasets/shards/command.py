@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alliance.errors import InputError
-from datasets.catalog import sensor_names
-from datasets.cubes import CubeOptions
+from alliance.sensors.catalog import sensor_names
+from datasets.imagery.cubes import CubeOptions
+from datasets.imagery.scenes import summarise
 from datasets.shards.foreign import index_folder
-from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather, summarise
+from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.index import Index
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.write import write_shards

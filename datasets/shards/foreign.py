@@ -11,8 +11,8 @@ import numpy as np
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.catalog import find_sensor, fit
-from datasets.scenes import Skipped, Unreadable
+from alliance.sensors.catalog import find_sensor, fit
+from datasets.imagery.scenes import Skipped, Unreadable
 from datasets.shards.index import Index, Sidecar, collect
 from datasets.shards.scan import members, read_header, scan
 from datasets.shards.write import run_jobs

@@ -1,7 +1,7 @@
 """Find the scenes of one sensor in files and folders."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,11 +10,19 @@ from tqdm import tqdm
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets import cubes, rasters
-from datasets.catalog import candidates, find_sensor, fit, generated_sensor, has_band, sensor_names, to_nanometres
-from datasets.cubes import CubeOptions, describe_cube
-from datasets.rasters import RasterScene, describe_raster, join_bands
-from datasets.scenes import Scene, Skipped, Unreadable
+from alliance.sensors.catalog import (
+    candidates,
+    find_sensor,
+    fit,
+    generated_sensor,
+    has_band,
+    sensor_names,
+    to_nanometres,
+)
+from datasets.imagery import cubes, rasters
+from datasets.imagery.cubes import CubeOptions, describe_cube
+from datasets.imagery.rasters import RasterScene, describe_raster, join_bands
+from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
 WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
@@ -81,18 +89,6 @@ def gather(request: Request) -> Collection:
     if not kept:
         raise InputError(_nothing(request, found.skipped))
     return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)))
-
-
-def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
-    """One line per reason, the most frequent first: the first files' names, how many more, and the reason."""
-    by_reason: dict[str, list[str]] = {}
-    for file, reason in skipped:
-        by_reason.setdefault(reason, []).append(file)
-    lines = []
-    for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
-        lines.append(f"{', '.join(files[:limit])}{rest}: {reason}")
-    return lines
 
 
 def _describe_all(request: Request, sensor: Sensor | None) -> _Found:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.files import replace_file
 from alliance.sensors import Sensor
-from datasets.scenes import Skipped
-from datasets.shards.moments import Moments
+from datasets.imagery.scenes import Skipped
+from datasets.sampling.moments import Moments
 
 VERSION = 1
 NAME = "index.json"
@@ -209,13 +209,3 @@ def _measured(sensor: Sensor, moments: Moments) -> Sensor:
         )
     std = np.where(moments.std > 0, moments.std, 1.0)  # a constant band is zero whatever it is divided by
     return sensor.with_statistics(moments.mean.tolist(), std.tolist())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the new one, never half of it, also after a power cut."""
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

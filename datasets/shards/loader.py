@@ -10,8 +10,9 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
+from datasets.sampling.faults import Fault
 from datasets.shards.batches import LoaderConfig, Reader, Source, Step, Task
-from datasets.shards.read import Fault, ShardSource
+from datasets.shards.read import ShardSource
 from datasets.shards.stream import Lane, StreamSource, is_remote
 
 STREAM = 2  # keeps the draws of sources apart from those of samples and augmentation

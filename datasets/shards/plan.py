@@ -15,9 +15,9 @@ from rasterio.crs import CRS
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.rasters import corners, pixel_size
-from datasets.scenes import Scene, Skipped, Unreadable
-from datasets.shards.gather import Collection, summarise
+from datasets.imagery.grids import corners, pixel_size
+from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
+from datasets.shards.gather import Collection
 
 VERSION = 1  # of the shards' layout; part of every fingerprint
 

@@ -6,51 +6,19 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.augment import Placement
+from datasets.sampling.faults import BrokenSample, Cause, Fault
+from datasets.sampling.order import Cache
+from datasets.sampling.placement import Placement
 from datasets.shards.index import Index, Sidecar
-from datasets.shards.order import Cache
 
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time
-Cause = Literal[
-    "shard",  # cannot be opened or read: vanished, no permission, a failing disk
-    "truncated",  # ends before the sample does
-    "checksum",  # holds other bytes than were indexed
-    "index",  # the shard's sidecar is missing, damaged, or of other samples
-    "member",  # has no array of this sensor
-    "array",  # has an array of another shape or dtype
-    "pair",  # of images and labels cannot be read, or its files do not fit each other
-    "empty",  # has no pixel with a value: NaN, infinite or nodata everywhere
-]
-
-
-class Fault(NamedTuple):
-    """What is wrong with one sample."""
-
-    cause: Cause
-    shard: str
-    key: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.reason}"
-
-
-class BrokenSample(Exception):
-    """A sample, or none of a batch, can be read; its arguments are the faults."""
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        return self.args
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class Samples(NamedTuple):

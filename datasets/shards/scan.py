@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from alliance.sensors import Sensor
-from datasets.scenes import Skipped, Unreadable, check_dtype
+from datasets.imagery.scenes import Skipped, Unreadable, check_dtype
+from datasets.sampling.moments import Moments
 from datasets.shards.index import Places, Sidecar
-from datasets.shards.moments import Moments
 
 
 class _Member(NamedTuple):

@@ -22,9 +22,10 @@ from webdataset.handlers import ignore_and_continue
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from alliance.errors import InputError
+from datasets.sampling.faults import Fault
+from datasets.sampling.order import Cache, shuffled
 from datasets.shards.index import NAME, Index
-from datasets.shards.order import Cache, shuffled
-from datasets.shards.read import Fault, Samples
+from datasets.shards.read import Samples
 from datasets.shards.scan import read_header
 
 TRIES = 8  # shards in a row without a sample at which reading stops

@@ -23,7 +23,7 @@ from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.scenes import Scene, Skipped, Unreadable
+from datasets.imagery.scenes import Scene, Skipped, Unreadable
 from datasets.shards.index import NAME, Index, Sidecar, collect
 from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
 from datasets.shards.scan import scan

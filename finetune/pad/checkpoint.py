@@ -11,11 +11,11 @@ from torch import Tensor
 
 from alliance.checkpoint import CONFIG, WEIGHTS, load_weights
 from alliance.errors import InputError
-from finetune.encoder import TransferConfig, TransferredEncoder
+from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
+from finetune.backbones.pyramid import PyramidConfig
 from finetune.model_files import FORMAT, fill_model, read_model_weights, write_model
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, build_backbones
-from finetune.pad.pyramid import PyramidConfig
 
 
 def save_pad(

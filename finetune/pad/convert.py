@@ -9,9 +9,9 @@ from torch import Tensor
 
 from alliance.checkpoint import differences
 from alliance.errors import InputError
-from datasets.pairs.description import ImageSource
-from datasets.pairs.releases import DDHR_SK, RELEASED_OPTICAL, RELEASED_SAR, WHU_OPT_SAR
-from engine.foreign import read_weights
+from alliance.foreign import read_weights
+from datasets.labelled.pair_set import ImageSource
+from datasets.releases.facts import DDHR_SK, RELEASED_OPTICAL, RELEASED_SAR, WHU_OPT_SAR
 from finetune.pad.checkpoint import save_pad
 from finetune.pad.inputs import Inputs, nameless
 from finetune.pad.model import Pad, PadConfig

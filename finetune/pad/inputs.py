@@ -9,7 +9,8 @@ from typing import Any
 
 from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
-from datasets.pairs.description import Colour, ImageSource, PairSet, as_colour
+from datasets.imagery.labels import Colour, as_colour
+from datasets.labelled.pair_set import ImageSource, PairSet
 from finetune.pad.checkpoint import read_config
 
 MODALITIES = {"rgb": "optical", "sar": "sar"}  # name in the network -> in a description of pairs

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
-from finetune.encoder import EncoderInput, TransferConfig, TransferredEncoder
-from finetune.pad.backbone import Backbone, ConvNeXtV2, Size, StageNorms
+from finetune.backbones.alliance_encoder import EncoderInput, TransferConfig, TransferredEncoder
+from finetune.backbones.convnext import Backbone, ConvNeXtV2, Size, StageNorms
+from finetune.backbones.pyramid import AllianceBackbone, ConvNeXtWithAlliance, PyramidConfig
+from finetune.heads import FCNHead, UPerHead, resize
 from finetune.pad.fusion import STAGES, FusionBlock, FusionConfig
-from finetune.pad.heads import FCNHead, UPerHead, resize
-from finetune.pad.pyramid import AllianceBackbone, ConvNeXtWithAlliance, PyramidConfig
 
 Input = Literal["both", "rgb", "sar"]
 BackboneKind = Literal["convnext", "alliance", "convnext+alliance"]

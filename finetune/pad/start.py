@@ -10,11 +10,11 @@ from torch import Tensor
 
 from alliance.checkpoint import differences
 from alliance.errors import InputError
-from engine.foreign import read_weights
-from finetune.pad.backbone import ConvNeXtV2
+from alliance.foreign import read_weights
+from finetune.backbones.convnext import ConvNeXtV2
 from finetune.pad.checkpoint import find_pad, start_from
-from finetune.pad.config import StartConfig
 from finetune.pad.model import Pad
+from finetune.tasks.segmentation_config import StartConfig
 
 STEM, RGB = "stem.0.weight", 3
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
-from finetune.encoder import TransferConfig
+from finetune.backbones.alliance_encoder import TransferConfig
 from finetune.model_files import FORMAT, fill_model, write_model
 from finetune.s2fin.attention import AttentionConfig
 from finetune.s2fin.enhancement import EnhancementConfig

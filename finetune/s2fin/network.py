@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from alliance.errors import InputError
 from engine.optim import Rule
-from finetune.encoder import EncoderInput, TransferConfig, TransferredEncoder
+from finetune.backbones.alliance_encoder import EncoderInput, TransferConfig, TransferredEncoder
 from finetune.s2fin.attention import AttentionConfig
 from finetune.s2fin.channels import AdaptiveFrequencyChannels
 from finetune.s2fin.enhancement import EnhancementConfig, HighFrequencyEnhancement, HighFrequencyFilter

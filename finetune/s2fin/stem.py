@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.errors import InputError
-from finetune.encoder import EncoderInput
+from finetune.backbones.alliance_encoder import EncoderInput
 from finetune.s2fin.layers import conv_norm_gelu
 
 BRANCH_INPUTS = {"passive": ("spectral", "passive"), "active": ("active",)}  # what an encoder may read for each branch

@@ -1,0 +1,92 @@
+"""Class maps and class probabilities as Cloud Optimised GeoTIFFs, written window by window.
+
+A map holds class indices as uint8, 255 where nothing is known, with a colour table. Class names are band tags `CLASS_0`,
+`CLASS_1`, ... in the file, and GDAL's category names in a small file beside it (`.aux.xml`): GeoTIFF has no place for them.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import rasterio
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetWriter
+from rasterio.shutil import copy
+from rasterio.transform import Affine
+
+from datasets.imagery.labels import IGNORE, Colour
+
+FULL = 250  # stored value of probability 1
+BLOCK = 512  # pixels
+
+
+class Grid(NamedTuple):
+    """Size of an image in pixels, and where it lies, if that is known."""
+
+    height: int
+    width: int
+    crs: CRS | None = None
+    transform: Affine | None = None
+
+
+@contextmanager
+def class_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> Iterator[DatasetWriter]:
+    """A file for class indices (h, w) uint8 that appears, whole, when the block ends."""
+    with _cloud_optimised(path, grid, count=1, overviews="mode") as target:
+        colours = {index: (*colour, 255) for index, colour in enumerate(classes.values())}
+        target.write_colormap(1, {**colours, IGNORE: (0, 0, 0, 0)})
+        target.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(classes)})
+        target.set_band_description(1, "class")
+        yield target
+    _write_categories(path, list(classes))
+
+
+@contextmanager
+def probability_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> Iterator[DatasetWriter]:
+    """A file for probabilities, one band (h, w) per class that has its name; appears, whole, when the block ends.
+
+    Numbers are uint8, the probability times 250 and rounded (the bands' scale is 0.004), 255 where nothing is known.
+    """
+    with _cloud_optimised(path, grid, count=len(classes), overviews="average") as target:
+        target.descriptions = tuple(classes)
+        target.scales = [1 / FULL] * len(classes)
+        yield target
+    _sidecar(path).unlink(missing_ok=True)  # statistics of an older file
+
+
+@contextmanager
+def _cloud_optimised(path: Path, grid: Grid, *, count: int, overviews: str) -> Iterator[DatasetWriter]:
+    """A cloud optimised file has its overviews first, so it is copied from another one beside it at the end."""
+    profile: dict[str, Any] = {"driver": "GTiff", "dtype": "uint8", "nodata": IGNORE, "count": count}
+    profile |= {"photometric": "MINISBLACK", "interleave": "pixel", "bigtiff": "IF_SAFER", "compress": "deflate"}
+    profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "zlevel": 1}
+    profile |= {name: value for name, value in grid._asdict().items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        windows, whole = Path(folder) / "windows.tif", Path(folder) / path.name
+        with rasterio.open(windows, "w", **profile) as target:
+            yield target
+        form = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "overview_resampling": overviews}
+        copy(windows, whole, driver="COG", **form)
+        os.replace(whole, path)
+
+
+def _write_categories(path: Path, names: Sequence[str]) -> None:
+    root = ElementTree.Element("PAMDataset")
+    categories = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for name in names:
+        ElementTree.SubElement(categories, "Category").text = name
+    ElementTree.indent(root)
+    ElementTree.ElementTree(root).write(_sidecar(path), encoding="utf-8")
+
+
+def _sidecar(path: Path) -> Path:
+    """Where GDAL looks for what does not fit into the file."""
+    return path.with_name(f"{path.name}.aux.xml")

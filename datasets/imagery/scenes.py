@@ -1,0 +1,111 @@
+"""Scenes: images of any format, described by their header and read window by window."""
+
+import re
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.io.matlab import MatReadError
+
+Read = Callable[[int, int, int, int], np.ndarray]  # (row, col, height, width) -> (c, height, width)
+
+# What rasterio, h5py, scipy and numpy raise on damaged or unexpected files; rasterio's errors are OSErrors.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, NotImplementedError),
+    *(zlib.error, zipfile.BadZipFile, MatReadError),
+)
+
+
+class Unreadable(Exception):
+    """A file cannot be used; the message is the reason, without the file's name."""
+
+    file: Path | None = None  # which one, where several are read together
+
+
+class Skipped(NamedTuple):
+    """A file that was left out, by its path below the given folder, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene(ABC):
+    """What is known of an image without reading its pixels. Plain data: it travels to worker processes."""
+
+    root: Path  # the folder that was given, or the folder of the file that was given
+    files: tuple[Path, ...]
+    name: str  # path below the root without suffix
+    shape: tuple[int, int, int]  # (c, h, w)
+    dtype: str
+    band_names: tuple[str, ...] | None = None
+    wavelengths: tuple[float, ...] | None = None  # nm
+    nodata: float | None = None  # as the file says it; the sensor may use another
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None  # a b c d e f: x = a col + b row + c, y = d col + e row + f
+    date: str | None = None  # ISO
+
+    @abstractmethod
+    def open(self, bands: Sequence[int]) -> AbstractContextManager[Read]:
+        """Open the files for reading windows of these bands, (len(bands), height, width) in the source dtype.
+
+        Raises:
+            Unreadable: on opening, or from the window that cannot be read.
+        """
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The files below the root, as they are written into samples."""
+        return tuple(file.relative_to(self.root).as_posix() for file in self.files)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file raises into `Unreadable` with a one-line reason."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
+        unreadable = Unreadable(f"cannot be read: {reason[:200]}")
+        unreadable.file = path
+        raise unreadable from error
+
+
+def check_dtype(dtype: np.dtype) -> str:
+    """The dtype's name, if pixels may have it."""
+    if dtype.kind not in "iuf":
+        raise Unreadable(f"holds {dtype} values; pixels are integers or floats (of complex SAR, take the amplitude)")
+    return dtype.name
+
+
+def find_date(path: Path, tags: Mapping[str, str] | None = None) -> str | None:
+    """Acquisition date from the tags, else from yyyymmdd in the file name, else the time the TIFF was written."""
+    tags = {key.upper(): value for key, value in (tags or {}).items()}
+    keys = ("ACQUISITIONDATETIME", "ACQUISITION_DATE", "DATE_ACQUIRED")
+    texts = [*(tags.get(key, "") for key in keys), path.stem, tags.get("TIFFTAG_DATETIME", "")]
+    for text in texts:
+        for found in re.finditer(r"(?<!\d)((?:19|20)\d\d)[-:_]?([01]\d)[-:_]?([0-3]\d)(?!\d)", text):
+            try:
+                return date(*map(int, found.groups())).isoformat()
+            except ValueError:
+                continue
+    return None
+
+
+def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
+    """One line per reason, the most frequent first: the first files' names, how many more, and the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for file, reason in skipped:
+        by_reason.setdefault(reason, []).append(file)
+    lines = []
+    for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
+        lines.append(f"{', '.join(files[:limit])}{rest}: {reason}")
+    return lines

@@ -1,0 +1,1 @@
+"""What turns images into features: ConvNeXt V2, and an Alliance encoder in several modes."""

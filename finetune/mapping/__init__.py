@@ -1,0 +1,1 @@
+"""Whole scenes through a trained network, window by window, into georeferenced maps."""

@@ -1,0 +1,124 @@
+"""Pictures of a segmentation: the images of samples, their labels, what the network made of them, and where it is wrong."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from alliance.errors import InputError
+from datasets.imagery.labels import IGNORE, Colour
+from datasets.labelled.pair_set import ImageSource
+from datasets.labelled.tiles import Pair
+
+COLUMNS = ("optical", "SAR", "truth", "prediction", "error")
+STRETCH = (0.02, 0.98)  # quantiles that become black and white
+MISSING: Colour = (255, 255, 255)  # also pixels that are ignored
+LEGEND_COLUMNS = 8
+CORRECT, WRONG = (170, 170, 170), (214, 39, 40)
+
+
+def colour_channels(source: ImageSource) -> list[int]:
+    """Channels of an optical source that hold bands 1, 2, 3 of its files, taken for red, green, blue; else its first."""
+    if {1, 2, 3} <= set(source.bands):
+        return [source.bands.index(band) for band in (1, 2, 3)]
+    return [0, 0, 0] if len(source.bands) < 3 else [0, 1, 2]
+
+
+def draw_segmentation(
+    path: Path,
+    pair: Pair,
+    predicted: Tensor,
+    classes: Mapping[str, Colour],
+    *,
+    title: str,
+    rgb: Sequence[int] = (0, 1, 2),
+    rows: int = 4,
+) -> None:
+    """Write a PNG with a row per sample: optical, SAR, truth, prediction, error; below, the classes' colours.
+
+    Images are stretched between two percentiles of each sample. In the error, wrong pixels are red and ignored ones
+    white; the share of correct ones among those with a label stands above it.
+
+    Args:
+        pair: a batch, stored or standardised numbers.
+        predicted: (b, h, w), class indices.
+        rgb: channels of the optical image to show as red, green and blue: see `colour_channels`.
+        rows: at most so many samples, from the first.
+    Raises:
+        InputError: predictions of another shape than the labels.
+    """
+    if predicted.shape != pair.label.shape:
+        raise InputError(f"predictions are {tuple(predicted.shape)}, labels {tuple(pair.label.shape)}")
+    rows = min(rows, len(predicted))
+    legend = 0.25 * math.ceil((len(classes) + 3) / LEGEND_COLUMNS)  # inches
+    height = 2.3 * rows + 0.5 + legend
+    figure, axes = plt.subplots(rows, len(COLUMNS), figsize=(2.2 * len(COLUMNS), height), squeeze=False)
+    palette = _palette(classes)
+    for row, (optical, sar, truth, guess) in enumerate(zip(*_on_cpu(pair, predicted, rows), strict=True)):
+        images = [_stretched(optical[list(rgb)]), _stretched(sar[:1]), palette[truth], palette[guess]]
+        for axis, image in zip(axes[row], [*images, _error(truth, guess)], strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axes[row, -1].set_title(_accuracy(truth, guess), fontsize=9)
+    for axis, name in zip(axes[0], COLUMNS[:-1], strict=False):
+        axis.set_title(name, fontsize=10)
+    _draw_legends(figure, classes)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout(rect=(0, legend / height, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _on_cpu(pair: Pair, predicted: Tensor, rows: int) -> list[Tensor]:
+    return [values[:rows].detach().cpu() for values in (*pair, predicted)]
+
+
+def _palette(classes: Mapping[str, Colour]) -> np.ndarray:
+    """Colours (256, 3) uint8 of class indices; whatever is no class is white."""
+    palette = np.full((IGNORE + 1, 3), MISSING, dtype=np.uint8)
+    palette[: len(classes)] = list(classes.values())
+    return palette
+
+
+def _stretched(image: Tensor) -> np.ndarray:
+    """One or three channels (c, h, w) between their common percentiles -> (h, w, 3), 0 to 1, white where missing."""
+    image = image.float()
+    low, high = torch.nanquantile(image, torch.tensor(STRETCH))
+    scaled = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).nan_to_num(nan=1.0)
+    return rearrange(scaled.expand(3, -1, -1), "c h w -> h w c").numpy()
+
+
+def _error(truth: Tensor, guess: Tensor) -> np.ndarray:
+    """Colours (h, w, 3) uint8."""
+    kind = torch.where(truth == IGNORE, 2, (truth != guess).long())
+    return np.array([CORRECT, WRONG, MISSING], dtype=np.uint8)[kind]
+
+
+def _accuracy(truth: Tensor, guess: Tensor) -> str:
+    known = truth != IGNORE
+    return f"error: {(truth == guess)[known].float().mean():.1%} correct" if known.any() else "error: no labels"
+
+
+def _draw_legends(figure: Figure, classes: Mapping[str, Colour]) -> None:
+    """A line of patches below all rows."""
+    colours = {**classes, "correct": CORRECT, "wrong": WRONG, "ignored, missing": MISSING}
+    patches = [
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor="0.6", linewidth=0.5, label=name)
+        for name, colour in colours.items()
+    ]
+    figure.legend(
+        handles=patches, loc="lower center", ncols=min(len(patches), LEGEND_COLUMNS), fontsize=8, frameon=False
+    )

@@ -1,0 +1,1 @@
+"""Studies of data and of trained networks, beside training."""

@@ -1,0 +1,81 @@
+"""Tables (CSV) and figures (PNG) of what is measured on a trained PAD network."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from datasets.imagery.labels import Colour
+from finetune.segmentation_scores import SegmentationScores
+from finetune.studies.robustness import CLEAN, NO_RGB, NO_SAR, RobustnessConfig, cloudy
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of the same columns as CSV, numbers with four significant digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            {key: f"{cell:.4g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows
+        )
+
+
+def draw_features(
+    path: Path,
+    panels: Mapping[str, NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    classes: Mapping[str, Colour],
+) -> None:
+    """Write a PNG: points (n, 2) in the colours of their classes, a panel per title."""
+    shades = {index: [value / 255 for value in colour] for index, colour in enumerate(classes.values())}
+    edge = {"edgecolors": "black", "linewidths": 0.15}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 5), layout="constrained", squeeze=False)
+    for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
+        # All at once, so that no class lies above the others.
+        axis.scatter(*points.T, s=9, c=[shades[label] for label in labels.tolist()], **edge)
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    drawn = [(name, shades[index]) for index, name in enumerate(classes) if (labels == index).any()]
+    handles = [axes[0, 0].scatter([], [], s=40, color=shade, label=name, **edge) for name, shade in drawn]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    _save(figure, path)
+
+
+def draw_clouds(
+    path: Path, studies: Mapping[str, Mapping[str, SegmentationScores]], config: RobustnessConfig | None = None
+) -> None:
+    """Write a PNG: mIoU against the share of clouds, a line per network; dashed without RGB, dotted without SAR.
+
+    Args:
+        studies: what `robustness` gave, by the network's name.
+        config: that it was called with.
+    """
+    shares = sorted((config or RobustnessConfig()).clouds)
+    figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for network, scores in studies.items():
+        miou = [100 * scores[name].miou for name in (CLEAN, *map(cloudy, shares))]
+        (line,) = axis.plot([0, *(100 * share for share in shares)], miou, marker="o", ms=4, label=network)
+        for name, style in ((NO_RGB, "--"), (NO_SAR, ":")):
+            if name in scores and scores[name] is not scores[CLEAN]:
+                level = 100 * scores[name].miou
+                axis.axhline(level, color=line.get_color(), ls=style, lw=1, label=f"{network}, {name}")
+    axis.set_xlabel("share of clouds, %")
+    axis.set_ylabel("mIoU, %")
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

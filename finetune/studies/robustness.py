@@ -1,0 +1,96 @@
+"""How a trained PAD network does without one modality and under clouds (the experiments of the paper's figures 4, 5)."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from alliance.errors import InputError
+from datasets.labelled.corrupt import cloud_mask, cover, without_optical, without_sar
+from datasets.labelled.tiles import Pair, PairTiles
+from finetune.pad.model import Pad
+from finetune.segmentation_scores import SegmentationScores, segmentation_scores
+from finetune.tasks.evaluate import Corruption, evaluate
+
+CLEAN, NO_RGB, NO_SAR = "clean", "no rgb", "no sar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessConfig:
+    """What is done to the optical images."""
+
+    clouds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # shares of every image, ours
+    cloud_value: float = math.nan  # stored number under a cloud, 255 is opaque white in 8 bits; NaN: masked out
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(0 < share <= 1 for share in self.clouds):
+            raise InputError(f"clouds cover {list(self.clouds)} of the images; give shares above 0, at most 1")
+
+
+class Condition(NamedTuple):
+    """One way of spoiling pairs."""
+
+    name: str
+    modality: Literal["rgb", "sar"]  # the only one that it touches
+    corrupt: Corruption
+
+
+def cloudy(share: float) -> str:
+    """Name of the condition of that share of clouds."""
+    return f"clouds {share:.0%}"
+
+
+def conditions(config: RobustnessConfig) -> Iterator[Condition]:
+    """Each missing modality, and clouds from few to many."""
+    yield Condition(NO_RGB, "rgb", lambda pair, _: without_optical(pair))
+    yield Condition(NO_SAR, "sar", lambda pair, _: without_sar(pair))
+    for share in sorted(config.clouds):
+        yield Condition(
+            cloudy(share), "rgb", lambda pair, index, share=share: _under_clouds(pair, index, share, config)
+        )
+
+
+def robustness(
+    model: Pad,
+    tiles: PairTiles,
+    indices: Iterable[int] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    config: RobustnessConfig | None = None,
+) -> dict[str, SegmentationScores]:
+    """Scores with clean images and under every condition, by its name.
+
+    A network of one modality keeps its clean scores where the other one is spoilt, and gets none without its own.
+
+    Args:
+        indices: which images of the split; None: all.
+    Raises:
+        InputError: as `evaluate`.
+    """
+    chosen = list(range(len(tiles)) if indices is None else indices)
+    used = list(model.config.in_channels)
+    scores = {CLEAN: segmentation_scores(evaluate(model, tiles, chosen, device=device))}
+    for name, modality, corrupt in conditions(config or RobustnessConfig()):
+        if modality not in used:
+            scores[name] = scores[CLEAN]
+        elif name not in (NO_RGB, NO_SAR) or len(used) > 1:
+            scores[name] = segmentation_scores(evaluate(model, tiles, chosen, device=device, corrupt=corrupt))
+    return scores
+
+
+def score_rows(scores: Mapping[str, SegmentationScores], classes: Sequence[str]) -> list[dict[str, str | float]]:
+    """A row per condition: its name, then percentages: overall scores and the IoU of every class."""
+    return [
+        {"condition": name}
+        | {column: 100 * getattr(each, column) for column in ("oa", "miou", "mf1", "mkappa", "kappa")}
+        | {f"iou_{label}": 100 * iou for label, iou in zip(classes, each.iou.tolist(), strict=True)}
+        for name, each in scores.items()
+    ]
+
+
+def _under_clouds(pair: Pair, index: int, share: float, config: RobustnessConfig) -> Pair:
+    height, width = pair.label.shape
+    return cover(pair, cloud_mask((height, width), share, seed=config.seed, index=index), config.cloud_value)

@@ -1,0 +1,1 @@
+"""Several seeds of one task, and the table of all of them."""

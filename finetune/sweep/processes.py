@@ -1,0 +1,82 @@
+"""Seeds trained at the same time, each process with a part of them and of the cores."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from alliance.errors import InputError
+from engine.command import run_command
+from engine.log import logger
+from engine.ranks import World, forget_launcher
+from finetune.sweep.runs import open_data, train_seeds
+from finetune.tasks.classification import SCORES
+from finetune.tasks.classification_config import CONFIG, ClassifyConfig
+
+POLL = 0.5  # seconds between two looks at the processes
+
+
+def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: World) -> None:
+    """Deal the seeds to processes and wait for them.
+
+    Raises:
+        InputError: a process failed; the others are let go on first.
+    """
+    folder, count = Path(config.run.dir), min(config.processes, len(seeds))
+    context = multiprocessing.get_context("spawn")
+    threads = max(len(os.sched_getaffinity(0)) // count, 1)
+    started: list[tuple[BaseProcess, Path]] = []
+    for number in range(count):
+        own, log = seeds[number::count], folder / f"process_{number}.log"
+        given = ["--config", str(folder / CONFIG), "--seeds", ",".join(map(str, own))]
+        log.touch()
+        process = context.Process(target=train_part, args=(given, str(log), threads))
+        process.start()
+        started.append((process, log))
+    logger.info("%d seeds in %d processes of %d threads; what they say is in %s", len(seeds), count, threads,
+                folder / "process_*.log")  # fmt: skip
+    _wait(started, seeds, folder, world)
+    for process, log in started:
+        unheard = world.stop and process.exitcode == -signal.SIGTERM  # it came before the process listened
+        if process.exitcode and not unheard:
+            last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
+            raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
+
+
+def _wait(started: Sequence[tuple[BaseProcess, Path]], seeds: Sequence[int], folder: Path, world: World) -> None:
+    told: set[int] = set()
+    asked = False
+    while True:
+        alive = [process for process, _ in started if process.is_alive()]
+        for seed in seeds:
+            if seed not in told and (folder / f"seed_{seed}" / SCORES).is_file():
+                told.add(seed)
+                logger.info("seed %d is done, %d of %d", seed, len(told), len(seeds))
+        if not alive:
+            return
+        if world.stop and not asked:
+            asked = True
+            for process in alive:
+                process.terminate()  # SIGTERM: they save and leave
+        alive[0].join(POLL)
+
+
+def train_part(arguments: Sequence[str], log: str, threads: int) -> None:
+    """What a process of its own does: some of the seeds. Its screen is a file."""
+    with open(log, "a", buffering=1) as screen:
+        sys.stdout = sys.stderr = screen
+        os.dup2(screen.fileno(), 1)
+        os.dup2(screen.fileno(), 2)
+        torch.set_num_threads(threads)
+        forget_launcher()
+        run_command(ClassifyConfig, __doc__, _part, arguments)
+
+
+def _part(config: ClassifyConfig, world: World) -> Callable[[], None]:
+    train_seeds(config, config.seed_list, open_data(config), world)
+    return lambda: None

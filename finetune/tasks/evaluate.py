@@ -1,0 +1,94 @@
+"""Scoring a PAD network: whole images, one by one, as the paper tests (no resizing, no padding, batch 1)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from alliance.errors import InputError
+from datasets.labelled.pair_set import PairSet
+from datasets.labelled.tiles import Pair, PairTiles, blank_pair
+from finetune.pad.model import SMALLEST, Pad, PadConfig
+from finetune.segmentation_scores import image_confusions
+
+Corruption = Callable[[Pair, int], Pair]  # a pair and its number in the split -> what the network is shown of it
+
+
+def evaluate(
+    model: Pad,
+    tiles: PairTiles,
+    indices: Iterable[int] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    corrupt: Corruption | None = None,
+    on_broken: Callable[[InputError], None] | None = None,
+) -> Tensor:
+    """Confusion matrices of images, for `segmentation_scores`.
+
+    There is one forward pass per index, so ranks that share a model's weights take lists of equal length, padded by any
+    index, and drop the rows of the padding.
+
+    Args:
+        model: the network; evaluated in evaluation mode and left in the modes it was in.
+        indices: which images of the split; None: all.
+        corrupt: changes what the network sees; the labels that count are those of the file.
+        on_broken: told of an image that cannot be read, which then has no labels; None: it is an error.
+    Returns:
+        (n, classes, classes) int64 on the CPU, in the order of `indices`, rows truth, columns prediction.
+    Raises:
+        InputError: a file cannot be read, its channels or labels do not fit the network, or statistics are missing.
+    """
+    classes = model.config.classes
+    counts = [torch.zeros(0, classes, classes, dtype=torch.int64)]
+    for index in range(len(tiles)) if indices is None else indices:
+        pair = _read(tiles, index, on_broken)
+        predicted = predict(model, corrupt(pair, index) if corrupt else pair, tiles.pairs, device=device)
+        counts.append(image_confusions(rearrange(pair.label, "h w -> 1 h w"), predicted, classes))
+    return torch.cat(counts)
+
+
+def _read(tiles: PairTiles, index: int, on_broken: Callable[[InputError], None] | None) -> Pair:
+    try:
+        return tiles[index]
+    except InputError as error:
+        if on_broken is None:
+            raise
+        on_broken(error)
+        return blank_pair(tiles.pairs, SMALLEST)
+
+
+def predict(model: Pad, pair: Pair, pairs: PairSet, *, device: str | torch.device = "cpu") -> Tensor:
+    """Class indices (1, h, w) int64 of one image, on the CPU; the model keeps its modes."""
+    dtype = next(model.parameters()).dtype
+    images = network_images(pair, pairs, model.config)
+    with evaluating(model), torch.no_grad():
+        output = model(**{name: image.to(device, dtype) for name, image in images.items()})
+        return output.logits.argmax(dim=1).cpu()
+
+
+def network_images(pair: Pair, pairs: PairSet, config: PadConfig) -> dict[str, Tensor]:
+    """Standardised images (1, c, h, w) float32 of the modalities that the network uses, missing pixels 0.
+
+    Raises:
+        InputError: mean and std of a modality are not known, or are for another number of channels.
+    """
+    sources = {"rgb": (pairs.optical, pair.optical), "sar": (pairs.sar, pair.sar)}
+    return {
+        name: rearrange(source.standardise(image), "c h w -> 1 c h w")
+        for name, (source, image) in sources.items()
+        if name in config.in_channels
+    }
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every part returns to its own mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,158 @@
+"""finetune/examine.py on a made-up set: its tables and figures, and mistakes in one line."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, jaccard_score
+
+from datasets.imagery.labels import IGNORE
+from datasets.labelled.pair_set import write_pair_set
+from datasets.labelled.tiles import PairTiles
+from datasets.synthetic.pairs import make_pair
+from finetune.pad.checkpoint import load_pad, save_pad
+from finetune.pad.fusion import FusionConfig
+from finetune.pad.model import Pad, PadConfig
+from finetune.studies.command import main
+from finetune.tasks.evaluate import predict
+from tests.helpers.models import randomise
+from tests.helpers.pad_networks import write_tiles
+
+CLASSES = 3
+ATTO = PadConfig(size="atto", classes=CLASSES, sar_channels=1)
+CONFIGS = {
+    "both": ATTO,
+    "rgb": replace(ATTO, input="rgb"),
+    "sar": replace(ATTO, input="sar"),
+    "early": replace(ATTO, early_fusion=True, fusion=FusionConfig(stages=(1,))),
+    "five": replace(ATTO, classes=5),
+    "three channels": replace(ATTO, sar_channels=3),
+}
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> PairTiles:
+    """Two pairs of 32 x 48 pixels and their description, pairs.yaml."""
+    root = tmp_path_factory.mktemp("pairs")
+    tiles = write_tiles(root, [make_pair(32, 48, CLASSES, np.random.default_rng(seed)) for seed in range(2)], CLASSES)
+    write_pair_set(tiles.pairs, root / "pairs.yaml")
+    return tiles
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders with untrained networks."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, config in CONFIGS.items():
+        torch.manual_seed(0)
+        model = Pad(config)
+        randomise(model, std=0.05)
+        save_pad(config, model.state_dict(), folder / name / "model")
+    return folder
+
+
+def examine(run: Path, tiles: PairTiles, out: Path, *arguments: str) -> list[dict[str, str]]:
+    """Rows of robustness.csv."""
+    description = str(tiles.pairs.root / "pairs.yaml")
+    main(["--checkpoint", str(run), "--pairs", description, "--out", str(out), "--device", "cpu", *arguments])
+    return rows_of(out / "robustness.csv")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_and_figures_are_written(
+    tiles: PairTiles, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row per condition; that of clean images as scikit-learn counts them."""
+    rows = examine(runs / "both", tiles, tmp_path / "out", "--stage", "1", "--clouds", "0.5", "0.25")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"robustness.csv", "robustness.png", "features.csv", "features.png"}
+    assert [row["condition"] for row in rows] == ["clean", "no rgb", "no sar", "clouds 25%", "clouds 50%"]
+    network = load_pad(runs / "both" / "model")
+    truth, found = (
+        np.concatenate(parts)
+        for parts in zip(
+            *((pair.label.numpy().ravel(), predict(network, pair, tiles.pairs).numpy().ravel())
+              for pair in (tiles[0], tiles[1])), strict=True,
+        )
+    )  # fmt: skip
+    assert IGNORE not in truth
+    present = sorted({*truth, *found})
+    assert float(rows[0]["oa"]) == pytest.approx(100 * accuracy_score(truth, found), rel=1e-3)
+    expected = 100 * jaccard_score(truth, found, labels=present, average="macro")
+    assert float(rows[0]["miou"]) == pytest.approx(expected, rel=1e-3)
+    for row in rows:
+        assert list(row)[6:] == [f"iou_class {index}" for index in range(CLASSES)]
+        assert all(0 <= float(value) <= 100 for name, value in row.items() if name in ("oa", "miou", "mf1"))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in said[:5]] == [row["condition"] for row in rows]
+    assert said[-1] == f"tables and figures are in {tmp_path / 'out'}" and len(said) == 5 + 3 + 1
+
+
+def test_features_are_compared_before_and_after_fusion(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+    """Stage 2 has stride 8: 4 x 6 cells in each of two images."""
+    examine(runs / "both", tiles, tmp_path, "--stage", "2", "--clouds", "0.5")
+    rows = rows_of(tmp_path / "features.csv")
+    assert [row["map"] for row in rows[::2]] == ["rgb", "sar", "fused"]
+    assert {row["stage"] for row in rows} == {"2"} and {row["points"] for row in rows} == {"48"}
+    assert all(-1 <= float(row["silhouette"]) <= 1 for row in rows)
+
+
+def test_a_network_of_one_image_has_no_fusion_to_compare(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+    rows = examine(runs / "sar" / "model", tiles, tmp_path, "--clouds", "0.5")
+    assert not list(tmp_path.glob("features.*"))
+    clean, no_rgb, clouds = rows
+    assert (clean["condition"], no_rgb["condition"], clouds["condition"]) == ("clean", "no rgb", "clouds 50%")
+    assert list(clean.values())[1:] == list(no_rgb.values())[1:] == list(clouds.values())[1:]
+
+
+def test_after_early_fusion_stage_1_is_compared(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+    examine(runs / "early", tiles, tmp_path, "--clouds", "0.5", "--stage", "4")
+    assert {row["stage"] for row in rows_of(tmp_path / "features.csv")} == {"1"}
+
+
+def test_clouds_may_be_white_and_the_seed_moves_them(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+    """Clean images and those without SAR stay; what is under the clouds differs."""
+    options = ({}, {"--cloud-value": "255"}, {"--seed": "3"})
+    masked, white, moved = (
+        examine(runs / "rgb", tiles, tmp_path, "--clouds", "0.5", *(text for pair in more.items() for text in pair))
+        for more in options
+    )
+    assert [row["condition"] for row in masked] == ["clean", "no sar", "clouds 50%"]
+    assert masked[:2] == white[:2] == moved[:2]
+    assert masked[2] != white[2] and masked[2] != moved[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--checkpoint": "runs/five"}, "error: the network tells 5 classes apart, pairs.yaml names 3\n"),
+        ({"--checkpoint": "runs/gone"}, "error: runs/gone holds no PAD network (model.safetensors, config.json); give a"),
+        ({"--checkpoint": "runs/three channels"}, "error: sar is (1, 1, 32, 48), not (b, 3, h, w) of at least 32 x 32"),
+        ({"--pairs": "gone.yaml"}, "error: gone.yaml cannot be read"),
+        ({"--split": "train"}, "error: made-up has no split 'train'; it has test"),
+        ({"--root": "runs"}, "error: runs/optical is not a folder; files are looked for there"),
+        ({"--clouds": "1.5"}, "error: clouds cover [1.5] of the images; give shares above 0, at most 1"),
+        ({"--out": "pairs.yaml"}, "error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_2(
+    tiles: PairTiles, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], change: dict[str, str], message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "runs").symlink_to(runs)
+    write_pair_set(tiles.pairs, tmp_path / "pairs.yaml")
+    monkeypatch.chdir(tmp_path)
+    given = {"--checkpoint": "runs/both", "--pairs": "pairs.yaml", "--out": "out", "--device": "cpu"} | change
+    with pytest.raises(SystemExit, match="2"):
+        main([part for option in given.items() for part in option])
+    told = capsys.readouterr().err
+    assert told.startswith(message) and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()

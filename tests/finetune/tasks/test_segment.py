@@ -1,0 +1,178 @@
+"""finetune/segment.py as a user runs it, on made-up scenes in the layout of WHU-OPT-SAR."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
+
+from alliance.errors import InputError
+from datasets.imagery.labels import IGNORE
+from datasets.labelled.pair_set import read_pair_set
+from datasets.labelled.tiles import PairTiles
+from datasets.releases.command import main as prepare
+from datasets.synthetic.pair_trees import write_whu
+from engine.ranks import World
+from engine.settings import parse_settings
+from engine.signals import StopRequest
+from engine.watch import Watch
+from finetune.pad.checkpoint import load_pad
+from finetune.tasks.evaluate import predict
+from finetune.tasks.segmentation import Segmentation
+from finetune.tasks.segmentation_config import SegmentConfig
+from tests.helpers.runs import ROOT, Ranks, metrics, records
+
+SMALL = [
+    *(
+        "--config",
+        str(ROOT / "configs/finetune/segment_whu_opt_sar.yaml"),
+        "--model.size",
+        "atto",
+        "--augment.crop",
+        "32",
+    ),
+    *(
+        "--run.steps",
+        "4",
+        "--run.save_every",
+        "2",
+        "--run.log_every",
+        "1",
+        "--run.keep",
+        "9",
+        "--run.picture_every",
+        "0",
+    ),
+    *("--evaluate_every", "2", "--optim.lr", "1e-3", "--data.workers", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 tiles of 32 pixels in train, 32 in test."""
+    root = tmp_path_factory.mktemp("whu")
+    write_whu(root / "raw", height=128, width=128)
+    prepare(["whu-opt-sar", str(root / "raw"), str(root / "tiles"), "--tile", "32", "--constants", "released"])
+    return root / "tiles" / "pairs.yaml"
+
+
+def segment(folder: Path, pairs: Path, *arguments: str, ranks: int = 1) -> list[tuple[int, str]]:
+    """Exit codes and outputs of a run."""
+    script = str(ROOT / "finetune/segment.py")
+    return Ranks([script, *SMALL, "--run.dir", str(folder), "--data.pairs", str(pairs), *arguments], ranks).wait()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiles: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "pad"
+    ((code, output),) = segment(folder, tiles)
+    assert code == 0, output
+    return folder
+
+
+def losses(folder: Path) -> list[list[object]]:
+    names = ("step", "loss", "loss_seg", "loss_aux", "loss_amp", "lr", "grad_norm", "epoch", "sample_digest")
+    return [[record[name] for name in names] for record in metrics(folder)]
+
+
+def predictions(folder: Path, pairs: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction of all labelled test pixels, by the exported network."""
+    model, described = load_pad(folder / "model"), read_pair_set(pairs)
+    test = [PairTiles(described, "test")[index] for index in range(len(PairTiles(described, "test")))]
+    truth = np.concatenate([pair.label.numpy().ravel() for pair in test])
+    found = np.concatenate([predict(model, pair, described).numpy().ravel() for pair in test])
+    return truth[truth != IGNORE], found[truth != IGNORE]
+
+
+def test_a_run_ends_with_scores_a_network_and_a_picture(finished: Path, tiles: Path) -> None:
+    """The exported network gives the scores that are written, as scikit-learn counts them."""
+    scores = json.loads((finished / "scores.json").read_text())
+    truth, found = predictions(finished, tiles)
+    names = list(read_pair_set(tiles).classes)
+    present = sorted({*truth, *found})
+    assert scores["oa"] == pytest.approx(100 * accuracy_score(truth, found), abs=0.006)
+    assert scores["miou"] == pytest.approx(
+        100 * jaccard_score(truth, found, average="macro", labels=present), abs=0.006
+    )
+    assert scores["mf1"] == pytest.approx(100 * f1_score(truth, found, average="macro", labels=present), abs=0.006)
+    for k, iou in zip(present, jaccard_score(truth, found, average=None, labels=present), strict=True):
+        assert scores["iou"][names[k]] == pytest.approx(100 * iou, abs=0.006)
+    assert (scores["split"], scores["pairs"], scores["classes"]) == ("test", 32, names)
+    assert scores["last"]["step"] == 4 and scores["step"] in (2, 4)
+    assert scores["miou"] == max(event["miou"] for event in records(finished) if event.get("event") == "scores")
+    assert [file.name for file in (finished / "pictures").iterdir()] == ["step_00000004.png"]
+
+
+def test_the_network_knows_what_its_images_are(finished: Path, tiles: Path) -> None:
+    record = json.loads((finished / "model" / "config.json").read_text())
+    described = read_pair_set(tiles)
+    assert record["classes"] == {name: list(colour) for name, colour in described.classes.items()}
+    assert record["normalisation"]["rgb"]["mean"] == list(described.optical.mean)
+
+
+def test_an_interrupted_run_goes_on_exactly(finished: Path, tiles: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()
+    shutil.rmtree(folder / "model")
+    ((code, output),) = segment(folder, tiles, "--run.resume", "auto")
+    assert code == 0, output
+    assert "going on from step 2" in output
+    assert losses(folder) == losses(finished)
+    best, expected = (json.loads((run / "scores.json").read_text()) for run in (folder, finished))
+    assert best == expected
+
+
+def test_two_ranks_score_every_tile_once(tiles: Path, tmp_path: Path) -> None:
+    ended = segment(tmp_path / "run", tiles, "--run.steps", "2", ranks=2)
+    assert [code for code, _ in ended] == [0, 0], ended[0][1]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    truth, found = predictions(tmp_path / "run", tiles)
+    assert np.sum(scores["confusion"]) == len(truth)
+    assert scores["oa"] == pytest.approx(100 * accuracy_score(truth, found), abs=0.006)
+
+
+def changed(pairs: Path, target: Path, change: dict[str, object]) -> Path:
+    """A description with other entries, of the same files."""
+    record = yaml.safe_load(pairs.read_text()) | {"root": str(pairs.parent)}
+    target.write_text(yaml.safe_dump({**record, **change}))
+    return target
+
+
+def opened(folder: Path, pairs: Path, *arguments: str) -> Segmentation:
+    """The job of a run, as each rank opens it before anything is trained."""
+    config = parse_settings(
+        SegmentConfig, "", [*SMALL, "--run.dir", str(folder), "--data.pairs", str(pairs), *arguments]
+    )
+    return Segmentation(config, World(0, 1, torch.device("cpu"), Watch(0, 1), StopRequest()))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ({"classes": {"land": [1, 2, 3], "water": [4, 5, 6]}, "label": {"files": "label/{key}.tif"}}, (),
+         "2, 3, 4, 5, 6, which are no class; known values are 0, 1, 255"),
+        ({}, ("--data.train", "training"), "has no split 'training'; it has test, train"),
+        ({}, ("--optim.batch", "1"), "a pass of 1 sample has no variance for batch normalisation"),
+        ({"optical": {"files": "optical/{key}.tif", "bands": [1, 2, 3]}}, (), "mean and std of optical are missing"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_refused_in_one_line(
+    change: dict[str, object], arguments: Sequence[str], message: str, tiles: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as refused:
+        opened(tmp_path / "run", changed(tiles, tmp_path / "pairs.yaml", change), *arguments)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_network_of_other_classes_is_no_start(finished: Path, tiles: Path, tmp_path: Path) -> None:
+    classes = {f"class {index}": [index, 0, 0] for index in range(8)}
+    pairs = changed(tiles, tmp_path / "pairs.yaml", {"classes": classes})
+    job = opened(tmp_path / "run", pairs, "--start.network", str(finished / "model"))
+    with pytest.raises(InputError, match="tells 7 classes apart, the data has 8"):
+        job.make_model()
