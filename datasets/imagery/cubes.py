@@ -12,7 +12,7 @@ import scipy.io
 from einops import rearrange
 
 from alliance.sensors.catalog import to_nanometres
-from datasets.imagery.scenes import Read, Scene, Unreadable, check_dtype, find_date, readable
+from datasets.imagery.scenes import Read, Scene, Unreadable, Window, check_dtype, equals, find_date, readable
 
 SUFFIXES = (".h5", ".hdf5", ".nc", ".mat", ".npy", ".npz")
 NODATA_ATTRIBUTES = ("_FillValue", "missing_value", "Data_Ignore_Value")
@@ -42,11 +42,14 @@ class CubeScene(Scene):
         with open_arrays(self.files[0]) as arrays:
             array = arrays[self.key]
 
-            def read(row: int, col: int, height: int, width: int) -> np.ndarray:
+            nodata = [self.nodata[band] for band in bands] if self.nodata else [None]
+
+            def read(row: int, col: int, height: int, width: int) -> Window:
                 spans = {"c": slice(None), "h": slice(row, row + height), "w": slice(col, col + width)}
                 with readable(self.files[0]):
                     window = np.asarray(array[tuple(spans[axis] for axis in self.axes)])
-                return _bands_first(window, self.axes)[list(bands)]
+                stored = _bands_first(window, self.axes)[list(bands)]
+                return Window(stored, equals(stored, nodata))
 
             yield read
 
@@ -72,15 +75,15 @@ def describe_cube(path: Path, root: Path, options: CubeOptions) -> CubeScene:
             shape=(bands, size["h"], size["w"]),
             dtype=check_dtype(array.dtype),
             wavelengths=wavelengths if wavelengths and len(wavelengths) == bands else None,
-            nodata=_nodata(array),
+            nodata=() if (nodata := _nodata(array)) is None else (nodata,) * bands,
             date=find_date(path),
             key=key,
             axes=axes,
         )
 
 
-def read_cube(path: Path, options: CubeOptions) -> tuple[np.ndarray, float | None]:
-    """A whole image (c, h, w) as stored, and its nodata value.
+def read_cube(path: Path, options: CubeOptions) -> Window:
+    """A whole image.
 
     Without a key it is the only array, or the one that is named like the file.
 
@@ -94,7 +97,8 @@ def read_cube(path: Path, options: CubeOptions) -> tuple[np.ndarray, float | Non
             wish = f"has no array {key!r}" if options.key else "has several arrays; name one as FILE:KEY"
             raise Unreadable(f"{wish}; it has {_listing(arrays)}")
         axes, _ = _stored_axes(path, arrays, key, options)
-        return _bands_first(np.asarray(arrays[key][()]), axes), _nodata(arrays[key])
+        stored = _bands_first(np.asarray(arrays[key][()]), axes)
+        return Window(stored, equals(stored, [_nodata(arrays[key])] * len(stored)))
 
 
 @contextmanager

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 
 from alliance.errors import InputError
 from alliance.sensors.catalog import to_nanometres
 from datasets.imagery.grids import one_footprint
-from datasets.imagery.scenes import Read, Scene, Unreadable, check_dtype, find_date, readable
+from datasets.imagery.scenes import Read, Scene, Unreadable, Window, check_dtype, equals, find_date, readable
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".vrt", ".img")
 OPENING = threading.Lock()  # warning filters are the whole process's, and training reads in several threads
@@ -35,7 +36,7 @@ class RasterScene(Scene):
             else:
                 files = [self.files[band] for band in bands]
                 readers = [_band_reader(stack.enter_context(opened(file)), file, self.shape) for file in files]
-                yield lambda *window: np.stack([read(*window) for read in readers])
+                yield lambda *window: _stacked([read(*window) for read in readers])
 
 
 def describe_raster(path: Path, root: Path) -> RasterScene:
@@ -53,7 +54,8 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
             dtype=check_dtype(np.result_type(*dataset.dtypes)),
             band_names=_band_names(dataset),
             wavelengths=_wavelengths(dataset),
-            nodata=dataset.nodata,
+            nodata=tuple(dataset.nodatavals) if any(value is not None for value in dataset.nodatavals) else (),
+            masked=_has_mask(dataset),
             crs=dataset.crs.to_string() if dataset.crs else None,
             transform=None if dataset.transform.is_identity and not dataset.crs else tuple(dataset.transform)[:6],
             date=find_date(path, dataset.tags()),
@@ -86,7 +88,6 @@ def join_bands(scenes: Sequence[RasterScene], is_band: Callable[[str], bool]) ->
 
 def _join(members: Sequence[RasterScene], prefix: str) -> RasterScene:
     finest = max(members, key=lambda scene: scene.shape[1] * scene.shape[2])
-    nodata = {scene.nodata for scene in members}
     return replace(
         finest,
         files=tuple(scene.files[0] for scene in members),
@@ -94,7 +95,10 @@ def _join(members: Sequence[RasterScene], prefix: str) -> RasterScene:
         shape=(len(members), *finest.shape[1:]),
         dtype=np.result_type(*(scene.dtype for scene in members)).name,
         band_names=tuple(scene.files[0].stem.rpartition("_")[2] for scene in members),
-        nodata=nodata.pop() if len(nodata) == 1 else None,
+        nodata=tuple(value for scene in members for value in scene.nodata or (None,))
+        if any(scene.nodata for scene in members)
+        else (),
+        masked=any(scene.masked for scene in members),
     )
 
 
@@ -112,29 +116,48 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         yield dataset
 
 
+def _has_mask(dataset: rasterio.DatasetReader) -> bool:
+    """Whether a mask of its own, inside or in a file beside it, says which pixels are missing."""
+    return any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums)
+
+
+def _read(dataset: rasterio.DatasetReader, path: Path, indexes: Sequence[int], window: Any) -> Window:
+    """Bands (from 1) of a window, and what nodata values and masks say is missing in them."""
+    with readable(path):
+        stored = dataset.read(list(indexes), window=window)
+        missing = equals(stored, [dataset.nodatavals[index - 1] for index in indexes])
+        if _has_mask(dataset):
+            masked = dataset.read_masks(list(indexes), window=window) == 0
+            missing = masked if missing is None else masked | missing
+    return Window(stored, missing)
+
+
 def _whole_reader(dataset: rasterio.DatasetReader, path: Path, bands: Sequence[int]) -> Read:
     indexes = [band + 1 for band in bands]
-
-    def read(row: int, col: int, height: int, width: int) -> np.ndarray:
-        with readable(path):
-            return dataset.read(indexes, window=((row, row + height), (col, col + width)))
-
-    return read
+    return lambda row, col, height, width: _read(dataset, path, indexes, ((row, row + height), (col, col + width)))
 
 
 def _band_reader(dataset: rasterio.DatasetReader, path: Path, shape: tuple[int, int, int]) -> Read:
-    """Windows (height, width) of a band on the scene's grid: each pixel takes the band pixel that holds its centre."""
+    """Windows of a band on the scene's grid: each pixel takes the band pixel that holds its centre."""
     _, scene_height, scene_width = shape
 
-    def read(row: int, col: int, height: int, width: int) -> np.ndarray:
+    def read(row: int, col: int, height: int, width: int) -> Window:
         rows = (2 * np.arange(row, row + height) + 1) * dataset.height // (2 * scene_height)
         cols = (2 * np.arange(col, col + width) + 1) * dataset.width // (2 * scene_width)
-        spans = ((rows[0], rows[-1] + 1), (cols[0], cols[-1] + 1))
-        with readable(path):
-            block = dataset.read(1, window=spans)
-        return block[np.ix_(rows - rows[0], cols - cols[0])]
+        block = _read(dataset, path, [1], ((rows[0], rows[-1] + 1), (cols[0], cols[-1] + 1)))
+        pick = np.ix_([0], rows - rows[0], cols - cols[0])
+        return Window(block.stored[pick], None if block.missing is None else block.missing[pick])
 
     return read
+
+
+def _stacked(windows: Sequence[Window]) -> Window:
+    """Windows of one band each as one of all."""
+    stored = np.concatenate([window.stored for window in windows])
+    if all(window.missing is None for window in windows):
+        return Window(stored)
+    absent = [np.zeros(one.stored.shape, dtype=bool) if one.missing is None else one.missing for one in windows]
+    return Window(stored, np.concatenate(absent))
 
 
 def _band_names(dataset: rasterio.DatasetReader) -> tuple[str, ...] | None:

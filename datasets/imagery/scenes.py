@@ -14,7 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.io.matlab import MatReadError
 
-Read = Callable[[int, int, int, int], np.ndarray]  # (row, col, height, width) -> (c, height, width)
+
+class Window(NamedTuple):
+    """A part of an image as it stands in its file."""
+
+    stored: np.ndarray  # (c, h, w), the file's numbers
+    missing: np.ndarray | None = None  # (c, h, w) bool, what the file itself calls missing; None: it says nothing
+
+
+Read = Callable[[int, int, int, int], Window]  # row, col, height, width
 
 # What rasterio, h5py, scipy and numpy raise on damaged or unexpected files; rasterio's errors are OSErrors.
 DAMAGE = (
@@ -47,18 +55,28 @@ class Scene(ABC):
     dtype: str
     band_names: tuple[str, ...] | None = None
     wavelengths: tuple[float, ...] | None = None  # nm
-    nodata: float | None = None  # as the file says it; the sensor may use another
+    nodata: tuple[float | None, ...] = ()  # of each band, as the file says it; (): it says nothing
+    masked: bool = False  # the file holds, or has beside it, a mask of missing pixels
+    scales: tuple[float, ...] = ()  # of each band: physical = stored * scale + offset; (): the file says nothing
+    offsets: tuple[float, ...] = ()
+    units: tuple[str, ...] = ()  # of each band, of the physical values; (): the file says nothing
+    good: tuple[bool, ...] = ()  # of each band, False: its maker calls it bad; (): the file says nothing
     crs: str | None = None
     transform: tuple[float, ...] | None = None  # a b c d e f: x = a col + b row + c, y = d col + e row + f
     date: str | None = None  # ISO
 
     @abstractmethod
     def open(self, bands: Sequence[int]) -> AbstractContextManager[Read]:
-        """Open the files for reading windows of these bands, (len(bands), height, width) in the source dtype.
+        """Open the files for reading windows of these bands, in this order, in the source dtype.
 
         Raises:
             Unreadable: on opening, or from the window that cannot be read.
         """
+
+    @property
+    def marks_missing(self) -> bool:
+        """Whether the file says in any way which pixels are missing."""
+        return self.masked or any(value is not None for value in self.nodata)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -109,3 +127,14 @@ def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
         rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
         lines.append(f"{', '.join(files[:limit])}{rest}: {reason}")
     return lines
+
+
+def equals(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:
+    """Where a band (c, h, w) has its nodata value, also NaN; None where no band has one."""
+    if all(value is None for value in nodata):
+        return None
+    found = np.zeros(stored.shape, dtype=bool)
+    for band, value in enumerate(nodata):
+        if value is not None:
+            found[band] = np.isnan(stored[band]) if np.isnan(value) else stored[band] == value
+    return found

@@ -52,7 +52,7 @@ class _Read(NamedTuple):
     """An array as it stands in a file."""
 
     array: NDArray  # (c, h, w)
-    nodata: float | None
+    missing: NDArray[np.bool_] | None  # (c, h, w), as the file says it
     header: Scene | None = None  # of a raster
 
 
@@ -109,7 +109,7 @@ def _read(path: Path, key: str | None, bands: int | None = None, grid: Grid | No
             raise Unreadable(f"is an image without keys, yet {key!r} was asked for; leave the key out")
         header = rasters.describe_raster(path, path.parent)
         with header.open(range(header.shape[0])) as read:
-            return _Read(read(0, 0, *header.shape[1:]), header.nodata, header)
+            return _Read(*read(0, 0, *header.shape[1:]), header)
     except Unreadable as error:
         raise InputError(f"{path} {error}") from error
 
@@ -147,8 +147,8 @@ def _image(read: _Read | None, role: str, bands: int | None, grid: Grid) -> Imag
         raise InputError(f"{role} has {len(read.array)} bands, the data set has {bands}; check file and key")
     image = read.array.astype(np.float32)
     invalid = ~np.isfinite(image)
-    if read.nodata is not None:
-        invalid |= read.array == read.nodata
+    if read.missing is not None:
+        invalid |= read.missing
     image[invalid] = np.nan
     return image
 
@@ -207,8 +207,8 @@ def _class_map(read: _Read, role: str, benchmark: Benchmark) -> Map:
 def _whole_numbers(read: _Read, role: str) -> Map:
     """A map (h, w) of integers; what is missing is 0."""
     array = np.where(np.isfinite(read.array[0]), read.array[0], 0)
-    if read.nodata is not None:
-        array[array == read.nodata] = 0
+    if read.missing is not None:
+        array[read.missing[0]] = 0
     numbers = array.astype(np.int64)
     if (numbers != array).any():
         raise InputError(f"{role} holds the value {array[numbers != array][0]:g}; give whole numbers")

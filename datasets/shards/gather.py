@@ -152,7 +152,7 @@ def _generate(request: Request, scene: Scene) -> Sensor:
     count, options = scene.shape[0], request.generated
     if count < 2:
         raise InputError(f"{scene.sources[0]}: one band is no hyperspectral cube; save it as (bands, rows, columns)")
-    nodata = scene.nodata if options.nodata is None else options.nodata
+    nodata = next(iter(scene.nodata), None) if options.nodata is None else options.nodata
     wavelengths = scene.wavelengths if options.wavelengths is None else _wavelengths(options.wavelengths, count)
     name = options.name or f"{GENERATED}{count}"
     return generated_sensor(name, count, wavelengths, unit=options.unit, scale=options.scale, nodata=nodata)

@@ -54,8 +54,9 @@ class Layer:
     @property
     def dtype(self) -> np.dtype:
         """The widest dtype a tile may be stored in."""
-        dtype, nodata = np.dtype(self.scene.dtype), self.scene.nodata
-        return with_nan(dtype) if nodata is not None and nodata != self.sensor.nodata else dtype
+        dtype = np.dtype(self.scene.dtype)
+        marks = {value for value in self.scene.nodata if value is not None} - {self.sensor.nodata}
+        return with_nan(dtype) if marks or self.scene.masked else dtype
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import math
 import os
 import signal
 import zipfile
@@ -23,7 +22,7 @@ from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.imagery.scenes import Scene, Skipped, Unreadable
+from datasets.imagery.scenes import Scene, Skipped, Unreadable, Window
 from datasets.shards.index import NAME, Index, Sidecar, collect
 from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
 from datasets.shards.scan import scan
@@ -158,20 +157,21 @@ def _cut(footprint: Footprint, windows: Sequence[tuple[int, int]], job: Job) -> 
                 yield sample | {"json": json.dumps(_describe(footprint.layers, row, col)).encode()}
 
 
-def settle(tile: np.ndarray, layer: Layer) -> tuple[np.ndarray, float]:
+def settle(window: Window, layer: Layer) -> tuple[np.ndarray, float]:
     """A tile whose missing values are marked the sensor's way, and the part of its pixels that miss a band.
 
     Values stay as they are. Where the file marks missing values otherwise than the sensor, they become the sensor's
     nodata if the dtype holds it, else the tile becomes float with NaN.
     """
-    given, wanted = layer.scene.nodata, layer.sensor.nodata
-    differs = given is not None and not math.isnan(given) and given != wanted
-    foreign = tile == given if differs else np.zeros(tile.shape, dtype=bool)
-    if foreign.any() and wanted is not None and _holds(tile.dtype, wanted):
-        tile = np.where(foreign, np.array(wanted, tile.dtype), tile)
-    elif foreign.any():
-        tile = np.where(foreign, np.nan, tile.astype(with_nan(tile.dtype)))
+    tile, wanted = window.stored, layer.sensor.nodata
     missing = np.isnan(tile) | (tile == wanted) if wanted is not None else np.isnan(tile)
+    if window.missing is not None:
+        foreign = window.missing & ~missing
+        if foreign.any() and wanted is not None and _holds(tile.dtype, wanted):
+            tile = np.where(foreign, np.array(wanted, tile.dtype), tile)
+        elif foreign.any():
+            tile = np.where(foreign, np.nan, tile.astype(with_nan(tile.dtype)))
+        missing |= foreign
     return tile, float(missing.any(axis=0).mean())
 
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
+from alliance.sensors.display import display_bands
 from datasets.imagery.rasters import SUFFIXES, RasterScene, describe_raster
 from datasets.imagery.scenes import Unreadable
 from finetune.studies.modality_gap import REGIONS, SMALLEST, UNRELATED_APPD, GapConfig, Normaliser, Study, growth
 from finetune.studies.spectra_report import write_figures, write_tables
-from pretrain.pictures import display_bands
 
 Scale = Literal["auto", "stretch", "none"]
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue; ITU-R BT.601
@@ -123,11 +123,15 @@ def read_image(scene: RasterScene, source: Source, window: int | None, scale: Sc
     top, left = (scene.shape[1] - rows) // 2, (scene.shape[2] - cols) // 2
     try:
         with scene.open(kept) as read:
-            bands = read(top, left, rows, cols).astype(np.float64)
+            seen = read(top, left, rows, cols)
     except Unreadable as error:
         raise InputError(f"{scene.files[0]}: {error}") from error
-    markers = (scene.nodata, source.sensor.nodata if source.sensor else None)
-    missing = ~np.isfinite(bands) | np.isin(bands, [value for value in markers if value is not None])
+    bands = seen.stored.astype(np.float64)
+    missing = ~np.isfinite(bands)
+    if seen.missing is not None:
+        missing |= seen.missing
+    if source.sensor is not None and source.sensor.nodata is not None:
+        missing |= bands == source.sensor.nodata
     if missing.any():
         share = missing.any(axis=0).mean()
         raise InputError(

@@ -11,7 +11,8 @@ from PIL import Image
 from alliance.losses import LossConfig
 from alliance.model import Reconstruction
 from alliance.sensors.catalog import find_sensor
-from pretrain.pictures import band_psnr, display_bands, draw_reconstruction, pasted
+from alliance.sensors.display import display_bands
+from pretrain.pictures import band_psnr, draw_reconstruction, pasted
 from tests.helpers.models import natural_image, sensor_of
 
 
