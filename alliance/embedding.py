@@ -178,7 +178,7 @@ class PatchEmbedding(nn.Module):
             Tokens (b, g, n, d) and the codes of all bands (c, CODE_WIDTH).
         """
         code = self.code(sensor.bands)
-        index = group_table(groups, patches.device).index
+        index = group_table(groups, patches.device).channels
         tokens = self._project(patches[:, index], self.kernels, code, sensor, groups)
         if self.amplitude_kernels is not None:
             amplitude = patch_log_amplitude(patches, self.patch)[:, index]

@@ -116,7 +116,7 @@ def stage_weights(progress: float, stages: int, config: LossConfig, *, sar: bool
 
 def group_patches(image: Tensor, patch: int, groups: Groups) -> Tensor:
     """(..., c, h, w) -> (..., g, n, m, p); places beyond a group's bands repeat its first one."""
-    index = group_table(groups, image.device).index
+    index = group_table(groups, image.device).channels
     lead = image.shape[:-3]
     patches = patchify(image.flatten(0, -4), patch)[:, index].unflatten(0, lead)
     return rearrange(patches, "... g m n p -> ... g n m p")

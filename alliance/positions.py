@@ -70,12 +70,12 @@ class _BandTable(NamedTuple):
 
 
 def _band_table(bands: Sequence[tuple[float | None, float | None, int]], device: torch.device) -> _BandTable:
-    columns = []
+    columns: list[Tensor] = []
     for values in ([band[0] for band in bands], [band[1] for band in bands]):
         known = torch.tensor([value is not None for value in values], device=device)
         decades = torch.tensor([math.log10(value) if value else 0.0 for value in values], device=device)
         columns += [fourier(decades), rearrange(known, "c -> c 1")]
-    return _BandTable(*columns, torch.tensor([band[2] for band in bands], device=device))
+    return _BandTable._make([*columns, torch.tensor([band[2] for band in bands], device=device)])
 
 
 @functools.lru_cache(maxsize=256)

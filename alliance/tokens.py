@@ -61,7 +61,7 @@ def unpatchify(patches: Tensor, h: int, w: int) -> Tensor:
 class GroupTable(NamedTuple):
     """Band groups of unequal size as tensors."""
 
-    index: Tensor  # (g, m) int64, channel indices; beyond a group's bands its first one
+    channels: Tensor  # (g, m) int64, indices; beyond a group's bands its first one
     real: Tensor  # (g, m) bool, whether it is one of the group's bands
     members: tuple[Tensor, ...]  # channel indices of each group
     places: Tensor  # of the real entries among the g * m, (c,) int64
@@ -93,7 +93,7 @@ def ungroup(grouped: Tensor, groups: Groups, channels: int) -> Tensor:
     table = group_table(groups, grouped.device)
     flat = rearrange(grouped, "... g n m p -> ... (g m) n p")
     image = flat.new_full((*flat.shape[:-3], channels, *flat.shape[-2:]), torch.nan)
-    image[..., rearrange(table.index, "g m -> (g m)")[table.places], :, :] = flat[..., table.places, :, :]
+    image[..., rearrange(table.channels, "g m -> (g m)")[table.places], :, :] = flat[..., table.places, :, :]
     return image
 
 
