@@ -58,9 +58,10 @@ class Seen(NamedTuple):
 
 
 def limits(band: Band) -> Limits | None:
-    """What a band allows: its own ranges, else those of its unit; None: anything."""
+    """What a band allows: its own ranges, else those of its unit; None: anything, as where only its name is known."""
     unit = UNITS.get(band.unit.casefold())
-    if unit is None and band.valid is None and band.typical is None:
+    bare = band == Band(name=band.name, aliases=band.aliases, mean=band.mean, std=band.std, spread=band.spread)
+    if (unit is None or bare) and band.valid is None and band.typical is None:
         return None
     everything = (-math.inf, math.inf)
     valid = band.valid or (unit.valid if unit else everything)
@@ -171,7 +172,7 @@ def _cause_of_decibels(stored: Tensor, least: Tensor) -> str:
 
 def _is_reflectance(medians: Tensor) -> bool:
     known = medians[medians.isfinite()]
-    return bool(len(known)) and bool(known.amin() > -0.03) and 0.005 < known.amax() < 1.5
+    return len(known) > 0 and float(known.amin()) > -0.03 and 0.005 < float(known.amax()) < 1.5
 
 
 def _valid(band: Band) -> tuple[float, float]:
@@ -195,10 +196,10 @@ def _tell(sensor: Sensor, seen: Seen, odd: Sequence[int]) -> str:
 
     index = max(odd, key=distance)
     band, (low, high) = sensor.bands[index], _typical(sensor.bands[index])
-    more = f", and {len(odd) - 1} bands more" if len(odd) > 1 else ""
+    more = f", and {len(odd) - 1} more of {len(sensor.bands)} bands" if len(odd) > 1 else ""
     return (
         f"band {band.name} holds {seen.low[index]:.4g} to {seen.high[index]:.4g}, median {seen.median[index]:.4g}{more}; "
-        f"{band.unit} of {sensor.name} has a median of {low:g} to {high:g}"
+        f"in {band.unit} of {sensor.name} the median lies in {low:g} to {high:g}"
     )
 
 
@@ -210,17 +211,11 @@ def _typical(band: Band) -> tuple[float, float]:
 def _tell_alike(sensor: Sensor, seen: Seen) -> list[str]:
     """What is odd about the bands of one unit together."""
     found = []
-    of_unit = {
-        unit: [i for i, b in enumerate(sensor.bands) if b.unit.casefold() == unit and seen.low[i].isfinite()]
-        for unit in ("reflectance", "db")
-    }
-    bright, radar = of_unit["reflectance"], of_unit["db"]
-    if (
-        bright
-        and 0 < (most := float(seen.high[bright].abs().amax())) < FAINT
-        and float(seen.low[bright].abs().amax()) < FAINT
-    ):
-        found.append(f"no pixel has a reflectance above {most:.2g}")
+    known = [i for i, band in enumerate(sensor.bands) if limits(band) is not None and seen.low[i].isfinite()]
+    bright, radar = ([i for i in known if sensor.bands[i].unit.casefold() == unit] for unit in ("reflectance", "db"))
+    brightest = max((max(abs(float(seen.low[i])), abs(float(seen.high[i]))) for i in bright), default=0.0)
+    if 0 < brightest < FAINT:
+        found.append(f"no pixel has a reflectance above {brightest:.2g}")
     if radar and float(seen.low[radar].amin()) >= 0 and float(seen.high[radar].amax()) > 0:
         ends = f"{seen.low[radar].amin():.4g} to {seen.high[radar].amax():.4g}"
         found.append(f"backscatter in dB without one negative value ({ends})")

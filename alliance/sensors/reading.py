@@ -16,7 +16,7 @@ def read_sensor(path: Path | str) -> Sensor:
     Raises:
         InputError: no such file, no YAML, a key twice, or a sensor that makes no sense.
     """
-    return Sensor.from_dict(_read_record(Path(path), ()), source=str(path))
+    return Sensor.from_dict(read_record(Path(path)), source=str(path))
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,7 +32,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_record(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+def read_record(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a sensor file, with those that it takes from the files it extends."""
     try:
         record = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -48,4 +49,4 @@ def _read_record(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         return record
     if not isinstance(parent, str) or path in children:
         raise InputError(f"{path}: extends {parent!r}; name another file beside it, without its suffix")
-    return _read_record(path.with_name(f"{parent}.yaml"), (*children, path)) | record
+    return read_record(path.with_name(f"{parent}.yaml"), (*children, path)) | record

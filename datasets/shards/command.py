@@ -8,10 +8,12 @@ from pathlib import Path
 
 from alliance.errors import InputError
 from alliance.sensors.catalog import sensor_names
+from alliance.sensors.templates import template_names
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import summarise
 from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
+from datasets.shards.guess import COUNTS
 from datasets.shards.index import Index
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.write import write_shards
@@ -58,6 +60,7 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
         constant = [band.name for band, _, std, _, _ in rows if std == 0]
         lines.extend([f"  constant, so of no use to a model: {', '.join(constant)}"] if constant else [])
     lines.extend(_unnamed(plan) if plan else [])
+    lines.extend(_forced(index, plan))
     lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
     lines.extend([f"skipped {len(index.skipped)} file{'s' * (len(index.skipped) > 1)}:"] if index.skipped else [])
     lines.extend(f"  {line}" for line in summarise(index.skipped))
@@ -67,15 +70,26 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
     return lines
 
 
+def _forced(index: Index, plan: Plan | None) -> list[str]:
+    """What was taken against the evidence."""
+    if not index.forced:
+        return []
+    lines = summarise(plan.forced) if plan else []
+    return ["forced: scenes whose numbers are not what their sensor says", *(f"  {line}" for line in lines)]
+
+
 def _unnamed(plan: Plan) -> list[str]:
     """Which sensors' bands were taken by their order alone."""
     lines = []
     for name, sensor in plan.sensors.items():
         scenes = [layer.scene for each in plan.footprints for layer in each.layers if layer.sensor.name == name]
         count = sum(scene.band_names is None for scene in scenes)
-        if count and not sensor.description.startswith("generated"):
+        generated = sensor.description.startswith("generated")
+        if count and not generated:
             order = ", ".join(sensor.band_names[:13])
             lines.append(f"note: {count} of {len(scenes)} scenes have no band names; taken in the order {order}")
+        if generated and all(band.unit == COUNTS for band in sensor.bands):
+            lines.append(f"note: {name} holds {COUNTS}s; where 10000 is a reflectance of 1, pass --scale 1e-4")
         if all(band.wavelength is None and band.modality == "optical" for band in sensor.bands):
             lines.append(f"note: {name} has no wavelengths; give them with --wavelengths FILE or start:stop")
     return lines
@@ -115,7 +129,8 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         nodata=options.nodata,
     )
     return [
-        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated) for sensor, group in paths.items()
+        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated, force=options.force)
+        for sensor, group in paths.items()
     ]
 
 
@@ -123,12 +138,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch/shards.py",
         description="Cut imagery into tiles and pack them into WebDataset shards with an index and statistics.",
-        epilog=f"shipped sensors:\n  {', '.join(sensor_names())}\n\n{EPILOG}",
+        epilog=f"shipped sensors:\n  {', '.join(sensor_names())}\nimaging spectrometers, whose files give the "
+        f"wavelengths:\n  {', '.join(template_names())}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("scenes", nargs="*", metavar="SCENES", help="files or folders, or SENSOR=PATH for several sensors per sample")
-    known = f"a shipped sensor, a YAML file, {AUTO} (default: told by band names), or {GENERATED} for a cube"
+    known = f"a shipped sensor, a YAML file, {AUTO} (default: told by all that files say), or {GENERATED} for a cube"
     add("--sensor", default=AUTO, metavar="NAME", help=known)
     add("--out", type=Path, metavar="DIR", help="folder to write into")
     add("--tile", type=int, default=96, help="tile side in pixels of the first sensor (default %(default)s)")
@@ -136,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes (default %(default)s)")
     add("--shard-mb", type=float, default=256.0, help="largest shard, MB (default %(default)s)")
     add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
+    add(
+        "--force", action="store_true", help="take scenes whose numbers are not what the sensor says; the index says so"
+    )
     add("--overwrite", action="store_true", help="replace the shards that are in --out")
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
     cube("--key", help="name of the array (default: the only 3-D one)")
@@ -143,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     made = parser.add_argument_group("a sensor for hyperspectral cubes (--sensor hsi)").add_argument
     made("--name", help="its name (default hsi and the band count)")
     made("--wavelengths", metavar="W", help="file with a number per band, or start:stop in nm (default: of the image)")
-    made("--unit", default="reflectance", help="of the physical values (default %(default)s)")
+    made("--unit", help="of the physical values (default reflectance, or digital number where they are none)")
     made("--scale", type=float, default=1.0, help="physical value of a stored 1 (default %(default)s)")
     made("--nodata", type=float, help="stored value of missing pixels (default: of the image)")
     foreign = parser.add_argument_group("tars made by others").add_argument

@@ -1,6 +1,6 @@
 """Find the scenes of one sensor in files and folders."""
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from tqdm import tqdm
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import (
-    candidates,
     find_sensor,
     fit,
     generated_sensor,
@@ -19,10 +18,12 @@ from alliance.sensors.catalog import (
     sensor_names,
     to_nanometres,
 )
+from alliance.sensors.templates import Template, find_template
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.rasters import RasterScene, describe_raster, join_bands
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
+from datasets.shards.guess import INSPECT, guess_sensor, name_unit, sift
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
 WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
@@ -34,7 +35,7 @@ class Generated:
 
     name: str | None = None  # default hsi<band count>
     wavelengths: str | None = None  # file with one number per band, or start:stop in nm; None: as in the image
-    unit: str = "reflectance"
+    unit: str | None = None  # None: reflectance, or digital numbers where the values are none
     scale: float = 1.0  # stored value to unit
     nodata: float | None = None  # None: as in the image
 
@@ -47,6 +48,7 @@ class Request:
     paths: tuple[Path, ...]
     cube: CubeOptions = CubeOptions()
     generated: Generated = Generated()
+    force: bool = False  # take scenes whose numbers are not what the sensor says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class Collection:
     sensor: Sensor
     scenes: tuple[tuple[Scene, tuple[int, ...]], ...]
     skipped: tuple[Skipped, ...]
+    forced: tuple[Skipped, ...] = ()  # scenes that are kept against the evidence, and what that is
 
 
 @dataclass
@@ -70,25 +73,67 @@ def gather(request: Request) -> Collection:
     Raises:
         InputError: a path does not exist, the sensor is unknown or not to be told, or no image is of it.
     """
+    template = find_template(request.sensor)
+    request = _by_template(request, template) if template else request
     named = None if request.sensor in (AUTO, GENERATED) else find_sensor(request.sensor)
     found = _describe_all(request, named)
     if request.sensor != GENERATED:
         _join_singles(found, named)
     if not found.scenes:
         raise InputError(_nothing(request, found.skipped))
-    sensor = named or (_generate(request, found.scenes[0]) if request.sensor == GENERATED else _guess(found.scenes))
+    if request.sensor == AUTO:
+        guessed = guess_sensor(found.scenes)
+        if isinstance(guessed, Sensor):
+            named = guessed
+        else:
+            request = _by_template(request, guessed)
+    sensor = named or _generate(request, found.scenes[0])
+    kept = _of_sensor(sensor, request, found)
+    if kept and request.sensor == GENERATED and request.generated.unit is None:
+        sensor = name_unit(sensor, kept)
+    doubtful = sift(sensor, kept)
+    if not request.force:
+        refused = {entry.file for entry in doubtful}
+        kept = [(scene, bands) for scene, bands in kept if not refused.intersection(scene.sources)]
+        found.skipped.extend(doubtful)
+    if not kept:
+        raise InputError(_nothing(request, found.skipped))
+    forced = tuple(doubtful) if request.force else ()
+    return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)), forced=forced)
+
+
+def _of_sensor(sensor: Sensor, request: Request, found: _Found) -> list[tuple[Scene, tuple[int, ...]]]:
+    """The scenes that have the sensor's bands, sorted by name, with the places of the bands."""
     kept = []
     for scene in sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)):
         names = None if request.sensor == GENERATED else scene.band_names
         try:
             if request.sensor == GENERATED:
                 _refuse_other_cube(scene, found.scenes[0])
-            kept.append((scene, fit(sensor, names, scene.shape[0], scene.dtype)))
+            kept.append((scene, _fit(sensor, names, scene)))
         except InputError as error:
             found.skipped.extend(Skipped(source, str(error)) for source in scene.sources)
-    if not kept:
-        raise InputError(_nothing(request, found.skipped))
-    return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)))
+    return kept
+
+
+def _by_template(request: Request, template: Template | None) -> Request:
+    """The request as one for cubes of any instrument, with what is known of this one where nobody said otherwise."""
+    given, made = request.generated, {}
+    if template is not None:
+        scale = template.scale if template.scale is not None and given.scale == Generated.scale else given.scale
+        nodata = template.nodata if given.nodata is None else given.nodata
+        made = {
+            "name": given.name or template.name,
+            "scale": scale,
+            "nodata": nodata,
+            "unit": given.unit or template.unit,
+        }
+    return replace(request, sensor=GENERATED, generated=replace(given, **made))
+
+
+def _fit(sensor: Sensor, names: Sequence[str] | None, scene: Scene) -> tuple[int, ...]:
+    scaled = bool(scene.scales or scene.offsets)
+    return fit(sensor, names, scene.shape[0], scene.dtype, scene.wavelengths, scaled=scaled)
 
 
 def _describe_all(request: Request, sensor: Sensor | None) -> _Found:
@@ -126,21 +171,6 @@ def _join_singles(found: _Found, sensor: Sensor | None) -> None:
     found.skipped.extend(Skipped(source, reason) for scene in refused for source in scene.sources)
 
 
-def _guess(scenes: Sequence[Scene]) -> Sensor:
-    """The one sensor that fits the scenes; scenes that fit none (labels, say) have no voice."""
-    votes: Counter[str] = Counter()
-    for scene in scenes:
-        votes.update(sensor.name for sensor in candidates(scene.band_names, scene.shape[0], scene.dtype))
-    if len(votes) == 1:
-        return find_sensor(next(iter(votes)))
-    if votes:
-        listed = ", ".join(f"{name} ({count} scenes)" for name, count in votes.most_common())
-        raise InputError(f"the sensor is not to be told from the bands, it may be: {listed}; pass --sensor NAME")
-    bands = Counter(f"{scene.shape[0]} bands of {scene.dtype}" for scene in scenes).most_common(1)[0][0]
-    known = ", ".join(sensor_names())
-    raise InputError(f"no shipped sensor fits {bands} ({scenes[0].name}); pass --sensor NAME ({known}) or --sensor hsi")
-
-
 def _refuse_other_cube(scene: Scene, first: Scene) -> None:
     """The first cube makes the sensor: another one must measure the same wavelengths."""
     ours, theirs = (to_nanometres(one.wavelengths or ()) for one in (scene, first))
@@ -153,9 +183,11 @@ def _generate(request: Request, scene: Scene) -> Sensor:
     if count < 2:
         raise InputError(f"{scene.sources[0]}: one band is no hyperspectral cube; save it as (bands, rows, columns)")
     nodata = next(iter(scene.nodata), None) if options.nodata is None else options.nodata
+    nodata = None if nodata is not None and math.isnan(nodata) else nodata  # NaN is always missing
     wavelengths = scene.wavelengths if options.wavelengths is None else _wavelengths(options.wavelengths, count)
     name = options.name or f"{GENERATED}{count}"
-    return generated_sensor(name, count, wavelengths, unit=options.unit, scale=options.scale, nodata=nodata)
+    unit = options.unit or "reflectance"
+    return generated_sensor(name, count, wavelengths, unit=unit, scale=options.scale, nodata=nodata)
 
 
 def _wavelengths(text: str, count: int) -> list[float]:
@@ -172,4 +204,6 @@ def _nothing(request: Request, skipped: Sequence[Skipped]) -> str:
     where = ", ".join(map(str, request.paths))
     if not skipped:
         return f"{where}: no images; known suffixes: {' '.join((*rasters.SUFFIXES, *cubes.SUFFIXES))}"
-    return f"{where}: no usable image of sensor {request.sensor}: {'; '.join(summarise(skipped)[:3])}"
+    reasons = "; ".join(summarise(skipped)[:3])
+    advice = "" if INSPECT in reasons else f"; {INSPECT} {where}"
+    return f"{where}: no usable image of sensor {request.sensor}: {reasons}{advice}"

@@ -113,6 +113,7 @@ class Plan:
     footprints: tuple[Footprint, ...]
     skipped: tuple[Skipped, ...]
     options: TileOptions
+    forced: tuple[Skipped, ...] = ()  # scenes that are kept although their numbers are not what the sensor says
 
     @property
     def sensors(self) -> dict[str, Sensor]:
@@ -183,7 +184,8 @@ def make_plan(collections: Sequence[Collection], options: TileOptions) -> Plan:
         raise InputError(f"no tiles can be cut: {'; '.join(summarise(skipped)[:3])}")
     keys = _unique_keys([layers[0].scene.name for layers in aligned])
     footprints = tuple(Footprint(key, layers) for key, layers in zip(keys, aligned, strict=True))
-    return Plan(footprints, tuple(skipped), options)
+    forced = [entry for collection in collections for entry in collection.forced]
+    return Plan(footprints, tuple(skipped), options, tuple(forced))
 
 
 def _pair(collections: Sequence[Collection]) -> tuple[list[list[Layer]], list[Skipped]]:

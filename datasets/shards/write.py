@@ -49,6 +49,7 @@ def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = F
     prepare_folder(out, plan.fingerprint, overwrite=overwrite)
     run_jobs(jobs, partial(write_shard, sensors=plan.sensors, shapes=plan.shapes), workers)
     index = collect([job.path for job in jobs], plan.sensors, plan.shapes, plan.skipped)
+    index = dataclasses.replace(index, forced=bool(plan.forced))
     index.write(out)
     return index
 

@@ -76,16 +76,17 @@ def test_the_offset_of_baseline_4_is_a_thousand_stored_numbers() -> None:
         assert after.band_names == before.band_names
 
 
-@pytest.mark.parametrize(("alias", "band"), [("red", "B04"), ("R", "B04"), ("Band 4", "B04"), ("b_4", "B04")])
+@pytest.mark.parametrize(("alias", "band"), [("red", "B04"), ("R", "B04"), ("b_4", "B04")])
 def test_usual_names_of_a_band_are_known(alias: str, band: str) -> None:
     for name in ("sentinel2-l1c", "sentinel2-l2a", "synthetic-optical"):
         assert shipped(name).select([alias]).band_names == (band,)
 
 
-def test_numbered_channels_never_pass_for_sentinel_2() -> None:
+@pytest.mark.parametrize("form", ["Band {}", "Band_{}", "B{}"])
+def test_numbered_channels_never_pass_for_sentinel_2(form: str) -> None:
     """`Band 9` may be the ninth channel (B8A) or B09: a stack with numbers alone is refused."""
-    with pytest.raises(InputError, match="lack B8A"):
-        shipped("sentinel2-l2a").match([f"Band {number}" for number in range(1, 13)])
+    with pytest.raises(InputError, match="lack .*B8A"):
+        shipped("sentinel2-l2a").match([form.format(number) for number in range(1, 13)])
 
 
 @given(st.permutations(range(13)), st.sampled_from([str, str.lower, str.upper, lambda name: name.replace("B0", "B_")]))
