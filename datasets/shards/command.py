@@ -15,6 +15,7 @@ from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.guess import COUNTS
 from datasets.shards.index import Index
+from datasets.shards.inspection import show
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.write import write_shards
 
@@ -22,6 +23,7 @@ EPILOG = """examples:
   python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/
   python launch/shards.py sentinel2-l2a=optical/ sentinel1-grd-db=radar/ --out shards/     several sensors per sample
   python launch/shards.py cube.h5 --sensor hsi --name neon --scale 1e-4 --tile 24 --out shards/
+  python launch/shards.py --inspect scenes/ --out histograms.png                           nothing else is written
   python launch/shards.py --index foreign/ --sensor rgb-uint8                              tars made by others
 
 An interrupted run goes on where it stopped when the same command is given again."""
@@ -32,14 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are stopped as by Ctrl-C
     options = _parser().parse_args(arguments)
     try:
-        index, plan = _index_foreign(options) if options.index else _make(options)
+        if options.inspect:
+            lines = [line for request in _requests(options) for line in show(request, options.out)]
+        else:
+            index, plan = _index_foreign(options) if options.index else _make(options)
+            lines = report(index, options.index or options.out, plan)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the finished shards are kept: give the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    for line in report(index, options.index or options.out, plan):
+    for line in lines:
         print(line)
 
 
@@ -145,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scenes", nargs="*", metavar="SCENES", help="files or folders, or SENSOR=PATH for several sensors per sample")
     known = f"a shipped sensor, a YAML file, {AUTO} (default: told by all that files say), or {GENERATED} for a cube"
+    add("--inspect", action="store_true", help="say what the scenes hold and which sensors fit; --out: a .png of it")
     add("--sensor", default=AUTO, metavar="NAME", help=known)
     add("--out", type=Path, metavar="DIR", help="folder to write into")
     add("--tile", type=int, default=96, help="tile side in pixels of the first sensor (default %(default)s)")

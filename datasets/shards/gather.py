@@ -12,7 +12,6 @@ from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import (
     find_sensor,
-    fit,
     generated_sensor,
     has_band,
     sensor_names,
@@ -23,7 +22,7 @@ from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.rasters import RasterScene, describe_raster, join_bands
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
-from datasets.shards.guess import INSPECT, guess_sensor, name_unit, sift
+from datasets.shards.guess import INSPECT, fit_scene, guess_sensor, name_unit, sift
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
 WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
@@ -106,14 +105,23 @@ def _of_sensor(sensor: Sensor, request: Request, found: _Found) -> list[tuple[Sc
     """The scenes that have the sensor's bands, sorted by name, with the places of the bands."""
     kept = []
     for scene in sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)):
-        names = None if request.sensor == GENERATED else scene.band_names
         try:
             if request.sensor == GENERATED:
                 _refuse_other_cube(scene, found.scenes[0])
-            kept.append((scene, _fit(sensor, names, scene)))
+            kept.append((scene, fit_scene(sensor, scene, named=request.sensor != GENERATED)))
         except InputError as error:
             found.skipped.extend(Skipped(source, str(error)) for source in scene.sources)
     return kept
+
+
+def find_scenes(request: Request) -> tuple[list[Scene], list[Skipped]]:
+    """All images below the request's paths, whatever they are of, and the files that cannot be used."""
+    named = (
+        None if request.sensor in (AUTO, GENERATED) or find_template(request.sensor) else find_sensor(request.sensor)
+    )
+    found = _describe_all(request, named)
+    _join_singles(found, named)
+    return sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)), found.skipped
 
 
 def _by_template(request: Request, template: Template | None) -> Request:
@@ -129,11 +137,6 @@ def _by_template(request: Request, template: Template | None) -> Request:
             "unit": given.unit or template.unit,
         }
     return replace(request, sensor=GENERATED, generated=replace(given, **made))
-
-
-def _fit(sensor: Sensor, names: Sequence[str] | None, scene: Scene) -> tuple[int, ...]:
-    scaled = bool(scene.scales or scene.offsets)
-    return fit(sensor, names, scene.shape[0], scene.dtype, scene.wavelengths, scaled=scaled)
 
 
 def _describe_all(request: Request, sensor: Sensor | None) -> _Found:

@@ -7,7 +7,7 @@ import numpy as np
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from alliance.sensors.catalog import Header, Verdict, are_numbers, candidates, find_sensor, judge_all
+from alliance.sensors.catalog import Header, Verdict, are_numbers, candidates, find_sensor, fit, judge_all
 from alliance.sensors.plausible import UNITS, Seen, faults, look
 from alliance.sensors.templates import Template, find_template, template_names
 from datasets.imagery.samples import sample_pixels
@@ -32,6 +32,17 @@ def header_of(scene: Scene) -> Header:
         joined=len(scene.files) > 1,
         scaled=bool(scene.scales or scene.offsets),
     )
+
+
+def fit_scene(sensor: Sensor, scene: Scene, *, named: bool = True) -> tuple[int, ...]:
+    """Where each band of the sensor stands in the scene; `named` False: by their order, whatever they are called.
+
+    Raises:
+        InputError: the scene is not of this sensor.
+    """
+    header = header_of(scene)
+    names = header.names if named else None
+    return fit(sensor, names, header.count, header.dtype, header.wavelengths, scaled=header.scaled)
 
 
 def guess_sensor(scenes: Sequence[Scene]) -> Sensor | Template | None:
