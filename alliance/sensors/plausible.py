@@ -116,9 +116,10 @@ def drift(sensor: Sensor, seen: Seen) -> list[str]:
     )
     gap = ((seen.median - mean) / std).abs().nanmedian()
     shrunk = (seen.std / std).nanmedian()
-    if 0 < shrunk < SQUASHED and gap > 0.2:
+    free = all(limits(band) is None for band in sensor.bands)
+    if free and 0 < shrunk < SQUASHED and gap > 0.2:
         return [f"spread {shrunk:.2g} of the training images': scaled down once too often"]
-    if gap > ASTRAY and any(limits(band) is None for band in sensor.bands):
+    if free and gap > ASTRAY:
         return [f"median {gap:.3g} deviations from the training images' mean: numbers of another unit"]
     shift = seen.median - mean
     cirrus = [index for index, band in enumerate(sensor.bands) if _in_cirrus(band)]
@@ -148,11 +149,12 @@ def likely_cause(sensor: Sensor, seen: Seen) -> str:
         return "backscatter in dB" if stored.nanmedian() < 0 else "amplitudes or counts, not calibrated"
     if units != {"reflectance"}:
         return ""
-    guesses = {
-        "reflectance already, scaled before it was written": stored,
+    guesses = {"reflectance already, scaled before it was written": stored}
+    if bool((scale == 1e-4).all()):  # Sentinel-2 before and after processing baseline 04.00
+        guesses["another processing baseline: these numbers have no offset of 1000"] = stored * 1e-4
+        guesses["another processing baseline: these numbers have an offset of 1000"] = (stored - 1000) * 1e-4
+    guesses |= {
         "reflectance x 10000, not scaled yet": stored * 1e-4,
-        "another processing baseline: without the offset of this sensor": stored * scale,
-        "another processing baseline: the offset of 1000 is not removed": (stored - 1000) * 1e-4,
         "Landsat Collection 2 level 2: scale 2.75e-5, offset -0.2": stored * 2.75e-5 - 0.2,
         "an 8-bit picture": stored / 255,
         "per cent": stored / 100,

@@ -86,6 +86,10 @@ def gather(request: Request) -> Collection:
             named = guessed
         else:
             request = _by_template(request, guessed)
+            unknown = [scene for scene in found.scenes if scene.wavelengths is None]
+            found.scenes = [scene for scene in found.scenes if scene.wavelengths is not None]
+            reason = "it gives no wavelengths; pass --sensor hsi for it"
+            found.skipped.extend(Skipped(source, reason) for scene in unknown for source in scene.sources)
     sensor = named or _generate(request, found.scenes[0])
     kept = _of_sensor(sensor, request, found)
     if kept and request.sensor == GENERATED and request.generated.unit is None:

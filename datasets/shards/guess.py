@@ -148,7 +148,12 @@ def _spectrometer(scene: Scene) -> Template | None:
 
 def _undecided(scenes: Sequence[Scene], judged: Mapping[str, Sequence[Verdict]]) -> str:
     """Why the sensor is not to be told, with the candidates, what was seen, and the mend."""
-    scene = max(scenes, key=lambda scene: sum(not verdict.reason for verdict in judged.get(scene.name, ())))
+
+    def promise(scene: Scene) -> tuple[int, bool, int]:
+        fits = sum(not verdict.reason for verdict in judged.get(scene.name, ()))
+        return fits, scene.band_names is not None, scene.shape[0]
+
+    scene = max((scene for scene in scenes if scene.name in judged), key=promise)
     header, verdicts = header_of(scene), judged.get(scene.name, [])
     fitting = [verdict for verdict in verdicts if not verdict.reason]
     lines = [f"{verdict.sensor.name} fits{_unproven(verdict)}" for verdict in fitting]
