@@ -150,6 +150,8 @@ def likely_cause(sensor: Sensor, seen: Seen) -> str:
     if units != {"reflectance"}:
         return ""
     guesses = {"reflectance already, scaled before it was written": stored}
+    if bool((scale != 1).all()):
+        guesses["stored numbers, not converted yet"] = seen.median * scale + offset
     if bool((scale == 1e-4).all()):  # Sentinel-2 before and after processing baseline 04.00
         guesses["another processing baseline: these numbers have no offset of 1000"] = stored * 1e-4
         guesses["another processing baseline: these numbers have an offset of 1000"] = (stored - 1000) * 1e-4
@@ -226,7 +228,8 @@ def _tell_alike(sensor: Sensor, seen: Seen) -> list[str]:
     dark = [i for i in bright if _in_cirrus(sensor.bands[i])]
     if dark and abs(float(seen.median[dark[0]]) - BASELINE) < 0.02 and float(seen.std[dark[0]]) < 0.02:
         found.append(
-            f"band {sensor.bands[dark[0]].name} has {seen.median[dark[0]]:.3g} everywhere, where water vapour leaves 0"
+            f"band {sensor.bands[dark[0]].name} has {seen.median[dark[0]]:.3g} everywhere, where water vapour leaves 0: "
+            f"the offset of 1000 of newer Sentinel-2 products is not removed"
         )
     return found
 

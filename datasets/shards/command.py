@@ -116,7 +116,8 @@ def _make(options: argparse.Namespace) -> tuple[Index, Plan]:
 def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
     if options.scenes or options.out:
         raise InputError("--index reads one folder of tars and writes into it; give neither scenes nor --out")
-    return index_folder(options.index, options.sensor, member=options.member, workers=options.workers), None
+    found = {"member": options.member, "workers": options.workers, "force": options.force}
+    return index_folder(options.index, options.sensor, **found), None
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:

@@ -12,6 +12,7 @@ import numpy as np
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
+from alliance.sensors.plausible import faults, recall
 from datasets.imagery.scenes import Skipped, Unreadable
 from datasets.shards.index import Index, Sidecar, collect
 from datasets.shards.scan import members, read_header, scan
@@ -27,11 +28,14 @@ class ScanJob:
     tiles: int = 1
 
 
-def index_folder(folder: Path, sensor_name: str, *, member: str | None = None, workers: int = 1) -> Index:
+def index_folder(
+    folder: Path, sensor_name: str, *, member: str | None = None, workers: int = 1, force: bool = False
+) -> Index:
     """Read every tar of a folder once and write the sidecars and the index beside them.
 
     Args:
         member: field of the image (`npy` of `<key>.npy`); default the only `.npy` field there is.
+        force: take numbers that are not what the sensor says; the index says so.
     Raises:
         InputError: no tars, no arrays or several to choose from, or another band count than the sensor's.
     """
@@ -45,6 +49,14 @@ def index_folder(folder: Path, sensor_name: str, *, member: str | None = None, w
     jobs = [ScanJob(tar, fingerprint) for tar in tars]
     run_jobs(jobs, partial(_scan_shard, sensor=sensor, field=field, shape=shape), workers)
     index = collect(tars, {sensor.name: sensor}, {sensor.name: shape})
+    figures = index.statistics[sensor.name]
+    found = faults(sensor, recall(sensor, figures["mean"], figures["std"], figures["min"], figures["max"]))
+    if found and not force:
+        raise InputError(
+            f"{folder}: these arrays are not {sensor.name}: {found[0]}; give a sensor file with their scale and offset, "
+            f"or --force to take them as they are"
+        )
+    index = replace(index, forced=bool(found))
     index.write(folder)
     return index
 
