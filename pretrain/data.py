@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,7 +127,9 @@ def _refuse_unlike(name: str, sources: Sequence[Source]) -> None:
     figures = [source.index.statistics[name] for source in sources]
     for source, one in zip(sources, figures, strict=True):
         sensor = source.sensors[name]
-        found = faults(sensor, recall(sensor, one["mean"], one["std"], one["min"], one["max"]))
+        unknown = [math.nan] * len(sensor.bands)
+        low, high = one.get("min", unknown), one.get("max", unknown)
+        found = faults(sensor, recall(sensor, one["mean"], one["std"], low, high))
         if found:
             others = ", ".join(str(other.folder) for other in sources if other is not source)
             raise InputError(
