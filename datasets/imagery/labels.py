@@ -79,7 +79,7 @@ def read_label(
     stored, missing = window.stored, window.missing
     if stored.shape[0] in (3, 4) and source.band is None and not _is_grey(stored):
         if colours and header.dtype == "uint8" and len(set(classes.values())) == len(classes):
-            return Label(_by_colour(path, stored, source, classes), header)
+            return Label(_by_colour(path, stored, header, source, classes), header)
         raise InputError(_which_band(path, header))
     if stored.shape[0] > 1 and source.band is None and not _is_grey(stored):
         raise InputError(_which_band(path, header))
@@ -163,11 +163,17 @@ def _proposal(found: Indices, classes: int) -> str:
     return ""
 
 
-def _by_colour(path: Path, stored: NDArray, source: LabelSource, classes: Mapping[str, Colour]) -> Indices:
+def _by_colour(
+    path: Path, stored: NDArray, header: Scene, source: LabelSource, classes: Mapping[str, Colour]
+) -> Indices:
     packed = _packed(np.moveaxis(stored[:3], 0, -1))
     known = {int(_packed(np.array(colour))): index for index, colour in enumerate(classes.values())}
     indices = to_indices(packed, known)
     strange, count = np.unique(packed[indices < 0], return_counts=True)
+    if strange.size and count.sum() > packed.size / 2:
+        raise InputError(
+            f"{_which_band(path, header)} By colours, {count.sum() / packed.size:.0%} of its pixels are no class"
+        )
     if strange.size and source.unknown == "refuse":
         colour = [int(strange[count.argmax()]) >> shift & 255 for shift in (16, 8, 0)]
         raise InputError(
@@ -190,8 +196,8 @@ def _is_grey(stored: NDArray) -> bool:
 
 def _which_band(path: Path, header: Scene) -> str:
     return (
-        f"{path} has {header.shape[0]} bands of {header.dtype}; a label map has one band of whole numbers: is this the "
-        f"folder of the labels? If one band holds the classes, name it: label.band: 1"
+        f"{path} has {header.shape[0]} bands of {header.dtype}; a label map has one band of small integers: is this the "
+        f"folder of the labels? If one band holds the classes, name it: label.band: 1."
     )
 
 
