@@ -1,6 +1,7 @@
 """The settings tree of a segmentation run. Defaults < YAML (`--config`) < command line (`--optim.lr 1e-4`)."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from alliance.errors import InputError
 from datasets.labelled.augment import AugmentConfig
@@ -20,6 +21,7 @@ class PairDataConfig:
     train: str = "train"  # split
     evaluate: str = "test"  # split on which the best network is chosen and scored; PAD has no other one than its test
     test: str | None = None  # split that the chosen network is scored on once, after the last step
+    overlap: Literal["refuse", "count"] = "refuse"  # what to do with test samples that also stand in training
     workers: int = 2  # threads per rank that read ahead; 0 reads when a batch is asked for
     max_broken: float = 0.05  # the run stops when a larger share of the pairs is broken (judged from 1,000 read on)
 
