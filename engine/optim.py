@@ -58,7 +58,9 @@ class Rule(NamedTuple):
 class HasRules(Protocol):
     """A module some of whose parameters, or of those below it, have a rule of their own."""
 
-    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]: ...
+    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]:
+        """Parameters and the rule of each; the others have none."""
+        ...
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
