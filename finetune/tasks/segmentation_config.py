@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from alliance.errors import InputError
-from datasets.labelled.augment import PairAugmentConfig
+from datasets.labelled.augment import AugmentConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
 from engine.runs import RunConfig
@@ -49,7 +49,7 @@ class SegmentConfig:
     """Where the run lives, how long it is, how often it reports."""
     data: PairDataConfig
     """What it reads."""
-    augment: PairAugmentConfig = field(default_factory=PairAugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What may happen to a training pair."""
     start: StartConfig = field(default_factory=StartConfig)
     """Weights to begin with."""
