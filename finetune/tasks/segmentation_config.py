@@ -16,7 +16,7 @@ class PairDataConfig:
     """Registered pairs of optical image, SAR image and label map."""
 
     pairs: str
-    """Description of the pairs, made by launch/prepare.py or by hand; configs/pairs/ has examples."""
+    """Description of the pairs, made by launch/prepare.py or by hand; configs/labelled/ has examples."""
     root: str | None = None
     """Folder of the files; null: the one in the description."""
     train: str = "train"
