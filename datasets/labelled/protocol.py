@@ -78,9 +78,9 @@ def _read_split(config: SplitConfig, number: Indices, seed: int) -> Split:
     file, keys = Path(name), [prefix + part for part in ("train", "test")]
     train, test = (_checked(file, key, array, len(number)) for key, array in read_arrays(file, tuple(keys)).items())
     with open_arrays(file) as arrays:
-        kept = arrays.get(prefix + "validation")
+        kept = np.asarray(arrays[prefix + "validation"]) if prefix + "validation" in arrays else None
     if kept is not None:
-        validation = _checked(file, prefix + "validation", np.asarray(kept), len(number))
+        validation = _checked(file, prefix + "validation", kept, len(number))
     else:
         rest = np.setdiff1d(np.arange(len(number)), np.concatenate([train, test]))
         shuffled = np.random.default_rng(seed).permutation(rest)

@@ -53,7 +53,7 @@ class _Read(NamedTuple):
 
     array: NDArray  # (c, h, w)
     missing: NDArray[np.bool_] | None  # (c, h, w), as the file says it
-    header: Scene | None = None  # of a raster
+    header: Scene
 
 
 def read_scenes(benchmark: Benchmark, folder: Path) -> list[LabelledScene]:
@@ -81,7 +81,7 @@ def _read_scene(name: str, layout: Layout, folder: Path, benchmark: Benchmark) -
         images["active"] = np.sign(images["active"]) * np.log1p(np.abs(images["active"]))
     labels, masks = _labels(name, reads, grid, benchmark)
     missing = np.isnan(images["passive"]).any(axis=0) | np.isnan(images["active"]).any(axis=0)
-    header = next((read.header for read in reads.values() if read.header and read.header.crs), None)
+    header = next((read.header for read in reads.values() if read.header.crs), None)
     return LabelledScene(
         name=name,
         passive=images["passive"],
@@ -102,12 +102,14 @@ def _read(path: Path, key: str | None, bands: int | None = None, grid: Grid | No
         raise InputError(f"{path} is missing; give the folder of the data set, or another file name")
     try:
         if path.suffix.lower() in cubes.SUFFIXES:
-            return _Read(*cubes.read_cube(path, cubes.CubeOptions(key=key, bands=bands, grid=grid)))
-        if path.suffix.lower() not in rasters.SUFFIXES:
+            options = cubes.CubeOptions(key=key, bands=bands, grid=grid, join=False)
+            header: Scene = cubes.describe_cube(path, path.parent, options)
+        elif path.suffix.lower() not in rasters.SUFFIXES:
             raise Unreadable(f"is none of {', '.join((*cubes.SUFFIXES, *rasters.SUFFIXES))}; save it as one of these")
-        if key:
+        elif key:
             raise Unreadable(f"is an image without keys, yet {key!r} was asked for; leave the key out")
-        header = rasters.describe_raster(path, path.parent)
+        else:
+            header = rasters.describe_raster(path, path.parent)
         with header.open(range(header.shape[0])) as read:
             return _Read(*read(0, 0, *header.shape[1:]), header)
     except Unreadable as error:
@@ -115,7 +117,7 @@ def _read(path: Path, key: str | None, bands: int | None = None, grid: Grid | No
 
 
 def _read_map(path: Path, key: str | None, role: str) -> _Read:
-    read = _read(path, key)
+    read = _read(path, key, 1)
     if len(read.array) != 1:
         raise InputError(f"{path}: {role} has {len(read.array)} bands; give a map of one")
     return read
@@ -129,7 +131,7 @@ def _check_grid(name: str, role: str, found: Grid, wanted: Grid) -> None:
 
 def _check_place(name: str, reads: Mapping[str, _Read]) -> None:
     """Refuse rasters whose corners lie more than half a pixel apart."""
-    placed = [(role, read.header) for role, read in reads.items() if read.header and read.header.transform]
+    placed = [(role, read.header) for role, read in reads.items() if read.header.transform]
     for role, header in placed[1:]:
         first_role, first = placed[0]
         apart = np.abs(corners(header) - corners(first)).max()

@@ -58,9 +58,11 @@ def write_layout(folder: Path, layout: Layout, arrays: dict[str, np.ndarray], *,
 def write_matlab(path: Path, content: dict[str, np.ndarray], version: str) -> None:
     """Write a .mat file; a key with slashes makes structs, and a cell where it holds a number."""
     if version == "v7.3":
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", userblock_size=512 if path.suffix == ".mat" else 0) as file:
             for key, array in content.items():
                 file[key] = array.T  # as MATLAB stores it
+        if path.suffix == ".mat":
+            write_matlab_header(path)
         return
     nested: dict = {}
     for key, array in content.items():
@@ -70,6 +72,12 @@ def write_matlab(path: Path, content: dict[str, np.ndarray], version: str) -> No
             value = cell(value) if part.isdigit() else {part: value}
         _merge(nested, {first: value})
     scipy.io.savemat(path, nested)
+
+
+def write_matlab_header(path: Path) -> None:
+    """Fill the user block of an HDF5 file as MATLAB does: it tells that its axes are turned."""
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
 
 
 def cell(value: object) -> np.ndarray:
