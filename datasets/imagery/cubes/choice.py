@@ -93,15 +93,10 @@ def _words(name: str) -> list[str]:
 
 def _largest(arrays: Arrays, cube: str) -> str:
     """The only cube, unless a larger array of another shape may be the image."""
-    largest = max(arrays, key=lambda name: arrays[name].size)
-    if arrays[largest].size > arrays[cube].size and _rank(arrays[largest]) < 3 and not _is_grid(arrays, largest, cube):
+    largest = max(_without_beside([*arrays]), key=lambda name: arrays[name].size)
+    if arrays[largest].size > arrays[cube].size and _rank(arrays[largest]) < 3:
         raise Unreadable(f"its largest array {largest} is not 3-D; reshape it, or {CHOOSE}: {listing(arrays)}")
     return cube
-
-
-def _is_grid(arrays: Arrays, name: str, cube: str) -> bool:
-    """Whether an array goes along with an image by its name, or lies in a group of its own."""
-    return not _without_beside([name, cube])[1:] or name.rpartition("/")[0] != cube.rpartition("/")[0]
 
 
 def _are_detectors(arrays: Arrays, cubes: Sequence[str]) -> bool:
