@@ -7,6 +7,7 @@ import numpy as np
 import scipy.io
 
 from datasets.labelled import Benchmark, LabelledScene, Layout
+from tests.helpers.matlab import write_matlab_header
 from tests.helpers.rasters import write_tiff
 
 GRID = (10, 12)
@@ -72,12 +73,6 @@ def write_matlab(path: Path, content: dict[str, np.ndarray], version: str) -> No
             value = cell(value) if part.isdigit() else {part: value}
         _merge(nested, {first: value})
     scipy.io.savemat(path, nested)
-
-
-def write_matlab_header(path: Path) -> None:
-    """Fill the user block of an HDF5 file as MATLAB does: it tells that its axes are turned."""
-    with path.open("r+b") as file:
-        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
 
 
 def cell(value: object) -> np.ndarray:

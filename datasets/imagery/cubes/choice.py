@@ -16,23 +16,23 @@ BESIDE = re.compile(  # words in the names of arrays that go along with an image
 CHOOSE = "choose one with --key"
 
 
-def choose(arrays: Arrays, stem: str, key: str | None, *, join: bool) -> list[str]:
+def choose(arrays: Arrays, stem: str, key: str | None, *, any_rank: bool) -> list[str]:
     """Names of the arrays that make up the image.
 
     Args:
         stem: the file's name without suffix.
         key: name of the array, its end, or a group that holds the image.
-        join: several arrays may be one image: one per band, or one per detector. If not, any array may be the image,
-            a map of classes too: the only one, or the one that is named like the file.
+        any_rank: any array may be the image, a map of classes too: the only one, or the one that is named like the
+            file. Else several arrays may be one image: one per band, or one per detector.
     Raises:
         Unreadable: nothing fits, or several do.
     """
     if key and (found := _named(arrays, key.strip("/"))):
         return [found]
     within = _within(arrays, key.strip("/")) if key else arrays
-    if not join and (len(within) == 1 or stem in within):
+    if any_rank and (len(within) == 1 or stem in within):
         return [stem if stem in within else next(iter(within))]
-    if not join and within:
+    if any_rank and within:
         raise Unreadable(f"has several arrays; name one as FILE:KEY; it has {listing(within)}")
     cubes = [name for name in within if _rank(within[name]) == 3]
     if len(cubes) > 1:

@@ -27,7 +27,7 @@ class CubeOptions:
     axes: str | None = None  # order of the stored axes, such as "hwc"; None: told by the file or the numbers below
     bands: int | None = None  # the sensor's band count, if known
     grid: tuple[int, ...] | None = None  # rows and columns, if known
-    join: bool = True  # arrays of one band, or of one detector, each are one image together
+    any_rank: bool = False  # a 2-D array is an image too, and one array is the image: several are not joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def describe_cube(path: Path, root: Path, options: CubeOptions) -> CubeScene:
         Unreadable: no array fits, or several do and no key is given, or its axes are not to be told.
     """
     with open_arrays(path) as arrays, readable(path):
-        names = choose(arrays, path.stem, options.key, join=options.join)
+        names = choose(arrays, path.stem, options.key, any_rank=options.any_rank)
         found = [_describe(arrays, name, options) for name in names]
         return _scene(path, root, arrays, found)
 

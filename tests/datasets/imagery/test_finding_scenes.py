@@ -16,7 +16,7 @@ from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.rasters import describe_raster
 from datasets.imagery.scenes import Scene, Unreadable, find_date
 from datasets.shards.gather import Generated, Request, gather
-from tests.helpers.labelled_files import write_matlab_header
+from tests.helpers.matlab import write_matlab_header
 from tests.helpers.rasters import S2_NAMES, counts, write_tiff
 
 
