@@ -91,9 +91,10 @@ def _read_split(config: SplitConfig, patches: PatchSet, number: Indices, seed: i
     file, keys = Path(name), [prefix + part for part in ("train", "test")]
     found = read_arrays(file, tuple(keys))
     with open_arrays(file) as arrays:
-        kept, position, classes = (arrays.get(prefix + key) for key in ("validation", POSITION, NUMBER))
-        found |= {} if kept is None else {prefix + "validation": np.asarray(kept)}
-        place = None if position is None else _same_pixels(file, np.asarray(position), classes, patches, number)
+        more = [prefix + key for key in ("validation", POSITION, NUMBER)]
+        kept, position, classes = (np.asarray(arrays[key]) if key in arrays else None for key in more)
+    found |= {} if kept is None else {prefix + "validation": kept}
+    place = None if position is None else _same_pixels(file, position, classes, patches, number)
     count = len(number) if place is None else len(place)
     parts = {key: _checked(file, key, array, count) for key, array in found.items()}
     if place is not None:
@@ -112,7 +113,9 @@ def _read_split(config: SplitConfig, patches: PatchSet, number: Indices, seed: i
     return Split(train, validation, test)
 
 
-def _same_pixels(file: Path, position: np.ndarray, classes: Any, patches: PatchSet, number: Indices) -> Indices:
+def _same_pixels(
+    file: Path, position: np.ndarray, classes: np.ndarray | None, patches: PatchSet, number: Indices
+) -> Indices:
     """Index of every pixel of the file among the labelled pixels here, -1 where it has no label here.
 
     Raises:
@@ -125,8 +128,8 @@ def _same_pixels(file: Path, position: np.ndarray, classes: Any, patches: PatchS
     here = {tuple(row): index for index, row in enumerate(patches.position.tolist())}
     place = np.array([here.get(tuple(row), -1) for row in position.tolist()], dtype=np.int64)
     known = place >= 0
-    if classes is not None and (np.asarray(classes)[known] != number[place[known]]).any():
-        wrong = int((np.asarray(classes)[known] != number[place[known]]).sum())
+    if classes is not None and (classes[known] != number[place[known]]).any():
+        wrong = int((classes[known] != number[place[known]]).sum())
         raise InputError(
             f"{file}: {wrong} of its pixels have another class here; it belongs to other labels: draw a split anew"
         )

@@ -268,6 +268,6 @@ def _identity(footprint: Footprint) -> list[Any]:
     for layer in footprint.layers:
         scene = layer.scene
         files = [(file.stat().st_size, file.stat().st_mtime_ns) for file in scene.files]
-        reading = [scene.shape, scene.dtype, scene.nodata, getattr(scene, "key", None), getattr(scene, "axes", None)]
+        reading = [scene.shape, scene.dtype, scene.nodata, repr(getattr(scene, "parts", None))]
         record.append([layer.sensor.name, scene.sources, files, layer.bands, reading])
     return record

@@ -131,7 +131,11 @@ def write_shard(job: Job, *, sensors: dict[str, Sensor], shapes: dict[str, tuple
             dropped += len(windows) - len(samples)
             for sample in samples:
                 tar.write(sample)
-    sidecar = scan(part, sensors, shapes)
+    finish_shard(part, job, scan(part, sensors, shapes), dropped=dropped, skipped=skipped)
+
+
+def finish_shard(part: Path, job: ShardJob, sidecar: Sidecar, *, dropped: int, skipped: Sequence[Skipped]) -> None:
+    """Give a tar that is written its name, then write its sidecar; one without samples is removed."""
     if len(sidecar.keys):
         os.replace(part, job.path)
     else:
@@ -152,7 +156,7 @@ def _cut(footprint: Footprint, windows: Sequence[tuple[int, int]], job: Job) -> 
                 array, missing = settle(read(*(int(v * layer.ratio) for v in (row, col, tile, tile))), layer)
                 if missing > job.options.max_missing:
                     break
-                sample[f"{layer.sensor.name}.npy"] = _npy(array)
+                sample[f"{layer.sensor.name}.npy"] = npy(array)
             else:
                 yield sample | {"json": json.dumps(_describe(footprint.layers, row, col)).encode()}
 
@@ -182,7 +186,8 @@ def _holds(dtype: np.dtype, value: float) -> bool:
     return float(value).is_integer() and limits.min <= value <= limits.max
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """An array as the bytes of a little-endian .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))), allow_pickle=False)
     return buffer.getvalue()
