@@ -19,6 +19,7 @@ class DataConfig:
     augment: bool = True  # flips and quarter turns
     workers: int = 1  # threads per rank that read ahead; 0 reads when a batch is asked for
     verify: bool = True  # compare every sample with the checksum in its shard's index
+    allow_pipe: bool = False  # whether a source may be a command (pipe:...); on the command line alone
     max_broken: float = 0.05  # the run stops when a larger share of the samples read is broken (judged from 1,000 on)
 
     def __post_init__(self) -> None:

@@ -13,13 +13,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetWriter
 from rasterio.shutil import copy
 from rasterio.transform import Affine
 
+from alliance.files import sync
 from datasets.imagery.labels import IGNORE, Colour
 
 FULL = 250  # stored value of probability 1
@@ -74,8 +77,23 @@ def _cloud_optimised(path: Path, grid: Grid, *, count: int, overviews: str) -> I
         with rasterio.open(windows, "w", **profile) as target:
             yield target
         form = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "overview_resampling": overviews}
-        copy(windows, whole, driver="COG", **form)
+        if not _copied(windows, whole, form):
+            raise OSError(f"{path} cannot be written whole; make room, then give the same command again")
+        sync(whole)
         os.replace(whole, path)
+
+
+def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
+    """Copy a file as a cloud optimised one and read it back: GDAL does not always tell that a disk is full."""
+    try:
+        copy(source, target, driver="COG", **form)
+        with rasterio.open(source) as first, rasterio.open(target) as second:
+            return all(
+                np.array_equal(first.read(window=window), second.read(window=window))
+                for _, window in first.block_windows(1)
+            )
+    except (RasterioError, CPLE_BaseError, SystemError):
+        return False
 
 
 def _write_categories(path: Path, names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -42,8 +41,7 @@ def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: Worl
                 folder / "process_*.log")  # fmt: skip
     _wait(started, seeds, folder, world)
     for process, log in started:
-        unheard = world.stop and process.exitcode == -signal.SIGTERM  # it came before the process listened
-        if process.exitcode and not unheard:
+        if process.exitcode and not world.stop:  # asked to stop, it may end in many ways
             last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
             raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
 
