@@ -101,9 +101,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        return manifest | {"layout": Layout(**manifest["layout"]), "files": dict(manifest["files"])}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        layout, files = Layout(**manifest["layout"]), dict(manifest["files"])
+        for name, record in files.items():
+            if Path(name).name != name or not isinstance(record["bytes"], int) or not isinstance(record["sha256"], str):
+                raise ValueError(f"{name} is no file of a checkpoint")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"its manifest cannot be read ({error})") from error
+    if not isinstance(layout.ranks, int) or layout.zero not in (0, 1, 2, 3) or not isinstance(layout.precision, str):
+        raise ValueError(f"its manifest cannot be read (a layout of {tuple(layout)})")
+    return manifest | {"layout": layout, "files": files}
 
 
 def verify(path: Path, files: dict[str, Any], *, part: int = 0, parts: int = 1) -> str | None:
