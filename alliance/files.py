@@ -35,18 +35,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def new_file(path: Path) -> Iterator[Path]:
     """An empty file of our own beside `path`, for a writer that wants a name; it gets the name `path` when the block ends.
 
-    Whatever the writer makes of it has the rights that the umask gives. Nothing stays if the block fails, and nothing is
-    replaced if the writer has removed it.
+    Whatever the writer makes of it has the rights that the umask gives. Nothing stays if the block fails.
     """
+    with scratch_file(path) as part:
+        rights = part.stat().st_mode & 0o777
+        yield part
+        part.chmod(rights)
+        os.replace(part, path)
+
+
+@contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """An empty file of our own beside `path`, under a name that nobody can foresee; it is removed when the block ends."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
-        rights = os.fstat(descriptor).st_mode & 0o777
-        os.close(descriptor)
+        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666))
         yield part
-        if part.exists():
-            part.chmod(rights)
-            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

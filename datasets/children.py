@@ -1,9 +1,11 @@
-"""Processes that a command starts run our code and the installed libraries, not what lies in the current folder."""
+"""Processes that a command starts: they run our code and the libraries, nothing of the current folder, and end with it."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 
 ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -22,3 +24,15 @@ def safe_path() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it is gone, however it went."""
+    Thread(target=_await_parent, daemon=True, name="parent").start()
+
+
+def _await_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "only processes of multiprocessing wait for their parent"
+    parent.join()
+    os._exit(1)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from alliance.errors import InputError
 from alliance.files import NO_LINKS
 
+LOCK = ".lock"
 SPARE = 128  # descriptors kept for everything that is no shard: libraries, logs, sockets, scenes
 FULL = (errno.EMFILE, errno.ENFILE)  # too many open files, of this process or of the machine
 
@@ -24,34 +25,42 @@ def open_lock(path: Path) -> int | None:
     Raises:
         OSError: the file cannot be opened.
     """
-    return _locked(os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
+    if _lock(descriptor) is False:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Be the only process that writes into a folder; no file is made for it.
+    """Be the only process that writes into a folder. Where folders cannot be locked (NFS), a file `.lock` in it is.
 
     Raises:
-        InputError: another one does.
+        InputError: another process is.
     """
-    lock = _locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    if lock is None:
+    descriptor: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    locked = _lock(descriptor)
+    if locked is None:
+        os.close(descriptor)
+        descriptor = open_lock(folder / LOCK)
+    if locked is False or descriptor is None:
         raise InputError(f"another process writes into {folder}; wait for it, or give another folder")
     try:
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
-def _locked(descriptor: int) -> int | None:
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock could be had; None: there are none on this file system."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except BlockingIOError:
-        os.close(descriptor)
+        return False
+    except OSError:
         return None
-    except OSError:  # a file system without locks, or without those of folders
-        pass
-    return descriptor
 
 
 def append_to(path: str | Path) -> BinaryIO:

@@ -183,6 +183,8 @@ def _agree(error: Exception | None, partial: Path, world: World) -> None:
 def _said(error: Exception) -> str:
     """An error in one line."""
     lines = str(error).splitlines() or [""]
+    if "unexpected pos" in lines[0]:  # as torch's writer puts it
+        return "a file could be written in part only"
     return (error.strerror if isinstance(error, OSError) else None) or lines[0][:120]
 
 

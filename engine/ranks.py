@@ -74,15 +74,14 @@ def _meet(backend: str, rank: int, size: int, device: torch.device | None) -> No
     Raises:
         InputError: the port is taken.
     """
-    address, port = os.environ["MASTER_ADDR"], read_number("MASTER_PORT")
-    store: dist.Store = dist.HashStore()
-    if size > 1:
-        if not _is_loopback(address) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            return
-        store = _loopback_store(port, rank, size)
+    if size > 1 and not _is_loopback(os.environ["MASTER_ADDR"]):
+        return
     if "lo" in (name for _, name in socket.if_nameindex()):
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
+    if size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    store = _loopback_store(read_number("MASTER_PORT"), rank, size) if size > 1 else dist.HashStore()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT, device_id=device)
 
 

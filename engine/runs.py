@@ -10,7 +10,7 @@ import yaml
 from alliance.errors import InputError
 from alliance.files import clear_temporaries, replace_file
 from alliance.passwords import hide_in
-from datasets.descriptors import open_lock
+from datasets.descriptors import LOCK, open_lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class RunConfig:
             )
 
 
-LOCK, MARK = ".lock", b"a run folder of alliance-rs\n"
+MARK = b"a run folder of alliance-rs\n"
 LEFT_BY_A_FAILED_START = (LOCK, "train.log")
 
 

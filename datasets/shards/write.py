@@ -12,9 +12,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +21,10 @@ from tqdm import tqdm
 from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
-from alliance.files import final_name, new_file
+from alliance.files import TEMPORARY, clear_temporaries, final_name, scratch_file
 from alliance.sensors import Sensor
-from datasets.children import safe_path
-from datasets.descriptors import only_writer
+from datasets.children import end_with_parent, safe_path
+from datasets.descriptors import LOCK, only_writer
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, Window
 from datasets.shards.index import NAME, Index, Sidecar, collect
 from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
@@ -59,6 +58,11 @@ def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = F
     with only_writer(out):
         prepare_folder(out, plan.fingerprint, overwrite=overwrite)
         run_jobs(jobs, partial(write_shard, sensors=plan.sensors, shapes=plan.shapes), workers)
+        undone = [job.path for job in jobs if not is_finished(job)]
+        if undone:
+            raise InputError(
+                f"{undone[0]} is not as it was written; see that nobody else writes into {out}, then go on"
+            )
         index = collect([job.path for job in jobs], plan.sensors, plan.shapes, plan.skipped)
         index.write(out)
     return index
@@ -71,11 +75,11 @@ def prepare_folder(out: Path, fingerprint: str, *, overwrite: bool) -> None:
         InputError: the folder holds anything else; nothing is removed then.
     """
     paths = sorted(out.iterdir())
-    others = [path for path in paths if not OUR_NAME.fullmatch(final_name(path))]
+    others = [path for path in paths if path.name != LOCK and not OUR_NAME.fullmatch(final_name(path))]
     if others:
         raise InputError(f"{out} holds other files ({others[0].name}); pass another --out")
     if overwrite:
-        for path in paths:
+        for path in (path for path in paths if path.name != LOCK):
             path.unlink(missing_ok=True)
         return
     foreign = _of_others(out)
@@ -85,7 +89,8 @@ def prepare_folder(out: Path, fingerprint: str, *, overwrite: bool) -> None:
         )
     if any(_fingerprint(path) not in (None, fingerprint) for path in out.glob("shard-*.npz")):
         raise InputError(f"{out} holds shards of other scenes or options; pass --overwrite, or another --out")
-    for path in out.glob("*.tmp"):
+    clear_temporaries(out)
+    for path in out.glob("shard-*.tmp"):  # as earlier versions called theirs
         path.unlink(missing_ok=True)
 
 
@@ -97,8 +102,10 @@ def _of_others(out: Path) -> list[Path]:
         listed = Index.read(out).shards
         ours |= {Path(shard.name).stem for shard in listed} | {index.stem}
     claimed = ours | ({index.stem} if ours else set())  # a damaged index of good shards is made anew
-    return [path for path in sorted(out.iterdir()) if path.name.partition(".")[0] not in claimed
-            and not (path.suffix == ".tmp" and ours)]  # fmt: skip
+    paths = [path for path in sorted(out.iterdir()) if path.name != LOCK and not TEMPORARY.fullmatch(path.name)]
+    return [
+        path for path in paths if path.name.partition(".")[0] not in claimed and not (ours and path.suffix == ".tmp")
+    ]
 
 
 def is_finished(job: ShardJob) -> bool:
@@ -150,7 +157,7 @@ def write_shard(job: Job, *, sensors: dict[str, Sensor], shapes: dict[str, tuple
     Raises:
         InputError: not all samples that were written can be read back.
     """
-    with new_file(job.path) as part:
+    with scratch_file(job.path) as part:
         written, dropped, skipped = _write_samples(job, part)
         sidecar = scan(part, sensors, shapes)
         if sidecar.skipped or len(sidecar.keys) != written:
@@ -160,10 +167,10 @@ def write_shard(job: Job, *, sensors: dict[str, Sensor], shapes: dict[str, tuple
                 f"disk is neither full nor failing, then give the same command again"
             )
         record = {"dropped": dropped, "skipped": tuple(skipped), "fingerprint": job.fingerprint}
-        if not written:
-            part.unlink()
-            record["bytes"] = 0
+        record |= {} if written else {"bytes": 0}
         dataclasses.replace(sidecar, **record).save(job.path.with_suffix(".npz"))
+        if written:
+            os.replace(part, job.path)
 
 
 def _write_samples(job: Job, part: Path) -> tuple[int, int, list[Skipped]]:
@@ -270,12 +277,4 @@ def _fingerprint(sidecar: Path) -> str | None:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End this worker when the process that started it is gone, however it went."""
-    parent = parent_process()
-    assert parent is not None, "only worker processes wait for their parent"
-    parent.join()
-    os._exit(1)
+    end_with_parent()

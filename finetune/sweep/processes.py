@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from alliance.errors import InputError
+from datasets.children import end_with_parent
 from engine.command import run_command
 from engine.log import logger
 from engine.ranks import World, forget_launcher
@@ -71,6 +72,7 @@ def train_part(arguments: Sequence[str], log: str, threads: int) -> None:
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)
         torch.set_num_threads(threads)
+        end_with_parent()
         forget_launcher()
         run_command(ClassifyConfig, __doc__, _part, arguments)
 
