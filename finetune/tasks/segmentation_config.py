@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from alliance.errors import InputError
-from datasets.labelled.augment import PairAugmentConfig
+from datasets.labelled.augment import AugmentConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
 from engine.runs import RunConfig
@@ -38,7 +38,7 @@ class SegmentConfig:
 
     run: RunConfig
     data: PairDataConfig
-    augment: PairAugmentConfig = field(default_factory=PairAugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     start: StartConfig = field(default_factory=StartConfig)
     checkpoint: str = ""  # of an Alliance encoder: a short name of model.encoder.checkpoint
     model: PadConfig = field(default_factory=PadConfig)
