@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,7 +75,7 @@ def allowed() -> int:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def share_out(limit: int, holders: int, most: int) -> int:

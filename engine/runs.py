@@ -1,6 +1,7 @@
 """The run folder: who may write into it, and what stands where."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ class RunConfig:
 
 
 MARK = b"a run folder of alliance-rs\n"
-LEFT_BY_A_FAILED_START = (LOCK, "train.log")
+LEFT_BY_A_FAILED_START = re.compile(r"\.lock|train\.log|slurm-.*\.(out|err)")
 
 
 class RunFolder:
@@ -89,9 +90,12 @@ class RunFolder:
         return marked or any(self.checkpoints.glob("step_[0-9]*[0-9]/MANIFEST.json"))
 
     def _refuse_used(self, resume: str) -> None:
-        """Raise InputError where the folder holds a run that shall not go on, or what is no run."""
+        """Raise InputError where the folder holds a run that shall not go on, what is no run, or links in place of logs."""
+        for path in (self.path / LOCK, self.log, self.metrics):
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, which is not followed; remove it, or choose another --run.dir")
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        used = [entry for entry in entries if entry.name not in LEFT_BY_A_FAILED_START]
+        used = [entry for entry in entries if not LEFT_BY_A_FAILED_START.fullmatch(entry.name)]
         full = [entry for entry in used if not entry.is_file() or entry.stat().st_size]
         if full and not self.is_ours():
             raise InputError(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from alliance.errors import InputError
+from datasets.descriptors import append_to, open_lock
 from engine.checkpoints import MANIFEST, clear_unfinished, list_checkpoints
 from engine.deepspeed_internals import converter_command, load_states, names_beside_states
 from engine.restore import refuse_foreign_states
@@ -137,20 +138,17 @@ def test_a_new_and_an_empty_folder_begin_a_run_and_go_on_later(place: str, tmp_p
         folder.release()
 
 
-@pytest.mark.parametrize("name", [".lock", "train.log"])
-def test_a_planted_link_is_not_followed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.jsonl"])
+def test_a_planted_link_is_not_followed(name: str, resume: str, tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(tmp_path / "theirs")
-    folder = RunFolder(tmp_path / "run")
-    if name == ".lock":
-        with pytest.raises(InputError, match="cannot be written"):
-            folder.claim("never")
-    else:
-        from engine.log import LogFile
-
+    with pytest.raises(InputError, match="is a link, which is not followed"):
+        RunFolder(tmp_path / "run").claim(resume)
+    for opening in (open_lock, append_to):  # planted a moment later
         with pytest.raises(OSError, match="symbolic links"):
-            LogFile(folder.log)
+            opening(tmp_path / "run" / name)
     assert (tmp_path / "theirs").read_text() == "precious"
 
 
