@@ -34,6 +34,9 @@ SPACE := $(subst ,, )
 .NOTPARALLEL:
 .PHONY: help pretrain test lint clean install shards unused-run
 
+# No process of theirs runs code that lies in the current folder.
+pretrain shards data/synthetic: export PYTHONSAFEPATH = 1
+
 pretrain: unused-run shards ## pretrain on made-up scenes, on DATA=<folder>, or on DATA='SENSOR=<folder> ...'
 	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed -q --num_gpus $(RANKS) launch/pretrain.py \
 		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(ARGS)
@@ -46,9 +49,10 @@ lint: install ## ruff and pyright, as in pre-commit
 	$(VENV)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/pyright
 
-clean: ## remove what `make pretrain` made of the made-up scenes, and caches; keeps .venv and other runs
-	rm -rf runs/quickstart data/synthetic data/synthetic.part $(SHARDS)/optical $(SHARDS)/sar
-	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+# Fixed places alone, whatever SHARDS and RUN say: what lies elsewhere is for its owner to remove.
+clean: ## remove what `make pretrain` made of the made-up scenes in its usual places, and caches; keeps .venv and other runs
+	rm -rf -- 'runs/quickstart' 'data/synthetic' 'data/synthetic.part' 'data/shards/optical' 'data/shards/sar'
+	rm -rf -- .pytest_cache .ruff_cache .hypothesis build 'alliance_rs.egg-info'
 
 help: ## list the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -80,7 +84,7 @@ unused-run:
 shards: install $(if $(DATA),,data/synthetic)
 ifneq ($(MIXED),)
 	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(call FOLDERS_OF,$(item)) \
-		--sensor $(call SENSOR_OF,$(item)) --out $(SHARDS)/$(call SENSOR_OF,$(item)) \
+		--sensor $(call SENSOR_OF,$(item)) --out '$(SHARDS)/$(call SENSOR_OF,$(item))' \
 		--tile $(call TILE_OF,$(item)) --workers $(WORKERS) && )true
 else ifneq ($(DATA),)
 	$(VENV)/python launch/shards.py '$(DATA)' --sensor '$(SENSOR)' --out '$(OWN)' $(TILING)
@@ -90,6 +94,6 @@ else
 endif
 
 data/synthetic: | .venv/.installed
-	rm -rf $@.part
+	rm -rf -- '$@.part'
 	$(VENV)/python launch/synthetic.py --out $@.part --cube 0
 	mv $@.part $@
