@@ -15,7 +15,7 @@ HEADER_BYTES = 1_000_000
 
 def header_beside(path: Path) -> Path | None:
     """The ENVI header `x.hdr` or `x.dat.hdr` of a file `x.dat`."""
-    for header in (path.with_name(path.name + ".hdr"), path.with_suffix(".hdr")):
+    for header in (path.with_name(stem + suffix) for stem in (path.name, path.stem) for suffix in (".hdr", ".HDR")):
         if header != path and header.is_file() and _text(header).lstrip().startswith("ENVI"):
             return header
     return None

@@ -15,21 +15,21 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 
 from alliance.errors import InputError
-from datasets.imagery.envi import check_size, envi_lines, good_bands
+from alliance.sensors.wavelengths import to_nanometres
+from datasets.imagery.envi import check_size, good_bands, header_beside, scales_and_offsets
 from datasets.imagery.scenes import COMPLEX, Read, Scene, Unreadable, Window, check_dtype, equals, find_date, readable
 from datasets.imagery.vrt import check_sidecars, vrt_files
-from datasets.imagery.wavelengths import raster_wavelengths
 
 DRIVERS = {  # the one driver that may open a file of this suffix, whatever the file holds
-    **dict.fromkeys((".tif", ".tiff"), ("GTiff",)),
-    ".jp2": ("JP2OpenJPEG",),
-    **dict.fromkeys((".jpg", ".jpeg"), ("JPEG",)),
-    ".png": ("PNG",),
-    ".vrt": ("VRT",),
-    ".img": ("HFA", "ENVI"),
+    **dict.fromkeys((".tif", ".tiff"), "GTiff"),
+    ".jp2": "JP2OpenJPEG",
+    **dict.fromkeys((".jpg", ".jpeg"), "JPEG"),
+    ".png": "PNG",
+    ".vrt": "VRT",
+    ".img": "HFA",
 }
 SUFFIXES = tuple(DRIVERS)
-HEADED = ("ENVI",)  # what a header `.hdr` stands beside, of any name
+NAMED_UNITS = ("nm", "nanometers", "nanometres", "um", "µm", "micrometers", "micrometres")  # in bands' descriptions
 OPENING = threading.Lock()  # warning filters are the whole process's, and training reads in several threads
 PROBE = 64  # pixels: side of the windows in which alpha is told from a band
 ALPHA_PART = 0.9  # of an alpha band's pixels, at least, are wholly opaque or wholly transparent
@@ -67,12 +67,10 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
     with opened(path, root) as dataset, readable(path):
         if any(name.startswith("complex") for name in dataset.dtypes):
             raise Unreadable(COMPLEX.format(dataset.dtypes[0]))
-        if dataset.driver == "ENVI":
-            check_size(path, dataset)
         pages = _pages(dataset)
         count = pages or dataset.count
         alpha = _alpha(dataset)
-        scales, offsets = envi_lines(dataset) if dataset.driver == "ENVI" else (dataset.scales, dataset.offsets)
+        scales, offsets = scales_and_offsets(dataset)
         plain = all(scale == 1 for scale in scales) and not any(offsets)
         return RasterScene(
             root=root,
@@ -81,7 +79,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
             shape=(count, dataset.height, dataset.width),
             dtype=check_dtype(np.result_type(*dataset.dtypes)),
             band_names=None if pages else _band_names(dataset, alpha),
-            wavelengths=None if pages else raster_wavelengths(dataset),
+            wavelengths=None if pages else _wavelengths(dataset),
             nodata=_repeated(dataset.nodatavals, count) if any(v is not None for v in dataset.nodatavals) else (),
             masked=alpha is not None or _has_mask(dataset),
             scales=() if plain else _repeated(scales, count),
@@ -107,15 +105,18 @@ def opened(path: Path, root: Path | None = None, page: int | None = None) -> Ite
     Raises:
         Unreadable: no raster, or its format is not the one of its suffix.
     """
-    drivers = DRIVERS.get(path.suffix.lower(), HEADED)
+    header = header_beside(path) if path.suffix.lower() not in DRIVERS or path.suffix.lower() == ".img" else None
+    driver = "ENVI" if header else DRIVERS.get(path.suffix.lower(), "ENVI")
     with readable(path):
         check_sidecars(path)
-        if drivers == ("VRT",):
+        if header:
+            check_size(path, header)
+        if driver == "VRT":
             vrt_files(path, root or path.parent)
         name = path if page is None else f"GTIFF_DIR:{page}:{path.absolute()}"
         with OPENING, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(name, driver=list(drivers))
+            dataset = rasterio.open(name, driver=driver)
     with dataset:
         yield dataset
 
@@ -246,6 +247,23 @@ def _band_names(dataset: rasterio.DatasetReader, alpha: int | None) -> tuple[str
     if coloured:
         return ("R", "G", "B", *colours[3:])
     return colours if colours == ("palette",) else None
+
+
+def _wavelengths(dataset: rasterio.DatasetReader) -> tuple[float, ...] | None:
+    """Centre wavelengths (nm) of the band tags, of an ENVI header, or of descriptions such as "423.00 nm"."""
+    tags = [dataset.tags(index) for index in dataset.indexes]
+    values, units = [one.get("wavelength") for one in tags], tags[0].get("wavelength_units")
+    if not all(values):
+        found = [re.fullmatch(r"\s*([\d.]+)\s*([^\d\s]+)\s*", str(name or "")) for name in dataset.descriptions]
+        if not all(found) or len({match[2] for match in found if match}) > 1:
+            return None
+        values, units = [match[1] for match in found if match], next(match[2] for match in found if match)
+        if units.lower() not in NAMED_UNITS:
+            return None
+    try:
+        return tuple(to_nanometres([float(str(value)) for value in values], units))
+    except (ValueError, InputError) as error:
+        raise Unreadable(f"its wavelengths, {values[0]} {units or ''} to {values[-1]}, are none: {error}") from error
 
 
 @contextmanager

@@ -113,7 +113,9 @@ def _below(path: Path, root: Path, element: ElementTree.Element) -> Path:
         raise Unreadable(f"reads {text[:80]!r}, which is no file beside it; {MEND}")
     file = Path(path.parent, text).resolve() if relative else Path(text).resolve()
     if not file.is_relative_to(root.resolve()):
-        raise Unreadable(f"reads {text[:80]}, outside of the folder that was given; give one that holds both, or {MEND}")
+        raise Unreadable(
+            f"reads {text[:80]}, outside of the folder that was given; give one that holds both, or {MEND}"
+        )
     if not file.is_file():
         raise Unreadable(f"reads {text[:80]}, which is not there; put the file back, or take {path.name} away")
     return file
