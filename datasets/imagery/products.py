@@ -130,8 +130,8 @@ def _product_lines(scene: RasterScene, facts: Mapping[str, str]) -> list[tuple[f
     if LANDSAT.match(product) and scene.dtype == "uint16" and scene.band_names:
         stems = [file.stem for file in scene.files] if len(scene.files) > 1 else scene.band_names
         texts = "\n".join(_text(path) for path in sorted(scene.files[0].parent.glob("*_MTL.txt"))[:1])
-        lines = [_landsat_line(stem, facts, texts) for stem in stems]
-        return [line or (1.0, 0.0) for line in lines] if any(lines) else None
+        told = [line for stem in stems if (line := _landsat_line(stem, facts, texts))]
+        return told if len(told) == len(stems) else None
     return None
 
 

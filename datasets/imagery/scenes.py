@@ -22,6 +22,7 @@ class Window(NamedTuple):
     missing: np.ndarray | None = None  # (c, h, w) bool, what the file itself calls missing; None: it says nothing
 
 
+SHOWN = 60  # characters of a file's path in a summary
 COMPLEX = (
     "holds {} values, pixels are integers or floats; of complex SAR take the amplitude, or decibels: "
     "gdal_calc.py -A IN --calc='20*log10(abs(A)+1e-6)' --type=Float32 --outfile=OUT.tif"
@@ -132,8 +133,13 @@ def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
     lines = []
     for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
-        lines.append(f"{', '.join(files[:limit])}{rest}: {reason}")
+        lines.append(f"{', '.join(map(_short, files[:limit]))}{rest}: {reason}")
     return lines
+
+
+def _short(file: str) -> str:
+    """The end of a long path."""
+    return file if len(file) <= SHOWN else f"...{file[-SHOWN:]}"
 
 
 def equals(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:

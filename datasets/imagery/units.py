@@ -71,9 +71,12 @@ def _mend(sensor: Sensor, lines: Sequence[Line]) -> str:
         if other.band_names == sensor.band_names and all(map(_agree, map(_line, other.bands), lines)):
             return f"pass --sensor {name}"
     scale, offset = lines[0]
+    wanted = f"scale: {scale:.10g} and offset: {offset:.10g}"
+    if sensor.description.startswith("generated"):
+        return f"pass --scale {scale:.10g}, or none to take the file's"
     return (
-        f"if the file is right, write a sensor of your own (extends: {sensor.name}, scale: {scale:.10g}, offset: "
-        f"{offset:.10g}); if not, mend its tags (gdal_edit.py -scale S -offset O)"
+        f"if the file is right, copy the YAML of {sensor.name} under another name, with {wanted}, and pass its path as "
+        f"--sensor; if not, mend its tags (gdal_edit.py -scale S -offset O)"
     )
 
 

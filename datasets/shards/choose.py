@@ -53,8 +53,11 @@ def empty_bands(scene: Scene, among: Sequence[int], nodata: float | None = None)
             break
         with scene.open(empty) as read:
             stored, missing = read(*window)
-        absent = np.isnan(stored) | (stored == nodata if nodata is not None else False)
-        absent = absent if missing is None else absent | missing
+        absent = np.isnan(stored)
+        if nodata is not None:
+            absent |= stored == nodata
+        if missing is not None:
+            absent |= missing
         empty = [band for band, gone in zip(empty, absent.all(axis=(1, 2)), strict=True) if gone]
     return set(empty)
 
@@ -110,9 +113,18 @@ def common_choice(scenes: Sequence[Scene], drop: str | None, nodata: float | Non
         raise InputError(
             f"{first.sources[0]}: no band is left: {len(bad)} bad, {len(empty)} empty, {len(dropped)} dropped"
         )
-    reasons = ((dropped, "dropped as asked"), (bad, "called bad in the file"), (empty, "without any value"))
-    notes = [f"{len(places)} of {first.shape[0]} bands {why}: {_spans(places)}" for places, why in reasons if places]
-    return kept, [f"left out {note}; --drop {NOTHING} keeps all" for note in notes]
+    keeps = f"; --drop {NOTHING} keeps them"
+    reasons = (
+        (dropped, "dropped as asked", ""),
+        (bad, "called bad in the file", keeps),
+        (empty, "without any value", keeps),
+    )
+    notes = [
+        f"left out {len(places)} of {first.shape[0]} bands, {why}: {_spans(places)}{mend}"
+        for places, why, mend in reasons
+        if places
+    ]
+    return kept, notes
 
 
 def _spans(places: set[int]) -> str:
