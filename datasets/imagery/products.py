@@ -122,16 +122,16 @@ def with_product(scene: RasterScene) -> RasterScene:
 
 def _product_lines(scene: RasterScene, facts: Mapping[str, str]) -> list[tuple[float, float]] | None:
     """Scale and offset of each band as the product says, where the files are the product's own and it says it."""
-    product = facts["product"]
-    if SENTINEL2.match(product) and "baseline" in facts and _is_untouched(scene.files[0]):
-        return [(REFLECTANCE, _sentinel2_offset(scene.files[0], facts["baseline"]))] * scene.shape[0]
+    product, first = facts["product"], scene.files[0]
+    if SENTINEL2.match(product) and "baseline" in facts and _is_untouched(first):
+        return [(REFLECTANCE, _sentinel2_offset(first, facts["baseline"]))] * scene.shape[0]
     if THEIA.match(product):
         return [(REFLECTANCE, 0.0)] * scene.shape[0]
     if LANDSAT.match(product) and scene.dtype == "uint16" and scene.band_names:
         stems = [file.stem for file in scene.files] if len(scene.files) > 1 else scene.band_names
-        texts = "\n".join(_text(path) for path in sorted(scene.files[0].parent.glob("*_MTL.txt"))[:1])
-        told = [line for stem in stems if (line := _landsat_line(stem, facts, texts))]
-        return told if len(told) == len(stems) else None
+        texts = "\n".join(_text(path) for path in sorted(first.parent.glob("*_MTL.txt"))[:1])
+        told = [_landsat_line(stem, facts, texts) for stem in stems]
+        return [line or (1.0, 0.0) for line in told] if any(told) else None
     return None
 
 

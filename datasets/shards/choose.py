@@ -53,12 +53,12 @@ def empty_bands(scene: Scene, among: Sequence[int], nodata: float | None = None)
             break
         with scene.open(empty) as read:
             stored, missing = read(*window)
-        absent = np.isnan(stored)
+        absent: np.ndarray = np.isnan(stored)
         if nodata is not None:
             absent |= stored == nodata
         if missing is not None:
             absent |= missing
-        empty = [band for band, gone in zip(empty, absent.all(axis=(1, 2)), strict=True) if gone]
+        empty = [band for band, gone in zip(empty, np.all(absent, axis=(1, 2)).tolist(), strict=True) if gone]
     return set(empty)
 
 

@@ -1,6 +1,7 @@
 """Scale and offset: the file's, the sensor's, or a refusal that names both."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_scenes_that_differ_from_most_are_skipped_by_name(tmp_path: Path) -> Non
     ],
 )
 def test_an_envi_header_says_the_scale(
-    tmp_path: Path, header: dict[str, str], scales: tuple[float, ...], offsets: tuple[float, ...]
+    tmp_path: Path, header: dict[str, Any], scales: tuple[float, ...], offsets: tuple[float, ...]
 ) -> None:
     write_envi(tmp_path / "a", counts((2, 8, 8)), **header)
     scene = describe_raster(tmp_path / "a", tmp_path)
