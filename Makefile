@@ -17,12 +17,13 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
 VENV := .venv/bin
 TILING = --tile $(TILE) --workers $(WORKERS)
 # DATA is a folder of scenes, or sources of several sensors: SENSOR[@TILE]=FOLDER[,FOLDER] ...
+# What exists is a path, also with "=" in it (lake/year=2023); so is what has a "/" before its first "=".
 # Shards of a folder are named like it, those of a source like its sensor.
-MIXED = $(findstring =,$(DATA))
+MIXED = $(if $(findstring =,$(DATA)),$(if $(findstring /,$(call HEAD,$(firstword $(DATA)))),,$(shell test -e '$(DATA)' || echo =)))
 HEAD = $(subst @, ,$(firstword $(subst =, ,$(1))))
 SENSOR_OF = $(word 1,$(call HEAD,$(1)))
 TILE_OF = $(or $(word 2,$(call HEAD,$(1))),$(TILE))
-FOLDERS_OF = $(subst $(COMMA), ,$(word 2,$(subst =, ,$(1))))
+FOLDERS_OF = $(subst $(COMMA), ,$(patsubst $(firstword $(subst =, ,$(1)))=%,%,$(1)))
 OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')" | tr ' ' _)
 MADE = $(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN))
 MADE_UP = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar","weight":1}
@@ -83,7 +84,7 @@ unused-run:
 # Complete shards are found complete; interrupted ones are gone on with.
 shards: install $(if $(DATA),,data/synthetic)
 ifneq ($(MIXED),)
-	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(call FOLDERS_OF,$(item)) \
+	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(foreach folder,$(call FOLDERS_OF,$(item)),'$(folder)') \
 		--sensor $(call SENSOR_OF,$(item)) --out '$(SHARDS)/$(call SENSOR_OF,$(item))' \
 		--tile $(call TILE_OF,$(item)) --workers $(WORKERS) && )true
 else ifneq ($(DATA),)
