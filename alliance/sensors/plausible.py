@@ -16,6 +16,7 @@ SAMPLE = 16_384  # pixels of a band that are looked at
 TOLERATED = 0.1  # part of a band's pixels outside `valid`: noise, glints, a few broken pixels
 MANY = 16  # bands, above which some may be nothing but noise: the water vapour windows of imaging spectrometers
 NOISY = 0.3  # part of so many bands that may be implausible
+ROUNDING = 1e-6  # reflectance that is 0
 FAINT = 5e-4  # reflectance that some pixel of some band exceeds, on the darkest water too
 EVEN = 0.05  # dB, spread of an image that has no speckle left
 CIRRUS = (1340.0, 1420.0)  # nm: water vapour swallows the ground there, so reflectance is near 0 but for high clouds
@@ -218,7 +219,7 @@ def _tell_alike(sensor: Sensor, seen: Seen) -> list[str]:
     known = [i for i, band in enumerate(sensor.bands) if limits(band) is not None and seen.low[i].isfinite()]
     bright, radar = ([i for i in known if sensor.bands[i].unit.casefold() == unit] for unit in ("reflectance", "db"))
     brightest = max((max(abs(float(seen.low[i])), abs(float(seen.high[i]))) for i in bright), default=0.0)
-    if 0 < brightest < FAINT:
+    if ROUNDING < brightest < FAINT:
         found.append(f"no pixel has a reflectance above {brightest:.2g}")
     if radar and float(seen.low[radar].amin()) >= 0 and float(seen.high[radar].amax()) > 0:
         ends = f"{seen.low[radar].amin():.4g} to {seen.high[radar].amax():.4g}"

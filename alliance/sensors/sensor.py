@@ -28,6 +28,7 @@ from alliance.sensors.checks import (
     check_bandwidth,
     check_wavelength,
 )
+from alliance.sensors.standardise import standardise
 
 T = TypeVar("T")
 
@@ -156,14 +157,17 @@ class Sensor:
 
     @property
     def band_names(self) -> tuple[str, ...]:
+        """Names of the bands, in their order."""
         return tuple(band.name for band in self.bands)
 
     @property
     def is_sar(self) -> bool:
+        """Whether every band is a radar's."""
         return all(band.modality.startswith("sar") for band in self.bands)
 
     @property
     def has_statistics(self) -> bool:
+        """Whether every band has a mean and a deviation."""
         return all(band.mean is not None and band.std is not None for band in self.bands)
 
     @property
@@ -257,9 +261,7 @@ class Sensor:
         image = as_tensor(image)
         self.check(image)
         columns = self._statistics(image.device)
-        value = (image.float() - columns.mean) / columns.std
-        present = torch.isfinite(value).all(dim=-3, keepdim=True)
-        return torch.where(present, value, 0.0).clamp(-CLAMP, CLAMP), present
+        return standardise(image, columns.mean, columns.std, clamp=CLAMP)
 
     def restore(self, standardised: Tensor) -> Tensor:
         """Inverse of `standardise`: (..., c, h, w) standard deviations -> physical units."""
@@ -275,7 +277,7 @@ class Sensor:
         return self.compiled(_columns, device)
 
     def check(self, image: Tensor) -> None:
-        """Refuse an image whose channel count is not this sensor's."""
+        """Refuse an image (..., c, h, w) whose channel count is not this sensor's."""
         if image.ndim < 3 or image.shape[-3] != len(self.bands):
             last = image.ndim >= 3 and image.shape[-1] == len(self.bands)
             raise InputError(

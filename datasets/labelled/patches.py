@@ -1,6 +1,7 @@
 """Patches around pixels, gathered from tables of pixels when they are asked for."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -63,6 +64,7 @@ class PatchSet:
     test: Indices | None = None
     footprints: tuple[Footprint, ...] = ()  # of whole scenes, in their order; empty for ready patches
     missing: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # places without a value in some band
+    dropped: Mapping[str, int] = field(default_factory=dict)  # class -> labelled pixels left out, as a value is missing
 
     def __len__(self) -> int:
         return len(self.label)
@@ -145,8 +147,19 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
         block=_blocks(scenes, place, image),
         footprints=tuple(Footprint(scene.name, scene.crs, scene.transform) for scene in scenes),
         missing=np.flatnonzero(_joined([_missing(scene) for scene in scenes])),
+        dropped=_dropped(scenes),
         **official,
     )
+
+
+def _dropped(scenes: Sequence[LabelledScene]) -> dict[str, int]:
+    """Labelled pixels of each class that are left out, as a value is missing there."""
+    total: Counter[int] = Counter()
+    for scene in scenes:
+        total.update(scene.dropped)
+    numbers = sorted(total)
+    names = class_names(scenes[0].classes, np.array(numbers, dtype=int))
+    return {name: total[number] for name, number in zip(names, numbers, strict=True)}
 
 
 def class_names(names: Sequence[str], numbers: NDArray) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from alliance.sensors.plausible import UNITS, Seen, faults, look
 from alliance.sensors.templates import Template, find_template, template_names
 from datasets.imagery.samples import sample_pixels
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
+from datasets.imagery.units import settle_units
 
 HYPERSPECTRAL = 17  # bands: more than any multispectral sensor
 ASKED = 8  # scenes of one kind whose pixels are looked at
@@ -34,15 +35,18 @@ def header_of(scene: Scene) -> Header:
     )
 
 
-def fit_scene(sensor: Sensor, scene: Scene, *, named: bool = True) -> tuple[int, ...]:
-    """Where each band of the sensor stands in the scene; `named` False: by their order, whatever they are called.
+def fit_scene(sensor: Sensor, scene: Scene, places: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Where each band of the sensor stands in the scene, or among these of its bands.
 
     Raises:
         InputError: the scene is not of this sensor.
     """
     header = header_of(scene)
-    names = header.names if named else None
-    return fit(sensor, names, header.count, header.dtype, header.wavelengths, scaled=header.scaled)
+    chosen = range(header.count) if places is None else places
+    names = None if header.names is None else [header.names[place] for place in chosen]
+    waves = None if header.wavelengths is None else [header.wavelengths[place] for place in chosen]
+    found = fit(sensor, names, len(chosen), header.dtype, waves, scaled=header.scaled)
+    return tuple(chosen[place] for place in found)
 
 
 def guess_sensor(scenes: Sequence[Scene]) -> Sensor | Template | None:
@@ -79,13 +83,16 @@ def doubts(scene: Scene, bands: Sequence[int], sensor: Sensor) -> list[str]:
     """Why a scene's numbers cannot be what the sensor says, each in a phrase; empty: nothing speaks against it."""
     try:
         return faults(sensor, look_at(scene, bands, sensor))
+    except InputError as error:
+        return [str(error)]
     except Unreadable:
         return []  # said when its tiles are cut
 
 
 def look_at(scene: Scene, bands: Sequence[int], sensor: Sensor) -> Seen:
     """What some of a scene's pixels hold, in the sensor's units."""
-    return look(sensor, sensor.to_physical(sample_pixels(scene, bands)))
+    settled = settle_units(sensor, scene, bands)
+    return look(settled, settled.to_physical(sample_pixels(scene, bands)))
 
 
 def sift(sensor: Sensor, kept: Kept) -> list[Skipped]:

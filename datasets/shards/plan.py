@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rasterio.crs import CRS
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.imagery.grids import corners, pixel_size
+from datasets.imagery.duplicates import find_copies
+from datasets.imagery.grids import compare_grids
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.shards.gather import Collection
 
@@ -48,6 +48,7 @@ class Layer:
     ratio: Fraction = Fraction(1)  # pixels per pixel of the footprint's first layer
 
     def tile_shape(self, tile: int) -> tuple[int, int, int]:
+        """(c, h, w) of this sensor's part of a tile whose side is `tile` pixels of the finest sensor."""
         side = int(tile * self.ratio)
         return (len(self.bands), side, side)
 
@@ -103,6 +104,7 @@ class Job:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return sum(piece.stop - piece.start for piece in self.pieces)
 
 
@@ -113,10 +115,12 @@ class Plan:
     footprints: tuple[Footprint, ...]
     skipped: tuple[Skipped, ...]
     options: TileOptions
+    notes: tuple[str, ...] = ()
     forced: tuple[Skipped, ...] = ()  # scenes that are kept although their numbers are not what the sensor says
 
     @property
     def sensors(self) -> dict[str, Sensor]:
+        """Sensors by name."""
         return {layer.sensor.name: layer.sensor for layer in self.footprints[0].layers}
 
     @property
@@ -180,12 +184,18 @@ def make_plan(collections: Sequence[Collection], options: TileOptions) -> Plan:
             aligned.append(_align(layers, options, like=aligned[0] if aligned else None))
         except Unreadable as error:
             skipped += [Skipped(source, str(error)) for layer in layers for source in layer.scene.sources]
+    copies = find_copies([[layer.scene for layer in layers] for layers in aligned])
+    for index, first in copies.items():
+        reason = f"the same bytes as {aligned[first][0].scene.sources[0]}, which is read itself"
+        skipped += [Skipped(source, reason) for layer in aligned[index] for source in layer.scene.sources]
+    aligned = [layers for index, layers in enumerate(aligned) if index not in copies]
     if not aligned:
         raise InputError(f"no tiles can be cut: {'; '.join(summarise(skipped)[:3])}")
     keys = _unique_keys([layers[0].scene.name for layers in aligned])
     footprints = tuple(Footprint(key, layers) for key, layers in zip(keys, aligned, strict=True))
-    forced = [entry for collection in collections for entry in collection.forced]
-    return Plan(footprints, tuple(skipped), options, tuple(forced))
+    notes = tuple(f"{each.sensor.name}: {note}" for each in collections for note in each.notes)
+    forced = tuple(entry for collection in collections for entry in collection.forced)
+    return Plan(footprints, tuple(skipped), options, notes, forced)
 
 
 def _pair(collections: Sequence[Collection]) -> tuple[list[list[Layer]], list[Skipped]]:
@@ -237,18 +247,9 @@ def _pixel_ratio(first: Scene, other: Scene) -> Fraction:
 
 
 def _check_ground(first: Scene, other: Scene) -> None:
-    if first.crs != other.crs:
-        systems = [CRS.from_user_input(scene.crs) if scene.crs else None for scene in (first, other)]
-        if systems[0] != systems[1]:
-            raise Unreadable(f"CRS differ: {str(first.crs)[:40]} and {str(other.crs)[:40]}; reproject one of them")
     if (first.transform is None) != (other.transform is None):
-        raise Unreadable("one of the pair is georeferenced, the other is not")
-    if first.transform is None:
-        return
-    distance = float(np.abs(corners(first) - corners(other)).max())
-    tolerance = min(pixel_size(first), pixel_size(other)) / 2
-    if distance > tolerance:
-        raise Unreadable(f"footprints differ by {distance:.6g} map units, more than half a pixel ({tolerance:.6g})")
+        raise Unreadable("one of the pair is georeferenced, the other is not; write the place into both")
+    compare_grids(first, other)
 
 
 def _offsets(length: int, tile: int, stride: int) -> list[int]:
@@ -277,6 +278,7 @@ def _identity(footprint: Footprint) -> list[Any]:
     for layer in footprint.layers:
         scene = layer.scene
         files = [(file.stat().st_size, file.stat().st_mtime_ns) for file in scene.files]
-        reading = [scene.shape, scene.dtype, scene.nodata, getattr(scene, "key", None), getattr(scene, "axes", None)]
+        ways = [repr(getattr(scene, name, None)) for name in ("parts", "alpha", "pages")]
+        reading = [scene.shape, scene.dtype, scene.nodata, scene.masked, *ways]
         record.append([layer.sensor.name, scene.sources, files, layer.bands, reading])
     return record
