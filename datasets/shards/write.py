@@ -127,7 +127,7 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
     """
     todo = [job for job in jobs if not is_finished(job)]
     total, left = (sum(job.tiles for job in some) for some in (jobs, todo))
-    with tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
+    with safe_path(), tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
         if workers <= 1 or len(todo) <= 1:
             for job in todo:
                 work(job)
@@ -136,7 +136,7 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
         context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
         context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker)
-        with pool, safe_path():
+        with pool:
             futures = {pool.submit(work, job): job for job in todo}
             try:
                 for future in as_completed(futures):
