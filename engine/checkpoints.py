@@ -40,6 +40,7 @@ class NotSaved(Exception):
 
 
 def tag_of(step: int) -> str:
+    """Name of the checkpoint folder of a step."""
     return f"{PREFIX}{step:08d}"
 
 

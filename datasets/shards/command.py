@@ -14,13 +14,15 @@ from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.index import Index
 from datasets.shards.plan import Plan, TileOptions, make_plan
+from datasets.shards.repack import repack_folder
 from datasets.shards.write import write_shards
 
 EPILOG = """examples:
   python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/
   python launch/shards.py sentinel2-l2a=optical/ sentinel1-grd-db=radar/ --out shards/     several sensors per sample
   python launch/shards.py cube.h5 --sensor hsi --name neon --scale 1e-4 --tile 24 --out shards/
-  python launch/shards.py --index foreign/ --sensor rgb-uint8                              tars made by others
+  python launch/shards.py --index foreign/ --sensor rgb-uint8               tars of others with .npy, read in place
+  python launch/shards.py --index foreign/ --sensor rgb-uint8 --out shards/ tars of others with .tif, .jpg, ...
 
 An interrupted run goes on where it stopped when the same command is given again."""
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; the finished shards are kept: give the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    for line in report(index, options.index or options.out, plan):
+    for line in report(index, options.out or options.index, plan):
         print(line)
 
 
@@ -94,9 +96,14 @@ def _make(options: argparse.Namespace) -> tuple[Index, Plan]:
 
 
 def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
-    if options.scenes or options.out:
-        raise InputError("--index reads one folder of tars and writes into it; give neither scenes nor --out")
-    return index_folder(options.index, options.sensor, member=options.member, workers=options.workers), None
+    if options.scenes:
+        raise InputError("--index reads one folder of tars; give no scenes beside it")
+    if options.sensor in (AUTO, GENERATED):
+        raise InputError(f"--index needs the sensor of the tars: pass --sensor NAME ({', '.join(sensor_names())})")
+    how = {"member": options.member, "axes": options.axes, "workers": options.workers}
+    if options.out is None:
+        return index_folder(options.index, options.sensor, **how), None
+    return repack_folder(options.index, options.sensor, options.out, overwrite=options.overwrite, **how), None
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:
@@ -138,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
     add("--overwrite", action="store_true", help="replace the shards that are in --out")
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
-    cube("--key", help="name of the array (default: the only 3-D one)")
-    cube("--axes", help="order of its axes, such as hwc or chw (default: told by the band count)")
+    cube("--key", help="name of the array, or of the group of arrays (default: the only image)")
+    cube("--axes", help="order of its axes, such as hwc or chw (default: as the file tells)")
     made = parser.add_argument_group("a sensor for hyperspectral cubes (--sensor hsi)").add_argument
     made("--name", help="its name (default hsi and the band count)")
     made("--wavelengths", metavar="W", help="file with a number per band, or start:stop in nm (default: of the image)")
@@ -147,6 +154,6 @@ def _parser() -> argparse.ArgumentParser:
     made("--scale", type=float, default=1.0, help="physical value of a stored 1 (default %(default)s)")
     made("--nodata", type=float, help="stored value of missing pixels (default: of the image)")
     foreign = parser.add_argument_group("tars made by others").add_argument
-    foreign("--index", type=Path, metavar="DIR", help="write the index of the .tar files in DIR")
-    foreign("--member", metavar="FIELD", help="member that holds the image (default: the only .npy)")
+    foreign("--index", type=Path, metavar="DIR", help="index the .tar files in DIR; with --out, convert them")
+    foreign("--member", metavar="FIELD", help="member that holds the image (default: the only one)")
     return parser

@@ -47,6 +47,7 @@ class Layer:
     ratio: Fraction = Fraction(1)  # pixels per pixel of the footprint's first layer
 
     def tile_shape(self, tile: int) -> tuple[int, int, int]:
+        """(c, h, w) of this sensor's part of a tile whose side is `tile` pixels of the finest sensor."""
         side = int(tile * self.ratio)
         return (len(self.bands), side, side)
 
@@ -102,6 +103,7 @@ class Job:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return sum(piece.stop - piece.start for piece in self.pieces)
 
 
@@ -115,6 +117,7 @@ class Plan:
 
     @property
     def sensors(self) -> dict[str, Sensor]:
+        """Sensors by name."""
         return {layer.sensor.name: layer.sensor for layer in self.footprints[0].layers}
 
     @property
@@ -265,6 +268,6 @@ def _identity(footprint: Footprint) -> list[Any]:
     for layer in footprint.layers:
         scene = layer.scene
         files = [(file.stat().st_size, file.stat().st_mtime_ns) for file in scene.files]
-        reading = [scene.shape, scene.dtype, scene.nodata, getattr(scene, "key", None), getattr(scene, "axes", None)]
+        reading = [scene.shape, scene.dtype, scene.nodata, repr(getattr(scene, "parts", None))]
         record.append([layer.sensor.name, scene.sources, files, layer.bands, reading])
     return record

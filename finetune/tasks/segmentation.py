@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alliance.errors import InputError
+from datasets.labelled.checks import LabelCounts, check_values, count_labels, refuse_shared
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.parse import find_set
 from datasets.labelled.tile_samples import TileBatch, TileSamples
@@ -65,6 +66,9 @@ class Segmentation(Job[SegmentConfig]):
             )
         self.train, self.choose = (Tiles(pairs, split) for split in (config.data.train, config.data.evaluate))
         self.test = Tiles(pairs, config.data.test) if config.data.test else None
+        for tiles in self._splits()[1:]:
+            if config.data.overlap == "refuse":
+                refuse_shared(self.train, tiles)
         for tiles in self._splits():
             for index in {0, len(tiles) // 2, len(tiles) - 1}:  # mistakes of the description show at the start
                 tiles[index]
@@ -104,6 +108,8 @@ class Segmentation(Job[SegmentConfig]):
         self.best, self.evaluated = state["best"], state["evaluated"]
 
     def begin(self, run: Running) -> None:
+        if not self.loader.step:
+            self._check_labels()
         for tiles in self._splits():
             logger.info("%s: %d pairs of %s", tiles.split, len(tiles), self.pairs.name)
             for reason in tiles.skipped[:3]:
@@ -203,6 +209,17 @@ class Segmentation(Job[SegmentConfig]):
             draw_segmentation(path, shown, predicted, self.pairs.classes,
                               title=f"{self.pairs.name}, step {done}", rgb=colour_channels(self.pairs.image("optical")))  # fmt: skip
         run.write(event="picture", step=done - 1, path=path.name)
+
+    def _check_labels(self) -> None:
+        """Read every label map once, each rank a part: another numbering of classes shows before the first step."""
+        counts = {}
+        for tiles in self._splits():
+            own = count_labels(tiles, range(self.world.rank, len(tiles), self.world.size))
+            counts[tiles.split] = LabelCounts()
+            for each in gather(own):
+                counts[tiles.split].add(each)
+        for line in together(lambda: check_values(self.pairs, counts)):
+            logger.warning("%s: %s", self.pairs.name, line)
 
     def _splits(self) -> list[Tiles]:
         return [self.train, self.choose, *([] if self.test is None else [self.test])]
