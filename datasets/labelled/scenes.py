@@ -13,7 +13,7 @@ from datasets.imagery import cubes, rasters
 from datasets.imagery.grids import corners, pixel_size
 from datasets.imagery.scenes import Scene, Unreadable
 from datasets.labelled.layouts import Benchmark, Layout
-from datasets.labelled.normalise import check_bands
+from datasets.labelled.normalise import check_bands, logarithm
 
 Image = NDArray[np.float32]
 Map = NDArray[np.int64]
@@ -28,6 +28,7 @@ class LabelledScene:
     name: str
     passive: Image  # (bands, h, w), HSI or MSI; nan where missing
     active: Image  # (channels, h, w), LiDAR or SAR; nan where missing
+    log_active: bool = False  # whether that is the logarithm of what its file holds
     labels: Map  # (h, w), 0 unlabelled
     train: Mask | None = None  # (h, w), official training pixels
     test: Mask | None = None
@@ -78,7 +79,7 @@ def _read_scene(name: str, layout: Layout, folder: Path, benchmark: Benchmark) -
     _check_place(name, reads)
     images = {role: _image(reads.get(role), role, count, grid) for role, count in bands.items()}
     if benchmark.log_active:
-        images["active"] = np.sign(images["active"]) * np.log1p(np.abs(images["active"]))
+        images["active"] = logarithm(images["active"])
     labels, masks = _labels(name, reads, grid, benchmark)
     missing = np.isnan(images["passive"]).any(axis=0) | np.isnan(images["active"]).any(axis=0)
     header = next((read.header for read in reads.values() if read.header and read.header.crs), None)
@@ -86,6 +87,7 @@ def _read_scene(name: str, layout: Layout, folder: Path, benchmark: Benchmark) -
         name=name,
         passive=images["passive"],
         active=images["active"],
+        log_active=benchmark.log_active,
         labels=np.where(missing, 0, labels),
         train=masks["train"] & ~missing if "train" in masks else None,
         test=masks["test"] & ~missing if "test" in masks else None,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
@@ -11,8 +10,8 @@ from alliance.errors import InputError
 from datasets.imagery.cubes import open_arrays
 from datasets.imagery.scenes import Unreadable
 from datasets.labelled.layouts import Benchmark
-from datasets.labelled.normalise import check_bands, principal_components, standardised
-from datasets.labelled.patches import PatchSet, check_patch, class_names, scene_patches
+from datasets.labelled.normalise import check_bands
+from datasets.labelled.patches import PatchSet, check_patch, class_names, prepared, scene_patches
 from datasets.labelled.scenes import read_scenes
 from datasets.sampling.splits import Indices
 
@@ -63,11 +62,8 @@ def stored_patches(file: Path, classes: tuple[str, ...] = (), *, patch: int = 7,
     lidar = rearrange(arrays["lidar_patch"], "m c h w -> c m (h w)")
     check_bands(spectra, f"spectra in {file}")
     check_bands(lidar, f"lidar_patch in {file}")
-    spectral = standardised([spectra])
     return PatchSet(
-        spectral=torch.from_numpy(spectral),
-        passive=torch.from_numpy(principal_components(spectral, components)),
-        active=torch.from_numpy(standardised([lidar])),
+        **prepared([spectra], [lidar], components),
         grid=StoredGrid(arrays["neighbour_index"]),
         active_grid=StoredGrid(np.arange(count * side**2).reshape(count, side, side)),
         patch=patch,
