@@ -1,7 +1,6 @@
 """A PAD network as files: `model.safetensors` and `config.json`. Reading them executes nothing."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from alliance.checkpoint import CONFIG, WEIGHTS, load_weights
 from alliance.errors import InputError
 from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
 from finetune.backbones.pyramid import PyramidConfig
-from finetune.model_files import FORMAT, fill_model, read_model_weights, write_model
+from finetune.model_files import fill_model, read_model_weights, read_record, write_model
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, build_backbones
+
+TASK = "pad"  # in config.json
 
 
 def save_pad(
@@ -31,10 +32,10 @@ def save_pad(
     Args:
         weights: its state dict; written as float32, counters as they are.
         encoder: `model.transferred`; needed where `config.backbone` has an Alliance encoder.
-        notes: more entries of `config.json`, for whoever uses the network.
+        notes: more entries of `config.json`: those of `finetune.pad.inputs.describe`, without which it cannot map scenes.
     """
     assert (encoder is None) == (config.backbone == "convnext"), "save_pad needs encoder=model.transferred"
-    record = {"task": "pad", "model": dataclasses.asdict(config)}
+    record = {"task": TASK, "model": dataclasses.asdict(config)}
     record |= {} if encoder is None else {"encoder": encoder.record()}
     return write_model(folder, {**record, **notes}, weights)
 
@@ -53,9 +54,7 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
         with torch.device("meta"):  # nothing is initialised that is overwritten
             model = Pad(config, None if encoder is None else build_backbones(config, encoder))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again"
-        ) from error
+        raise _damaged(folder, error) from error
     return fill_model(model, folder).to(device).eval()
 
 
@@ -77,22 +76,6 @@ def start_from(model: Pad, folder: str | Path) -> None:
     load_weights(model, weights, allow=added, source=str(folder / WEIGHTS))
 
 
-def find_pad(path: str | Path) -> Path:
-    """The folder that holds a network, given the folder, its weights file, or a run folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(path)
-    for folder in (path, path / "model", path.parent):
-        if (folder / WEIGHTS).is_file() and (folder != path.parent or path.name == WEIGHTS):
-            return folder
-    raise InputError(
-        f"{path} holds no PAD network ({WEIGHTS}, {CONFIG}); give a run folder, its model/ folder, or the folder of a "
-        f"converted release"
-    )
-
-
 def read_config(folder: Path) -> PadConfig:
     """Settings of the network in a folder.
 
@@ -104,23 +87,20 @@ def read_config(folder: Path) -> PadConfig:
 
 def _read(folder: Path) -> tuple[PadConfig, dict[str, Any] | None]:
     """Settings, and the record of the Alliance encoder if there is one."""
-    path = folder / CONFIG
+    record = read_record(folder, TASK)
     try:
-        record = json.loads(path.read_text())
-        if record["task"] != "pad" or record["format"] != FORMAT:
-            raise ValueError(f"it is of task {record['task']}, format {record['format']}")
         config = _config(record["model"])
         return config, None if config.backbone == "convnext" else record["encoder"]
-    except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not the configuration of a PAD network ({error}); write it again") from error
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again")
 
 
 def _config(settings: Mapping[str, Any]) -> PadConfig:
-    """From `dataclasses.asdict`, as JSON gives it back; files from before the Alliance encoder lack its settings."""
+    """From `dataclasses.asdict`, as JSON gives it back."""
     fusion = FusionConfig(**{**settings["fusion"], "stages": tuple(settings["fusion"]["stages"])})
-    parts: dict[str, Any] = {"fusion": fusion}
-    if "encoder" in settings:
-        parts["encoder"] = TransferConfig.from_record(settings["encoder"])
-    if "pyramid" in settings:
-        parts["pyramid"] = PyramidConfig(**settings["pyramid"])
-    return PadConfig(**{**settings, **parts})
+    encoder, pyramid = TransferConfig.from_record(settings["encoder"]), PyramidConfig(**settings["pyramid"])
+    return PadConfig(**{**settings, "fusion": fusion, "encoder": encoder, "pyramid": pyramid})

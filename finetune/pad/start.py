@@ -12,7 +12,8 @@ from alliance.checkpoint import differences
 from alliance.errors import InputError
 from alliance.foreign import read_weights
 from finetune.backbones.convnext import ConvNeXtV2
-from finetune.pad.checkpoint import find_pad, start_from
+from finetune.model_files import find_network, refuse_differences
+from finetune.pad.checkpoint import start_from
 from finetune.pad.model import Pad
 from finetune.tasks.segmentation_config import StartConfig
 
@@ -32,10 +33,10 @@ def load_start(model: Pad, start: StartConfig) -> None:
                 raise InputError(f"start.convnext is for ConvNeXt V2, the {name} encoder is another one; leave it out")
             own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norms.")}
             kept = {k: _adapted(k, v, own[k]) for k, v in weights.items() if k in own}  # the rest is the classifier's
-            _fit(own, kept, start.convnext)
+            refuse_differences(differences(own, kept), f"{start.convnext} does not fit the network")
             encoder.load_state_dict(kept, strict=False)
     if start.network:
-        start_from(model, find_pad(start.network))
+        start_from(model, find_network(start.network))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -52,9 +53,3 @@ def _adapted(name: str, given: Tensor, own: Tensor) -> Tensor:
     if name == STEM and given.shape[1] == RGB and own.shape[1] != RGB:
         return adapt_input_conv(own.shape[1], given)
     return rearrange(given, "o i 1 1 -> o i") if own.ndim == 2 and given.shape[2:] == (1, 1) else given
-
-
-def _fit(own: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
-    rows = differences(own, given)
-    if rows:
-        raise InputError(f"{name} does not fit the network:\n" + "\n".join(rows[:40]))

@@ -14,7 +14,8 @@ import torch
 from alliance.errors import InputError
 from datasets.labelled.pair_set import read_pair_set
 from datasets.labelled.tiles import PairTiles
-from finetune.pad.checkpoint import find_pad, load_pad
+from finetune.model_files import find_network
+from finetune.pad.checkpoint import load_pad
 from finetune.studies.feature_separation import feature_figure
 from finetune.studies.report import draw_clouds, write_rows
 from finetune.studies.robustness import RobustnessConfig, robustness, score_rows
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _examine(options: argparse.Namespace) -> list[str]:
     pairs = read_pair_set(options.pairs, options.root)
     tiles = PairTiles(pairs, options.split)
-    network = load_pad(find_pad(options.checkpoint), device=options.device)
+    network = load_pad(find_network(options.checkpoint), device=options.device)
     if network.config.classes != len(pairs.classes):
         raise InputError(
             f"the network tells {network.config.classes} classes apart, {options.pairs} names {len(pairs.classes)}"

@@ -22,7 +22,8 @@ from engine.loop import digest
 from engine.ranks import World, gather
 from engine.settings import to_record
 from engine.training import count_parameters
-from finetune.mapping.pixels import predict_places
+from finetune.mapping.pixels import class_colours, predict_places
+from finetune.model_files import ImageInput, Inputs
 from finetune.records import classification_record, write_scores
 from finetune.s2fin.checkpoint import save_network
 from finetune.s2fin.network import S2Fin, classification_loss
@@ -127,7 +128,7 @@ class Classification(Job[ClassifyConfig]):
         weights = full_weights(run.engine, "")
         if weights is not None:
             with report_disk_errors("the network", must=True):
-                save_network(run.engine.module, weights, run.folder.path / "model", classes=list(self.patches.classes))
+                save_network(run.engine.module, weights, run.folder.path / "model", inputs_of(self.patches))
 
     def score(self, model: nn.Module, pixels: Indices) -> Scores:
         """Scores on labelled pixels, each rank predicting its part."""
@@ -141,3 +142,9 @@ class Classification(Job[ClassifyConfig]):
         truth = torch.from_numpy(self.patches.label[own])
         found = gather(confusion_matrix(truth, predicted, len(self.patches.classes)))
         return classification_scores(torch.stack(list(found)).sum(dim=0))
+
+
+def inputs_of(patches: PatchSet) -> Inputs:
+    """What a network that is trained on these patches needs to know of other scenes."""
+    images = {role: ImageInput(preprocessing=each) for role, each in patches.preprocessing.items() if len(each.mean)}
+    return Inputs(classes=class_colours(patches), images=images)

@@ -96,8 +96,8 @@ def test_the_network_knows_what_was_measured_on_the_tiles(whu: tuple[Path, PairS
     run, pairs = whu
     record = json.loads((run / "model" / "config.json").read_text())
     assert (record["model"]["rgb_channels"], record["model"]["sar_channels"], record["model"]["classes"]) == (3, 1, 7)
-    for modality, source in (("rgb", pairs.optical), ("sar", pairs.sar)):
-        kept = record["normalisation"][modality]
+    for modality, source in (("optical", pairs.optical), ("sar", pairs.sar)):
+        kept = record["inputs"][modality]
         assert (kept["bands"], kept["mean"], kept["std"]) == (list(source.bands), list(source.mean), list(source.std))
     assert (pairs.optical.bands, pairs.sar.bands) == ((1, 2, 3), (1,))
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.foreign import read_weights
-from datasets.labelled.pair_set import ImageSource
 from finetune.conversion import main
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.convert import convert, from_release, release_name
-from finetune.pad.inputs import read_inputs
+from finetune.pad.inputs import read_pad_inputs
 from finetune.pad.model import Pad, PadConfig
 from tests.helpers.mmengine_files import mmengine_file
 from tests.helpers.models import natural_image
@@ -129,19 +128,22 @@ def test_the_command_writes_weights_and_settings(
         assert torch.equal(value.flatten(), weights[release_name(name)].flatten())
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     assert record["model"]["fusion"]["radius"] == 0.1
-    assert record["normalisation"]["rgb"]["mean"] == [80.475, 98.217, 106.364]
+    assert record["inputs"]["optical"]["mean"] == [80.475, 98.217, 106.364]
 
 
 @pytest.mark.parametrize(("classes", "first"), [(7, "farmland"), (5, "buildings"), (3, "class 0")])
 def test_a_converted_network_knows_its_inputs_and_classes(tmp_path: Path, classes: int, first: str) -> None:
     path = mmengine_file(tmp_path / "release.pth", weightless("atto", classes))
     convert(path, tmp_path / "out", PadConfig(size="atto", classes=classes))
-    inputs = read_inputs(tmp_path / "out")
+    inputs = read_pad_inputs(tmp_path / "out")
     assert len(inputs.classes) == classes and next(iter(inputs.classes)) == first
-    assert inputs.sources == {
-        "rgb": ImageSource(bands=(3, 2, 1), mean=(80.475, 98.217, 106.364), std=(29.48, 26.953, 24.829)),
-        "sar": ImageSource(bands=(1, 1, 1), mean=(53.837,) * 3, std=(48.475,) * 3),
-    }
+    for name, bands, mean, std in (
+        ("optical", (3, 2, 1), [80.475, 98.217, 106.364], [29.48, 26.953, 24.829]),
+        ("sar", (1, 1, 1), [53.837] * 3, [48.475] * 3),
+    ):
+        image = inputs.images[name]
+        assert (image.bands, image.dtype) == (bands, "uint8")
+        assert (image.preprocessing.mean.tolist(), image.preprocessing.std.tolist()) == (mean, std)
 
 
 def test_the_command_refuses_in_one_message(
@@ -168,7 +170,7 @@ def test_a_saved_network_keeps_its_switches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.update(task="s2fin"), "not the configuration of a PAD network"),
+        (lambda record: record.update(task="s2fin"), "is of a network of task s2fin, needed is pad"),
         (lambda record: record.update(format=9), "format 9"),
         (lambda record: record["model"].update(depth=3), "depth"),
         (lambda record: record["model"].pop("fusion"), "fusion"),
@@ -186,5 +188,5 @@ def test_settings_that_do_not_fit_the_weights_are_refused(tmp_path: Path, change
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json is not the configuration"):
+    with pytest.raises(InputError, match=r"config\.json does not describe a trained network"):
         load_pad(tmp_path)

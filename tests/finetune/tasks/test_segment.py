@@ -112,7 +112,7 @@ def test_the_network_knows_what_its_images_are(finished: Path, tiles: Path) -> N
     record = json.loads((finished / "model" / "config.json").read_text())
     described = read_pair_set(tiles)
     assert record["classes"] == {name: list(colour) for name, colour in described.classes.items()}
-    assert record["normalisation"]["rgb"]["mean"] == list(described.optical.mean)
+    assert record["inputs"]["optical"]["mean"] == list(described.optical.mean)
 
 
 def test_an_interrupted_run_goes_on_exactly(finished: Path, tiles: Path, tmp_path: Path) -> None:
