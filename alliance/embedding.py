@@ -28,9 +28,9 @@ def reference_bands() -> list[Band]:
 
 
 class BandKernels(nn.Module):
-    """Kernels of any band, generated from its code as a mix of RANK shared ones (d.2, folded as in f.3).
+    """Kernels of any band, generated from its code as a mix of RANK shared ones (docs/model.md 3.2).
 
-    W_c = sum_r a_r(code_c) U_r, so that sum_c W_c x_c equals the mix of virtual channels of d.2 at less cost.
+    W_c = sum_r a_r(code_c) U_r, so that sum_c W_c x_c equals the mix of virtual channels of docs/model.md 3.2 at less cost.
     """
 
     def __init__(self, fan_in: int, fan_out: int, *, bias: bool) -> None:
@@ -137,7 +137,7 @@ class TokenPosition(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Standardised patches of any bands -> tokens, with the in-patch log-amplitude beside the pixels (d.2, g.1)."""
+    """Standardised patches of any bands -> tokens, with the in-patch log-amplitude beside the pixels (docs/model.md 3)."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class SpecialTokens(NamedTuple):
 
 
 class FrequencyEmbedding(nn.Module):
-    """Frequency-aware cls and mask tokens: three learned waves, refined and projected (d.3, innovation 3).
+    """Frequency-aware cls and mask tokens: three learned waves, refined and projected (docs/model.md 3.5).
 
     tau_k holds 0.1 cos(pi m_k i / length) on its own third and is zero elsewhere, plus small noise; m = 1, 3, 6.
     q_k = P_k(tau_k + MLP_k(LN tau_k));  cls = LN(GELU(W_f LN[q_1; q_2; q_3])).

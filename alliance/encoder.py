@@ -26,19 +26,32 @@ class LayerNorm(nn.LayerNorm):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Size and options of the encoder (alliance.md d.2, d.3, d.5, g.1)."""
+    """Size and options of the encoder (docs/model.md 3 and 5)."""
 
     embed_dim: int = 384
+    """Width d of the tokens, a multiple of 4 and of `heads`."""
     depth: int = 12
+    """Number of transformer blocks."""
     heads: int = 6
-    patch: int = 8  # pixels
-    amplitude: bool = True  # in-patch log-amplitude beside the pixels (g.1)
-    tokens: Literal["frequency", "plain"] = "frequency"  # cls and mask tokens: frequency-aware (d.3), or as in MAE
-    jumbo: int = 1  # width of the frequency waves in units of embed_dim; 4 as in the published file
-    tokenizer: Literal["wavelength", "fixed"] = "wavelength"  # kernels from wavelengths (d.2), or one per known band
-    position: PositionLayout = "add"  # spatial + spectral position, or side by side as in the published file
-    qk_norm: bool = False  # for stability of large models
-    drop_path: float = 0.0  # fine-tuning only
+    """Attention heads of every block."""
+    patch: int = 8
+    """Side of a patch, pixels; an image is a multiple of it."""
+    amplitude: bool = True
+    """Embed the log-amplitude of frequencies inside each patch beside its pixels (docs/model.md 3.3)."""
+    tokens: Literal["frequency", "plain"] = "frequency"
+    """cls and mask tokens: frequency-aware (docs/model.md 3.5), or plain as in MAE."""
+    jumbo: int = 1
+    """Width of the frequency waves in units of `embed_dim`; 4 as in the published file."""
+    tokenizer: Literal["wavelength", "fixed"] = "wavelength"
+    """Kernels from the wavelengths of any band (docs/model.md 3.2), or one learned kernel per band of the known
+    sensors.
+    """
+    position: PositionLayout = "add"
+    """Spatial and spectral position added, or side by side as in the published file."""
+    qk_norm: bool = False
+    """Normalise queries and keys, for the stability of large models."""
+    drop_path: float = 0.0
+    """Share of samples that skip the last block in training, rising linearly from 0 at the first; for fine-tuning."""
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.heads:
@@ -111,7 +124,7 @@ class AllianceEncoder(nn.Module):
         return Embedded(tokens, self.special_tokens(), code)
 
     def special_tokens(self) -> SpecialTokens:
-        """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (d.3)."""
+        """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (docs/model.md 3.5)."""
         if not self.keep_special or self.training or torch.is_grad_enabled():
             return self.special()
         kept = self._kept if self._kept is not None else self.special()

@@ -29,12 +29,16 @@ from alliance.tokens import Groups, Mask, MaskingConfig, draw_mask, group_table,
 
 @dataclass(frozen=True, kw_only=True)
 class AllianceConfig:
-    """Everything that defines the model."""
+    """Everything that defines the model (docs/model.md)."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """From pixels to features (docs/model.md 3 and 5)."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """From visible tokens to images, low to high (docs/model.md 6)."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Which tokens are hidden (docs/model.md 4)."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """What the decoder shall predict, and how it is weighed (docs/model.md 8)."""
 
 
 class Prediction(NamedTuple):

@@ -18,11 +18,14 @@ Groups = Sequence[Sequence[int]]  # channel indices of every band group
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """Which tokens the encoder does not see (alliance.md d.4)."""
+    """Which tokens the encoder does not see (docs/model.md 4)."""
 
-    ratio: float | None = None  # share of hidden tokens; None: 0.75 up to three band groups, 0.90 above
-    geometry: Literal["independent", "tube"] = "independent"  # tube: the same places in every band group
-    max_groups: int = 6  # band groups drawn per step; a sensor with more (hyperspectral) shows a random subset
+    ratio: float | None = None
+    """Share of hidden tokens; null: 0.75 up to three band groups, 0.90 above."""
+    geometry: Literal["independent", "tube"] = "independent"
+    """Every band group is hidden at its own places, or all at the same ones (tube)."""
+    max_groups: int = 6
+    """Most band groups per step; a sensor with more, such as a hyperspectral one, shows a random subset."""
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 < self.ratio < 1:

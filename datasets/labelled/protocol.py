@@ -17,12 +17,18 @@ from datasets.sampling.splits import Draw, Indices, Split, block_split, grid_blo
 class SplitConfig:
     """How labelled pixels are split. Indices count the labelled pixels, row by row, scene after scene."""
 
-    kind: Literal["auto", "official", "blocks", "random"] = "auto"  # auto: official where there is one, else blocks
-    file: str = ""  # FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation; {seed} is replaced
-    per_class: int | None = 20  # training pixels of each class; None: all official ones, none for validation
-    validation: int | None = None  # per class, beside those; None: half as many
-    side: int = 32  # of square blocks, in pixels, where the data set brings no blocks of its own
-    cap: bool = False  # a class with too few pixels gives what it has; else it is refused
+    kind: Literal["auto", "official", "blocks", "random"] = "auto"
+    """auto: the official split where there is one, else blocks; random pixels leak neighbours into the test."""
+    file: str = ""
+    """FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation; {seed} is replaced; empty: none."""
+    per_class: int | None = 20
+    """Training pixels of each class; null: all official ones, none for validation."""
+    validation: int | None = None
+    """Validation pixels of each class, beside those; null: half as many."""
+    side: int = 32
+    """Side of square blocks, pixels, where the data set brings no blocks of its own."""
+    cap: bool = False
+    """A class with too few pixels gives what it has; else it is refused."""
 
     @property
     def validation_count(self) -> int:

@@ -53,7 +53,7 @@ def test_all_data_sets_have_a_task():
 
 
 def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
-    """0.6 to 0.7 million parameters, s2fin.md 4.9."""
+    """0.6 to 0.7 million parameters, docs/model.md 14.9."""
     model = parsed(FOLDER / "classify_augsburg.yaml").network
     count = sum(p.numel() for p in S2Fin(model, bands=180, components=30, channels=4, classes=7).parameters())
     assert 0.6e6 < count < 0.7e6
