@@ -6,6 +6,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
 
-    from finetune.sweep.command import main
+    from finetune.tasks.classification_seeds import main
 
     main()

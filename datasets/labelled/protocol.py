@@ -19,8 +19,6 @@ class SplitConfig:
 
     kind: Literal["auto", "official", "blocks", "random"] = "auto"
     """auto: the official split where there is one, else blocks; random pixels leak neighbours into the test."""
-    file: str = ""
-    """FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation; {seed} is replaced; empty: none."""
     per_class: int | None = 20
     """Training pixels of each class; null: all official ones, none for validation."""
     validation: int | None = None
@@ -42,15 +40,18 @@ class SplitConfig:
         return Draw(per_class=self.per_class, validation=self.validation_count, cap=self.cap, seed=seed)
 
 
-def make_split(patches: PatchSet, config: SplitConfig, seed: int) -> Split:
-    """Split the labelled pixels of a set; a file goes before `kind`.
+def make_split(patches: PatchSet, config: SplitConfig, seed: int, *, file: str = "") -> Split:
+    """Split the labelled pixels of a set.
 
+    Args:
+        file: FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation, which goes before `kind`; {seed} is
+            replaced.
     Raises:
         InputError: there is no such split, or a class has too few pixels for it.
     """
     number = np.array(patches.numbers)[patches.label]
-    if config.file:
-        return _read_split(config, number, seed)
+    if file:
+        return _read_split(file, config, number, seed)
     if config.kind == "random":
         return random_split(number, config.draw(seed))
     official = patches.train is not None and patches.test is not None
@@ -74,13 +75,13 @@ def split_report(patches: PatchSet, split: Split) -> dict[str, Any]:
 
 
 def write_split(file: Path, split: Split) -> None:
-    """Save a split so that `SplitConfig.file` reads it."""
+    """Save a split so that `make_split` reads it."""
     np.savez_compressed(file, **split._asdict())
 
 
-def _read_split(config: SplitConfig, number: Indices, seed: int) -> Split:
+def _read_split(given: str, config: SplitConfig, number: Indices, seed: int) -> Split:
     """The split of a file; without validation pixels in it, they are drawn from those that it leaves over."""
-    name, _, prefix = config.file.replace("{seed}", str(seed)).partition(":")
+    name, _, prefix = given.replace("{seed}", str(seed)).partition(":")
     file, keys = Path(name), [prefix + part for part in ("train", "test")]
     train, test = (_checked(file, key, array, len(number)) for key, array in read_arrays(file, tuple(keys)).items())
     with open_arrays(file) as arrays:

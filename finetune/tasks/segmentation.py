@@ -36,7 +36,7 @@ from finetune.tasks.evaluate import evaluate, predict
 from finetune.tasks.segmentation_config import SegmentConfig
 
 PICTURES = 4  # images in every picture
-NOT_LEARNT = ("pairs", "root", "workers", "max_broken")  # of the data settings: may change when a run goes on
+NOT_LEARNT = ("set", "path", "workers", "max_broken")  # of the data settings: may change when a run goes on
 LOSSES = {"segmentation": "loss_seg", "auxiliary": "loss_aux", "amplitude": "loss_amp"}
 
 
@@ -54,8 +54,8 @@ class Segmentation(Job[SegmentConfig]):
     """PAD's recipe: composite loss, the best mIoU of all evaluations kept."""
 
     def __init__(self, config: SegmentConfig, world: World) -> None:
-        self.pairs = pairs = with_statistics_known(read_pair_set(Path(config.data.pairs), _path(config.data.root)))
-        self.config = dataclasses.replace(config, model=for_data(with_checkpoint(config), pairs))
+        self.pairs = pairs = with_statistics_known(read_pair_set(Path(config.data.set), _path(config.data.path)))
+        self.config = dataclasses.replace(config, model=for_data(config.model, pairs))
         self.world = world
         self.batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
         if self.batching.micro < 2 and (world.size == 1 or world.device.type == "cpu"):
@@ -79,7 +79,7 @@ class Segmentation(Job[SegmentConfig]):
         self.evaluated = 0  # steps done at the last evaluation
 
     def make_model(self) -> Pad:
-        model = Pad(self.config.model)
+        model = Pad(self.config.model, checkpoint=self.config.checkpoint)
         load_start(model, self.config.start)
         return model
 
@@ -209,28 +209,14 @@ class Segmentation(Job[SegmentConfig]):
     def _identity(self) -> dict[str, Any]:
         record = to_record(self.config)
         data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
-        kept = {name: record[name] for name in ("augment", "start", "model", "loss", "optim", "evaluate_every")}
+        kept = {
+            name: record[name]
+            for name in ("augment", "start", "checkpoint", "model", "loss", "optim", "evaluate_every")
+        }
         keys = {tiles.split: digest(tiles.keys) for tiles in self._splits()}
         values = {str(stored): index for stored, index in self.pairs.stored_values.items()}
         data |= {"pairs of each split": keys, "label values": values, **json.loads(json.dumps(describe(self.pairs)))}
         return {**kept, "data": data, "seed": self.config.run.seed}
-
-
-def with_checkpoint(config: SegmentConfig) -> PadConfig:
-    """The network, `checkpoint` being that of its encoder.
-
-    Raises:
-        InputError: there is no encoder to load it into.
-    """
-    model = config.model
-    if not config.checkpoint:
-        return model
-    if model.backbone == "convnext":
-        raise InputError(
-            "--checkpoint is of an Alliance encoder, model.backbone is convnext; give a second --config of "
-            "configs/finetune/backbones/, or start.network for the weights of a PAD network"
-        )
-    return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, checkpoint=config.checkpoint))
 
 
 def for_data(model: PadConfig, pairs: PairSet) -> PadConfig:

@@ -27,7 +27,7 @@ def trained(root: Path, name: str) -> tuple[Path, PairSet]:
     prepare([name, str(root / "raw"), str(root / "tiles"), "--tile", "32"])
     config = ROOT / "configs" / "finetune" / f"segment_{name.replace('-', '_')}.yaml"
     pairs = root / "tiles" / "pairs.yaml"
-    own = ["--config", str(config), "--data.pairs", str(pairs), "--run.dir", str(root / "run"), *SMALL]
+    own = ["--config", str(config), "--data.set", str(pairs), "--run.dir", str(root / "run"), *SMALL]
     ((code, output),) = Ranks([str(ROOT / "finetune" / "segment.py"), *own], 1).wait()
     assert code == 0, output
     return root / "run", read_pair_set(pairs)

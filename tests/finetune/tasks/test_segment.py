@@ -64,7 +64,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def segment(folder: Path, pairs: Path, *arguments: str, ranks: int = 1) -> list[tuple[int, str]]:
     """Exit codes and outputs of a run."""
     script = str(ROOT / "finetune/segment.py")
-    return Ranks([script, *SMALL, "--run.dir", str(folder), "--data.pairs", str(pairs), *arguments], ranks).wait()
+    return Ranks([script, *SMALL, "--run.dir", str(folder), "--data.set", str(pairs), *arguments], ranks).wait()
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +146,7 @@ def changed(pairs: Path, target: Path, change: dict[str, object]) -> Path:
 
 def opened(folder: Path, pairs: Path, *arguments: str) -> Segmentation:
     """The job of a run, as each rank opens it before anything is trained."""
-    config = parse_settings(
-        SegmentConfig, "", [*SMALL, "--run.dir", str(folder), "--data.pairs", str(pairs), *arguments]
-    )
+    config = parse_settings(SegmentConfig, "", [*SMALL, "--run.dir", str(folder), "--data.set", str(pairs), *arguments])
     return Segmentation(config, World(0, 1, torch.device("cpu"), Watch(0, 1), StopRequest()))
 
 
