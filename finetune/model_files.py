@@ -2,6 +2,7 @@
 its images must be and become before it gets them. Neither file is ever half there; reading them executes nothing.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,37 +17,44 @@ from torch import Tensor, nn
 
 from alliance.checkpoint import CONFIG, WEIGHTS, differences
 from alliance.errors import InputError
-from datasets.imagery.labels import Colour, as_colour
-from datasets.imagery.maps import colour
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import Colour, as_colour, palette_colour
 from datasets.labelled.normalise import Preprocessing
 from engine.runs import write_whole
 
 FORMAT = 2  # 1 had no preprocessing of every task
+UNUSED = ("files", "statistics", "mean", "std")  # of an image source, beside weights
 SHOWN = 40  # rows of a table of differences
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageInput:
-    """One of the images that a network takes: which numbers of a file it reads, and what becomes of them."""
+    """One of the images that a network takes: which numbers of a file, and what becomes of them."""
 
+    source: ImageSource
+    """Bands, dtype, missing value, scale and logarithm; its files and statistics are not looked at."""
     preprocessing: Preprocessing
-    bands: tuple[int, ...] = ()
-    """Bands of the file, counted from 1, in the order in which the network gets them; they may repeat. Empty: all."""
-    dtype: str | None = None
-    """What the file must hold; None: any."""
-    nodata: float | None = None
-    """Stored number of a missing pixel, beside what the file itself calls missing."""
+    """Means and deviations, and principal components."""
 
     @property
     def channels(self) -> int:
         """How many bands are read."""
         return len(self.preprocessing.mean)
 
+    @property
+    def described(self) -> ImageSource:
+        """The source with the means and deviations of training."""
+        mean, std = tuple(self.preprocessing.mean.tolist()), tuple(self.preprocessing.std.tolist())
+        return dataclasses.replace(self.source, statistics="given", mean=mean, std=std)
+
     def to_record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        given = {"bands": list(self.bands) or None, "dtype": self.dtype, "nodata": self.nodata}
-        return {name: value for name, value in given.items() if value is not None} | self.preprocessing.to_record()
+        given = {
+            field.name: (getattr(self.source, field.name), field.default) for field in dataclasses.fields(ImageSource)
+        }
+        told = {name: value for name, (value, usual) in given.items() if value != usual and name not in UNUSED}
+        return told | self.preprocessing.to_record()
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ImageInput":
@@ -55,10 +63,12 @@ class ImageInput:
         Raises:
             InputError: it is damaged.
         """
-        preprocessing, bands = Preprocessing.from_record(record), tuple(int(band) for band in record.get("bands", ()))
-        if len(bands) not in (0, len(preprocessing.mean)) or min(bands, default=1) < 1:
-            raise InputError(f"bands {list(bands)} do not fit the {len(preprocessing.mean)} means")
-        return cls(preprocessing=preprocessing, bands=bands, dtype=record.get("dtype"), nodata=record.get("nodata"))
+        preprocessing = Preprocessing.from_record(record)
+        told = {name: value for name, value in record.items() if name not in ("mean", "std", "axes", "offsets")}
+        source = ImageSource(**told)
+        if len(source.bands) not in (0, len(preprocessing.mean)):
+            raise InputError(f"bands {list(source.bands)} do not fit the {len(preprocessing.mean)} means")
+        return cls(source=source, preprocessing=preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +86,25 @@ class Inputs:
         }
 
 
-def standardised_by(mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-    """Preprocessing that is nothing but means and deviations."""
-    return Preprocessing(mean=np.array(mean, dtype=np.float64), std=np.array(std, dtype=np.float64))
+def image_input(source: ImageSource, fitted: Preprocessing | None = None) -> ImageInput:
+    """What a network that is trained on these images reads of others.
+
+    Args:
+        fitted: preprocessing of the training images; None: the means and deviations of the source.
+    Raises:
+        InputError: they are not known.
+    """
+    if fitted is None:
+        mean, std = (np.array(column, dtype=np.float64) for column in source.moments)
+        fitted = Preprocessing(mean=mean, std=std)
+    every = not source.bands and not source.sensor  # then the file must have no other ones
+    kept = dataclasses.replace(source, count=source.count or (len(fitted.mean) if every else None))
+    return ImageInput(source=kept, preprocessing=fitted)
 
 
 def nameless(count: int) -> dict[str, Colour]:
     """Names and colours for classes of which only the number is known."""
-    return {f"class {index}": colour(index) for index in range(count)}
+    return {f"class {index}": palette_colour(index) for index in range(count)}
 
 
 def write_model(folder: str | Path, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:

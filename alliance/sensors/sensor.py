@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.sensors.standardise import standardise
 
 # The order is part of every checkpoint: append, never reorder.
 MODALITIES = ("optical", "thermal", "sar", "sar-vv", "sar-vh", "sar-hh", "sar-hv", "elevation", "other")
@@ -182,9 +183,7 @@ class Sensor:
                 f"sensor {self.name} has no mean and std; take the sensor from a shards index or a checkpoint, "
                 f"or give them with sensor.with_statistics(mean, std)"
             )
-        value = (image.float() - self._column("mean", image)) / self._column("std", image)
-        present = torch.isfinite(value).all(dim=-3, keepdim=True)
-        return torch.where(present, value, 0.0).clamp(-CLAMP, CLAMP), present
+        return standardise(image, self._column("mean", image), self._column("std", image), clamp=CLAMP)
 
     def restore(self, standardised: Tensor) -> Tensor:
         """Inverse of `standardise`: (..., c, h, w) standard deviations -> physical units."""

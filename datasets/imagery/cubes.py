@@ -28,6 +28,7 @@ class CubeOptions:
     axes: str | None = None  # order of the stored axes, such as "hwc"; None: recognised by the band count
     bands: int | None = None  # the sensor's band count, if known
     grid: tuple[int, ...] | None = None  # rows and columns, if known
+    any_rank: bool = False  # a 2-D array is an image too; of several without a key, the one that is named like the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def describe_cube(path: Path, root: Path, options: CubeOptions) -> CubeScene:
         Unreadable: no array fits, or several do and no key is given.
     """
     with open_arrays(path) as arrays, readable(path):
-        key = options.key.strip("/") if options.key else _only_cube(arrays)
+        key = (options.key or "").strip("/") or (_own_array(arrays, path) if options.any_rank else _only_cube(arrays))
         if key not in arrays:
             raise Unreadable(f"has no array {key!r}; it has {_listing(arrays)}")
         axes, wavelengths = _stored_axes(path, arrays, key, options)
@@ -82,23 +83,12 @@ def describe_cube(path: Path, root: Path, options: CubeOptions) -> CubeScene:
         )
 
 
-def read_cube(path: Path, options: CubeOptions) -> Window:
-    """A whole image.
-
-    Without a key it is the only array, or the one that is named like the file.
-
-    Raises:
-        Unreadable: there is no such array, or it is no image.
-    """
-    with open_arrays(path) as arrays, readable(path):
-        own = [key for key in arrays if not key.startswith("#")]  # in "#refs#" MATLAB keeps the inside of cells
-        key = (options.key or "").strip("/") or (own[0] if len(own) == 1 else path.stem)
-        if key not in arrays:
-            wish = f"has no array {key!r}" if options.key else "has several arrays; name one as FILE:KEY"
-            raise Unreadable(f"{wish}; it has {_listing(arrays)}")
-        axes, _ = _stored_axes(path, arrays, key, options)
-        stored = _bands_first(np.asarray(arrays[key][()]), axes)
-        return Window(stored, equals(stored, [_nodata(arrays[key])] * len(stored)))
+def _own_array(arrays: Mapping[str, Any], path: Path) -> str:
+    """Name of the only array, or of the one that is named like its file."""
+    own = [key for key in arrays if not key.startswith("#")]  # in "#refs#" MATLAB keeps the inside of cells
+    if len(own) != 1 and path.stem not in arrays:
+        raise Unreadable(f"has several arrays; name one as FILE:KEY; it has {_listing(arrays)}")
+    return own[0] if len(own) == 1 else path.stem
 
 
 @contextmanager

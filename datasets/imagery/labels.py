@@ -1,55 +1,113 @@
-"""Label maps: read from files, turned into class indices; the colours of classes."""
+"""Label maps: what their stored values mean, how they are read, and the colours of classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from alliance.errors import InputError
-from datasets.imagery.rasters import named, opened
-from datasets.imagery.scenes import readable
+from datasets.imagery.images import describe
+from datasets.imagery.rasters import named
+from datasets.imagery.scenes import Scene
 
 IGNORE = 255  # class index of a pixel that is left out of losses and scores
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
-LABEL_DTYPES = ("uint8", "int8", "uint16", "int16")
+Indices = NDArray[np.int64]  # class indices 0, 1, ..., and IGNORE
+
+PALETTE: tuple[Colour, ...] = (  # of classes without a colour of their own; it repeats after 20
+    *((46, 139, 61), (166, 217, 106), (0, 184, 169), (20, 90, 36), (169, 113, 75)),
+    *((47, 111, 214), (230, 51, 42), (245, 152, 196), (140, 140, 140), (242, 142, 28)),
+    *((123, 63, 160), (247, 224, 60), (201, 180, 88), (111, 211, 255), (138, 28, 44)),
+    *((210, 166, 255), (255, 208, 166), (91, 108, 255), (212, 51, 212), (217, 242, 224)),
+)
 
 
-def read_label(path: Path, values: dict[int, int]) -> Tensor:
-    """A label map as class indices, (h, w) int64.
+@dataclass(frozen=True, kw_only=True)
+class LabelSource:
+    """The label maps of a set: files of one band of whole numbers, or of the classes' colours."""
+
+    files: str | None = None
+    """A pattern with `{key}`, a folder, or FILE[:KEY] of an array; None: the lists of the splits name them."""
+    values: Mapping[int, int] = field(default_factory=dict)
+    """Class index, or 255 to ignore, of every stored value; empty: classes are counted on from `first`."""
+    first: int | None = 0
+    """Stored value of the first class, without `values`; None: told by the values themselves, from 0 or from 1."""
+    unlabelled: int | None = None
+    """Stored value of a pixel without a label, beside 255."""
+    band: int | None = None
+    """Which band of the file holds the classes, from 1, where there are several."""
+    unknown: Literal["refuse", "ignore"] = "refuse"
+    """What to do with values or colours that are no class."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {int(stored): int(index) for stored, index in self.values.items()})
+        if self.band is not None and self.band < 1:
+            raise InputError(f"label.band is {self.band}; bands are counted from 1")
+
+    def table(self, classes: int) -> dict[int, int]:
+        """Class index, or 255, of every value that may be stored; not for `first: null`."""
+        if self.values:
+            return dict(self.values)
+        own = {(self.first or 0) + index: index for index in range(classes)}
+        return {IGNORE: IGNORE} | ({} if self.unlabelled is None else {self.unlabelled: IGNORE}) | own
+
+
+class Label(NamedTuple):
+    """A label map that was read."""
+
+    indices: Indices  # (h, w)
+    header: Scene
+
+
+def read_label(
+    path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None = None, *, colours: bool = True
+) -> Label:
+    """A label map as class indices.
 
     Args:
-        values: class index of every stored value.
+        classes: names and colours in the order of their indices.
+        colours: whether the colours are those of the files; made-up ones of a palette are not.
     Raises:
         InputError: the file cannot be read, is no label map, or holds other values.
     """
-    with named(path), opened(path) as dataset:
-        if dataset.count != 1 or dataset.dtypes[0] not in LABEL_DTYPES:
-            raise InputError(
-                f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; a label map has one band of small integers: "
-                f"is this the folder of the labels?"
-            )
-        with readable(path):
-            stored = dataset.read(1)
-    indices = to_indices(stored, values)
-    unknown = np.unique(stored[indices < 0])
-    if unknown.size:
-        raise InputError(
-            f"{path} holds {_brief(unknown)}, which {'is' if unknown.size == 1 else 'are'} no class; known values are "
-            f"{_brief(np.array(sorted(values)))}: mend `label.values`, or take the folder of the labels"
-        )
-    return torch.from_numpy(indices)
+    header = describe(path, key)
+    with named(path), header.open(range(header.shape[0])) as read:
+        window = read(0, 0, *header.shape[1:])
+    stored, missing = window.stored, window.missing
+    if stored.shape[0] in (3, 4) and source.band is None and not _is_grey(stored):
+        if colours and header.dtype == "uint8" and len(set(classes.values())) == len(classes):
+            return Label(_by_colour(path, stored, header, source, classes), header)
+        raise InputError(_which_band(path, header))
+    if stored.shape[0] > 1 and source.band is None and not _is_grey(stored):
+        raise InputError(_which_band(path, header))
+    band = (source.band or 1) - 1
+    if band >= len(stored):
+        raise InputError(f"{path} has {len(stored)} bands, label.band is {source.band}; mend it")
+    values = whole_numbers(path, stored[band])
+    absent = missing[band] if missing is not None else ~np.isfinite(stored[band])
+    return Label(_by_value(path, values, absent, header, source, len(classes)), header)
 
 
-def to_indices(stored: np.ndarray, values: dict[int, int]) -> np.ndarray:
-    """Class indices int64 of stored small integers of any shape; -1 where a value is not among `values`."""
-    limits = np.iinfo(stored.dtype)
-    table = np.full(limits.max - limits.min + 1, -1, dtype=np.int64)
-    for value, index in values.items():
-        if limits.min <= value <= limits.max:
-            table[value - limits.min] = index
-    return table[stored.astype(np.int64) - limits.min]
+def whole_numbers(path: Path, stored: NDArray) -> Indices:
+    """Stored numbers (h, w) of any kind as integers; what is not finite becomes 0.
+
+    Raises:
+        InputError: they are not whole.
+    """
+    finite = np.where(np.isfinite(stored), stored, 0)
+    numbers = finite.astype(np.int64)
+    if (numbers != finite).any():
+        raise InputError(f"{path} holds the value {finite[numbers != finite][0]:g}; a label map has whole numbers")
+    return numbers
+
+
+def to_indices(stored: NDArray, values: Mapping[int, int]) -> Indices:
+    """Class indices of stored integers of any shape; -1 where a value is not among `values`."""
+    known, place = np.unique(stored, return_inverse=True)
+    return np.array([values.get(value, -1) for value in known.tolist()], dtype=np.int64)[place].reshape(stored.shape)
 
 
 def as_colour(name: str, rgb: Sequence[int]) -> Colour:
@@ -64,5 +122,85 @@ def as_colour(name: str, rgb: Sequence[int]) -> Colour:
     return values
 
 
-def _brief(values: np.ndarray, limit: int = 8) -> str:
+def palette_colour(index: int) -> Colour:
+    """Colour of a class that has none of its own, by its index."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def _by_value(
+    path: Path, stored: Indices, absent: NDArray[np.bool_], header: Scene, source: LabelSource, classes: int
+) -> Indices:
+    table = source.table(classes)
+    marks = {int(value) for value in header.nodata if value is not None and float(value).is_integer()}
+    claimed = sorted(value for value in marks if table.get(value, IGNORE) != IGNORE)
+    if claimed and not source.values and (stored == claimed[0]).any():
+        raise InputError(
+            f"{path} declares {claimed[0]} as nodata, yet it is stored value of class {table[claimed[0]]}; say which in the "
+            f"description: label.values with {claimed[0]}: 255 for pixels without label, or {claimed[0]}: {table[claimed[0]]}"
+        )
+    indices = to_indices(stored, table)
+    indices[absent & ~np.isin(stored, list(source.values))] = IGNORE
+    unknown = np.unique(stored[indices < 0])
+    if unknown.size and source.unknown == "refuse":
+        raise InputError(
+            f"{path} holds {brief(unknown)}, which {'is' if unknown.size == 1 else 'are'} no class; known values are "
+            f"{brief(np.array(sorted(table)))}: mend `label.values`{_proposal(np.unique(stored), classes)}, or take the "
+            f"folder of the labels"
+        )
+    indices[indices < 0] = IGNORE
+    return indices
+
+
+def _proposal(found: Indices, classes: int) -> str:
+    """Values that would give each class one of the stored ones, if they are as many."""
+    for left_out in ((), (0,), (IGNORE,), (0, IGNORE)):
+        own = [value for value in found.tolist() if value not in left_out]
+        if len(own) == classes and set(left_out) <= set(found.tolist()):
+            pairs = [f"{value}: {IGNORE}" for value in left_out] + [
+                f"{value}: {index}" for index, value in enumerate(own)
+            ]
+            return f", such as {{{', '.join(pairs)}}}"
+    return ""
+
+
+def _by_colour(
+    path: Path, stored: NDArray, header: Scene, source: LabelSource, classes: Mapping[str, Colour]
+) -> Indices:
+    packed = _packed(np.moveaxis(stored[:3], 0, -1))
+    known = {int(_packed(np.array(colour))): index for index, colour in enumerate(classes.values())}
+    indices = to_indices(packed, known)
+    strange, count = np.unique(packed[indices < 0], return_counts=True)
+    if strange.size and count.sum() > packed.size / 2:
+        raise InputError(
+            f"{_which_band(path, header)} By colours, {count.sum() / packed.size:.0%} of its pixels are no class"
+        )
+    if strange.size and source.unknown == "refuse":
+        colour = [int(strange[count.argmax()]) >> shift & 255 for shift in (16, 8, 0)]
+        raise InputError(
+            f"{path} has the colour {colour} in {count.max()} pixels, which is of no class; mend `classes`, or set "
+            f"label.unknown to ignore"
+        )
+    indices[indices < 0] = IGNORE
+    return indices
+
+
+def _packed(rgb: NDArray) -> Indices:
+    """Colours (..., 3) as one number each."""
+    red, green, blue = np.moveaxis(rgb.astype(np.int64), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _is_grey(stored: NDArray) -> bool:
+    return bool((stored[:3] == stored[:1]).all())
+
+
+def _which_band(path: Path, header: Scene) -> str:
+    return (
+        f"{path} has {header.shape[0]} bands of {header.dtype}; a label map has one band of small integers: is this the "
+        f"folder of the labels? If one band holds the classes, name it: label.band: 1."
+    )
+
+
+def brief(values: NDArray, limit: int = 8) -> str:
+    """The first values as text, and how many there are."""
     return ", ".join(map(str, values[:limit].tolist())) + (f", ... ({values.size})" if values.size > limit else "")

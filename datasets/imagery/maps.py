@@ -26,17 +26,6 @@ from datasets.imagery.labels import IGNORE, Colour
 
 FULL = 250  # stored value of probability 1
 BLOCK = 512  # pixels
-PALETTE: tuple[Colour, ...] = (  # of classes for which nobody names colours
-    *((46, 139, 61), (166, 217, 106), (0, 184, 169), (20, 90, 36), (169, 113, 75)),
-    *((47, 111, 214), (230, 51, 42), (245, 152, 196), (140, 140, 140), (242, 142, 28)),
-    *((123, 63, 160), (247, 224, 60), (201, 180, 88), (111, 211, 255), (138, 28, 44)),
-    *((210, 166, 255), (255, 208, 166), (91, 108, 255), (212, 51, 212), (217, 242, 224)),
-)
-
-
-def colour(number: int) -> Colour:
-    """Colour of the class with a number, from 0, the same in all maps; they repeat after 20 classes."""
-    return PALETTE[number % len(PALETTE)]
 
 
 class Grid(NamedTuple):

@@ -1,4 +1,4 @@
-"""PAD's training augmentation: a pure function of (seed, step, position in the global batch).
+"""Training augmentation of tiles, as PAD's: a pure function of (seed, step, position in the global batch).
 
 Random resize, random crop that is drawn again while one class fills it, flips, padding; in this order, as released.
 """
@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
-from datasets.labelled.tiles import Pair
+from datasets.labelled.tiles import Sample
 
 STREAM = 2  # keeps these draws apart from those of other modules with the same seed
 REDRAWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairAugmentConfig:
-    """What may happen to a training pair. The defaults are those of PAD for tiles of 512 pixels."""
+class AugmentConfig:
+    """What may happen to a training tile. The defaults are those of PAD for tiles of 512 pixels."""
 
     resize: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest factor on both sides, uniform between these."""
@@ -62,26 +62,27 @@ def draw_augmentations(seed: int, step: int, positions: np.ndarray) -> list[Draw
     return [Draw(row[0], row[3:].reshape(-1, 2), row[1], row[2]) for row in (raw >> 11) * 2.0**-53]
 
 
-def augment(pair: Pair, draw: Draw, config: PairAugmentConfig) -> Pair:
-    """The augmented pair (c, crop, crop): what pads it on the right and below is missing (NaN) and ignored."""
+def augment(sample: Sample, draw: Draw, config: AugmentConfig) -> Sample:
+    """The augmented sample (c, crop, crop): what pads it on the right and below is missing (NaN) and ignored."""
     low, high = config.resize
-    pair = resize(pair, low + (high - low) * draw.resize)
-    pair = _crop(pair, *place_crop(pair.label, draw.crops, config), config.crop)
+    sample = resize(sample, low + (high - low) * draw.resize)
+    sample = _crop(sample, *place_crop(sample.label, draw.crops, config), config.crop)
     axes = [axis for axis, number in ((-1, draw.left_right), (-2, draw.up_down)) if number < config.flip]
-    return _pad(Pair(*(tensor.flip(axes) for tensor in pair)), config.crop)
+    return _pad(sample.map(lambda tensor: tensor.flip(axes)), config.crop)
 
 
-def resize(pair: Pair, factor: float) -> Pair:
+def resize(sample: Sample, factor: float) -> Sample:
     """Images by bilinear interpolation, the label map by nearest; sides are rounded down."""
-    height, width = pair.label.shape
+    height, width = sample.label.shape
     size = (max(math.floor(height * factor), 1), max(math.floor(width * factor), 1))
     if size == (height, width):
-        return pair
+        return sample
     rows, columns = (torch.arange(new) * old // new for new, old in zip(size, (height, width), strict=True))
-    return Pair(_bilinear(pair.optical, size), _bilinear(pair.sar, size), pair.label[rows][:, columns])
+    images = {role: _bilinear(image, size) for role, image in sample.images.items()}
+    return Sample(images, sample.label[rows][:, columns])
 
 
-def place_crop(label: Tensor, places: np.ndarray, config: PairAugmentConfig) -> tuple[int, int]:
+def place_crop(label: Tensor, places: np.ndarray, config: AugmentConfig) -> tuple[int, int]:
     """Row and column of the first of the drawn crops that holds two classes, none too much; else of the last.
 
     Args:
@@ -109,12 +110,12 @@ def _bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(batch, size, mode="bilinear", align_corners=False)[0]
 
 
-def _crop(pair: Pair, top: int, left: int, side: int) -> Pair:
-    return Pair(*(tensor[..., top : top + side, left : left + side] for tensor in pair))
+def _crop(sample: Sample, top: int, left: int, side: int) -> Sample:
+    return sample.map(lambda tensor: tensor[..., top : top + side, left : left + side])
 
 
-def _pad(pair: Pair, side: int) -> Pair:
-    height, width = pair.label.shape
+def _pad(sample: Sample, side: int) -> Sample:
+    height, width = sample.label.shape
     margins = (0, side - width, 0, side - height)
-    fills = (math.nan, math.nan, IGNORE)
-    return Pair(*(functional.pad(tensor, margins, value=fill) for tensor, fill in zip(pair, fills, strict=True)))
+    images = {role: functional.pad(image, margins, value=math.nan) for role, image in sample.images.items()}
+    return Sample(images, functional.pad(sample.label, margins, value=IGNORE))

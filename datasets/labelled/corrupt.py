@@ -7,20 +7,15 @@ import torch
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.labelled.tiles import Pair
+from datasets.labelled.tiles import Sample
 from datasets.synthetic.landscapes import correlated_field
 
 STREAM = 3  # keeps these draws apart from those of other modules with the same seed
 
 
-def without_optical(pair: Pair) -> Pair:
-    """The pair with every optical pixel missing, which standardises to 0."""
-    return pair._replace(optical=torch.full_like(pair.optical, math.nan))
-
-
-def without_sar(pair: Pair) -> Pair:
-    """The pair with every SAR pixel missing, which standardises to 0."""
-    return pair._replace(sar=torch.full_like(pair.sar, math.nan))
+def without(sample: Sample, role: str) -> Sample:
+    """The sample with every pixel of one image missing, which standardises to 0."""
+    return sample._replace(images=sample.images | {role: torch.full_like(sample.images[role], math.nan)})
 
 
 def cloud_mask(shape: tuple[int, int], share: float, *, seed: int, index: int) -> Tensor:
@@ -46,10 +41,10 @@ def cloud_mask(shape: tuple[int, int], share: float, *, seed: int, index: int) -
     return torch.from_numpy(mask.reshape(shape))
 
 
-def cover(pair: Pair, mask: Tensor, value: float = math.nan) -> Pair:
-    """The pair whose optical image is `value` where the mask (h, w) is true.
+def cover(sample: Sample, role: str, mask: Tensor, value: float = math.nan) -> Sample:
+    """The sample one of whose images is `value` where the mask (h, w) is true.
 
     Args:
         value: stored number of an opaque cloud, such as 255 in 8 bits; NaN: missing, as after masking clouds out.
     """
-    return pair._replace(optical=pair.optical.masked_fill(mask, value))
+    return sample._replace(images=sample.images | {role: sample.images[role].masked_fill(mask, value)})

@@ -1,47 +1,76 @@
-"""The files of every pair of a split."""
+"""The files of every sample of a split, or of every scene of a set."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from alliance.errors import InputError
 from datasets.imagery.rasters import SUFFIXES
 from datasets.imagery.scenes import Skipped
-from datasets.labelled.pair_set import ROLES, PairSet
+from datasets.labelled.description import LABEL, LabelledSet, Layout
 
 
-class PairFiles(NamedTuple):
-    """One pair: its name and its three files."""
+class SampleFiles(NamedTuple):
+    """One sample: its name, and its files by role."""
 
     key: str
-    optical: Path
-    sar: Path
-    label: Path
+    paths: Mapping[str, Path]
+
+    @property
+    def label(self) -> Path:
+        return self.paths[LABEL]
 
 
-def find_pairs(pairs: PairSet, split: str) -> tuple[list[PairFiles], list[Skipped]]:
-    """The pairs of a split, in the order of its list, else sorted; and the names that lack a file.
+def find_samples(described: LabelledSet, split: str) -> tuple[list[SampleFiles], list[Skipped]]:
+    """The samples of a split, in the order of its list, else sorted; and the names that lack a file.
 
     Raises:
-        InputError: no such split, folder or list, or no pair is complete.
+        InputError: no such split, folder or list, or no sample is complete.
     """
-    if split not in pairs.splits:
-        raise InputError(f"{pairs.name} has no split {split!r}; it has {', '.join(pairs.splits)}")
-    given = pairs.splits[split]
-    lines = read_list(pairs.root / given) if isinstance(given, str) else given
-    patterns = {role: pattern for role, pattern in pairs.patterns.items() if pattern is not None}
+    if split not in described.splits:
+        raise InputError(f"{described.name} has no split {split!r}; it has {', '.join(described.splits) or 'none'}")
+    given = described.splits[split]
+    lines = read_list(described.root / given) if isinstance(given, str) else given
+    patterns = {role: pattern for role, pattern in described.patterns.items() if pattern is not None}
     if patterns:
-        files = {role: list_files(pairs.root, pattern.replace("{split}", split)) for role, pattern in patterns.items()}
+        root = described.root
+        files = {role: list_files(root, pattern.replace("{split}", split)) for role, pattern in patterns.items()}
         found, skipped = _match(files, lines)
     else:
-        found, skipped = _from_paths(lines or [], pairs.root)
+        found, skipped = _from_paths(lines or [], described)
     if not found:
         first = f"; the first, {skipped[0].file}: {skipped[0].reason}" if skipped else ""
         raise InputError(
-            f"{pairs.name}, split {split}: no complete pair in {pairs.root} among {len(skipped)}{first}; check the root"
+            f"{described.name}, split {split}: no complete pair in {described.root} among {len(skipped)}{first}; "
+            f"check the root"
         )
     return found, skipped
+
+
+def find_scenes(described: LabelledSet) -> list[tuple[str, Layout]]:
+    """Name and layout of every scene below the root: the first layout whose files are all there.
+
+    Raises:
+        InputError: there is none; the message names what is missing from the nearest one.
+    """
+    folder = described.root
+    missing = [_missing(layout, folder) for layout in described.layouts]
+    least = min(missing, key=len)
+    if least:
+        others = f", nor one of its {len(missing) - 1} other layouts" if len(missing) > 1 else ""
+        raise InputError(
+            f"{folder} has no {', '.join(least)}{others}; give the folder of the data set, or a YAML file as in "
+            f"configs/labelled with your own file names"
+        )
+    layout = described.layouts[missing.index(least)]
+    stars = [file for file, _ in layout.sources().values() if "*" in file]
+    if not stars:
+        return [(folder.resolve().name, layout)]
+    before, _, after = stars[0].partition("*")
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(stars[0]))
+    names = (file.removeprefix(before).removesuffix(after) for file in found)
+    return [(name, layout.named(name)) for name in names]
 
 
 def read_list(path: Path) -> list[str]:
@@ -57,7 +86,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def list_files(root: Path, pattern: str) -> dict[str, Path]:
-    """Files by name of pair: those that fit a pattern with `{key}`, or the images in a folder and below.
+    """Files by name of sample: those that fit a pattern with `{key}`, or the images in a folder and below.
 
     Raises:
         InputError: no such folder, or two files of one name.
@@ -78,6 +107,11 @@ def list_files(root: Path, pattern: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def _missing(layout: Layout, folder: Path) -> list[str]:
+    files = dict.fromkeys(file for file, _ in layout.sources().values())
+    return [file for file in files if not (any(folder.glob(file)) if "*" in file else (folder / file).is_file())]
+
+
 def _images(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder):
         for name in names:
@@ -89,42 +123,48 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _match(files: dict[str, dict[str, Path]], lines: Sequence[str] | None) -> tuple[list[PairFiles], list[Skipped]]:
-    """Pairs that have all files; without a list, the names of all roles together."""
+def _match(files: dict[str, dict[str, Path]], lines: Sequence[str] | None) -> tuple[list[SampleFiles], list[Skipped]]:
+    """Samples that have all files; without a list, the names of all roles together."""
     known = set().union(*files.values())
-    keys = sorted(known) if lines is None else [_without_suffix(line, known) for line in lines]
+    keys = sorted(known) if lines is None else [_plain_name(line, known) for line in lines]
     found, skipped = [], []
     for key in keys:
-        missing = [role for role in ROLES if key not in files[role]]
+        missing = [role for role, own in files.items() if key not in own]
         if missing:
             skipped.append(Skipped(key, f"no {' and no '.join(missing)} file"))
         else:
-            found.append(PairFiles(key, *(files[role][key] for role in ROLES)))
+            found.append(SampleFiles(key, {role: own[key] for role, own in files.items()}))
     return found, skipped
 
 
-def _without_suffix(line: str, known: Iterable[str]) -> str:
-    """Lists name pairs with or without the suffix of a file."""
-    cut = line.lower().endswith(SUFFIXES) and line not in known
-    return line[: line.rindex(".")] if cut else line
+def _plain_name(line: str, known: Iterable[str]) -> str:
+    """Lists name samples with or without the suffix of a file, on Windows with back-slashes."""
+    for name in (line, line.replace("\\", "/")):
+        if name in known:
+            return name
+        if name.lower().endswith(SUFFIXES) and name[: name.rindex(".")] in known:
+            return name[: name.rindex(".")]
+    return line
 
 
-def _from_paths(lines: Sequence[str], root: Path) -> tuple[list[PairFiles], list[Skipped]]:
-    """Pairs of lines `optical sar label`; the paths may start with folders of another machine."""
+def _from_paths(lines: Sequence[str], described: LabelledSet) -> tuple[list[SampleFiles], list[Skipped]]:
+    """Samples of lines of paths, one per role; the paths may start with folders of another machine."""
     found, skipped, start = [], [], 0
     for line in lines:
         texts = line.split()
-        if len(texts) != len(ROLES):
-            raise InputError(f"line {line[:80]!r} of a list holds {len(texts)} paths; needed are optical, SAR, label")
+        if len(texts) != len(described.roles):
+            needed = ", ".join("SAR" if role == "sar" else role for role in described.roles)
+            raise InputError(f"line {line[:80]!r} of a list holds {len(texts)} paths; needed are {needed}")
         paths = []
         for text in texts:
-            path, start = _rerooted(text, root, start)
+            path, start = _rerooted(text, described.root, start)
             paths.append(path)
         lost = [text for text, path in zip(texts, paths, strict=True) if path is None]
         if lost:
             skipped.append(Skipped(texts[0], f"no file {lost[0]} below the root"))
         else:
-            found.append(PairFiles(PurePosixPath(texts[0]).with_suffix("").as_posix(), *paths))
+            key = PurePosixPath(texts[0].replace("\\", "/")).with_suffix("").as_posix()
+            found.append(SampleFiles(key, dict(zip(described.roles, paths, strict=True))))
     return found, skipped
 
 

@@ -45,19 +45,14 @@ class Preprocessing:
 
     mean: NDArray[np.float64]  # (c,), of each band
     std: NDArray[np.float64]  # (c,)
-    logarithm: bool = False  # of the numbers that were standardised: see `logarithm`
     axes: NDArray[np.float64] | None = None  # (c, k), a whitened principal component per column; None: all bands
-    offset: NDArray[np.float64] | None = None  # (k,), taken from the components
+    offsets: NDArray[np.float64] | None = None  # (k,), taken from the components
 
     @classmethod
-    def of(cls, images: Sequence[NDArray], *, logarithm: bool = False) -> "Preprocessing":
-        """Fit means and deviations to images (c, h, w), nan where missing.
-
-        Args:
-            logarithm: the images are logarithms already; images to come are not.
-        """
+    def of(cls, images: Sequence[NDArray]) -> "Preprocessing":
+        """Fit means and deviations to images (c, h, w), nan where missing."""
         mean, std = band_statistics(images)
-        return cls(mean=mean, std=std, logarithm=logarithm)
+        return cls(mean=mean, std=std)
 
     def table(self, images: Sequence[NDArray]) -> Table:
         """The pixels of images (c, h, w), row by row, each band standardised; missing values (nan) are 0."""
@@ -85,19 +80,18 @@ class Preprocessing:
         axes = axes[:, kept]
         axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))])
         weights = axes / np.sqrt(variance[kept])
-        return replace(self, axes=weights, offset=mean @ weights)
+        return replace(self, axes=weights, offsets=mean @ weights)
 
     def components(self, table: Table) -> Table:
         """The principal components of a standardised table: (pixels, components); the table itself where all bands stay."""
-        if self.axes is None or self.offset is None:
+        if self.axes is None or self.offsets is None:
             return table
-        return (table @ self.axes.astype(np.float32)) - self.offset.astype(np.float32)
+        return (table @ self.axes.astype(np.float32)) - self.offsets.astype(np.float32)
 
     def to_record(self) -> dict[str, Any]:
         """Ready for JSON, exact to the last bit; what is not used is left out."""
-        record: dict[str, Any] = {"logarithm": True} if self.logarithm else {}
-        arrays = {name: getattr(self, name) for name in ("mean", "std", "axes", "offset")}
-        return record | {name: array.tolist() for name, array in arrays.items() if array is not None}
+        arrays = {name: getattr(self, name) for name in ("mean", "std", "axes", "offsets")}
+        return {name: array.tolist() for name, array in arrays.items() if array is not None}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Preprocessing":
@@ -109,18 +103,13 @@ class Preprocessing:
         try:
             arrays = {name: np.array(record[name], dtype=np.float64) for name in ("mean", "std")}
             arrays |= {
-                name: np.array(record[name], dtype=np.float64) for name in ("axes", "offset") if "axes" in record
+                name: np.array(record[name], dtype=np.float64) for name in ("axes", "offsets") if "axes" in record
             }
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"mean and std of every band, or the axes, are missing or damaged ({error})") from error
-        bands, components = arrays["mean"].shape, arrays.get("offset", np.zeros(0)).shape
-        shapes = {"mean": bands, "std": bands, "axes": (*bands, *components), "offset": components}
+        bands, components = arrays["mean"].shape, arrays.get("offsets", np.zeros(0)).shape
+        shapes = {"mean": bands, "std": bands, "axes": (*bands, *components), "offsets": components}
         wrong = [name for name, array in arrays.items() if array.shape != shapes[name]]
         if wrong or len(bands) != 1 or not bands[0] or not (arrays["std"] > 0).all():
             raise InputError(f"{wrong[0] if wrong else 'std'} does not fit the {arrays['mean'].size} means of bands")
-        return cls(logarithm=bool(record.get("logarithm", False)), **arrays)
-
-
-def logarithm(image: NDArray) -> NDArray:
-    """sign(x) log(1 + |x|), for intensities of SAR and products of them, not for dB."""
-    return np.sign(image) * np.log1p(np.abs(image))
+        return cls(**arrays)

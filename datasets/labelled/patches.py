@@ -1,5 +1,6 @@
 """Patches around pixels, gathered from tables of pixels when they are asked for."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
 from datasets.labelled.normalise import Preprocessing
 from datasets.labelled.scenes import LabelledScene
 from datasets.sampling.splits import Indices
@@ -82,6 +84,8 @@ class PatchSet(PixelTables):
     footprints: tuple[Footprint, ...] = ()  # of whole scenes, in their order; empty for ready patches
     missing: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # places without a value in some band
     preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)  # that made the tables: passive, active
+    sources: Mapping[str, ImageSource] = field(default_factory=dict)  # what the images are, as far as it is described
+    dropped: Mapping[str, int] = field(default_factory=dict)  # class -> labelled pixels left out, as a value is missing
 
     def __len__(self) -> int:
         return len(self.label)
@@ -141,7 +145,6 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
             [scene.passive for scene in scenes],
             [scene.active for scene in scenes],
             components,
-            logarithm=scenes[0].log_active,
         ),
         grid=grid,
         active_grid=grid,
@@ -154,26 +157,34 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
         block=_blocks(scenes, place, image),
         footprints=tuple(Footprint(scene.name, scene.crs, scene.transform) for scene in scenes),
         missing=np.flatnonzero(_joined([_missing(scene) for scene in scenes])),
+        dropped=_dropped(scenes),
         **official,
     )
 
 
-def prepared(
-    passive: Sequence[NDArray], active: Sequence[NDArray], components: int, *, logarithm: bool = False
-) -> dict[str, Any]:
+def prepared(passive: Sequence[NDArray], active: Sequence[NDArray], components: int) -> dict[str, Any]:
     """Tables of images (c, h, w), by their names in `PixelTables`, and the `preprocessing` that is fitted to them.
 
     Args:
         components: of the passive images at most.
-        logarithm: the active images are logarithms of what is stored.
     """
-    first, second = Preprocessing.of(passive), Preprocessing.of(active, logarithm=logarithm)
+    first, second = Preprocessing.of(passive), Preprocessing.of(active)
     spectral = first.table(passive)
     first = first.with_components(spectral, components)
     tables = {"spectral": spectral, "passive": first.components(spectral), "active": second.table(active)}
     return {name: torch.from_numpy(table) for name, table in tables.items()} | {
         "preprocessing": {"passive": first, "active": second}
     }
+
+
+def _dropped(scenes: Sequence[LabelledScene]) -> dict[str, int]:
+    """Labelled pixels of each class that are left out, as a value is missing there."""
+    total: Counter[int] = Counter()
+    for scene in scenes:
+        total.update(scene.dropped)
+    numbers = sorted(total)
+    names = class_names(scenes[0].classes, np.array(numbers, dtype=int))
+    return {name: total[number] for name, number in zip(names, numbers, strict=True)}
 
 
 def class_names(names: Sequence[str], numbers: NDArray) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Ready patches in one .npz file, and the one way to open a data set of either kind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from alliance.errors import InputError
 from datasets.imagery.cubes import open_arrays
 from datasets.imagery.scenes import Unreadable
-from datasets.labelled.layouts import Benchmark
+from datasets.labelled.description import LabelledSet
 from datasets.labelled.normalise import check_bands
 from datasets.labelled.patches import PatchSet, check_patch, class_names, prepared, scene_patches
 from datasets.labelled.scenes import read_scenes
@@ -33,17 +34,23 @@ class StoredGrid:
         return self.neighbours[place][:, inside, inside]
 
 
-def open_patches(benchmark: Benchmark, path: Path, *, patch: int = 7, components: int = 30) -> PatchSet:
-    """Open a data set: a folder of scenes, or a file of ready patches (or the folder that holds it).
+def open_patches(described: LabelledSet, *, patch: int = 7, components: int = 30) -> PatchSet:
+    """Open a set: its scenes, or its file of ready patches; the root may be the file or the folder that holds it.
 
     Raises:
         InputError: something is missing or does not fit; the message says what.
     """
-    if benchmark.patches:
-        file = path / benchmark.patches if path.is_dir() else path
-        return stored_patches(file, benchmark.classes, patch=patch, components=components)
+    if described.patches:
+        file = described.root / described.patches if described.root.is_dir() else described.root
+        patches = stored_patches(file, tuple(described.classes), patch=patch, components=components)
+        return replace(patches, sources=described.images)
+    if not described.layouts:
+        raise InputError(
+            f"{described.name} describes tiles, not scenes or ready patches; add `layouts` to its description"
+        )
     check_patch(patch)
-    return scene_patches(read_scenes(benchmark, path), patch=patch, components=components)
+    patches = scene_patches(read_scenes(described), patch=patch, components=components)
+    return replace(patches, sources=described.images)
 
 
 def stored_patches(file: Path, classes: tuple[str, ...] = (), *, patch: int = 7, components: int = 30) -> PatchSet:

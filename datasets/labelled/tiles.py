@@ -1,5 +1,6 @@
-"""Registered optical and SAR images with their label maps, read one by one."""
+"""Registered images with their label map, read one by one."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,90 +10,110 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alliance.errors import InputError
+from datasets.imagery.grids import compare_grids
+from datasets.imagery.images import read_image
 from datasets.imagery.labels import IGNORE, read_label
-from datasets.imagery.rasters import named, opened
-from datasets.imagery.scenes import readable
-from datasets.labelled.find import find_pairs
-from datasets.labelled.pair_set import ImageSource, PairSet
+from datasets.imagery.scenes import Scene, Unreadable
+from datasets.labelled.description import LABEL, LabelledSet
+from datasets.labelled.find import find_samples
 
 
-class Pair(NamedTuple):
-    """One pair, or a batch of pairs with a leading dimension. Numbers are as stored, NaN where a pixel is missing."""
+class Sample(NamedTuple):
+    """Images by role and their label map, or a batch of them with a leading dimension."""
 
-    optical: Tensor  # (c, h, w) float32
-    sar: Tensor  # (c, h, w) float32
+    images: dict[str, Tensor]  # (c, h, w) float32 each, in the unit of its source, NaN where a pixel is missing
     label: Tensor  # (h, w) int64, class indices, 255 to ignore
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Sample":
+        """The same done to every image and the label map."""
+        return Sample({role: change(image) for role, image in self.images.items()}, change(self.label))
 
-class PairTiles(Dataset[Pair]):
-    """The pairs of a split, read from their files whenever one is asked for: no state, so any worker reads any pair.
+
+class Tiles(Dataset[Sample]):
+    """The samples of a split, read from their files whenever one is asked for: no state, so any worker reads any sample.
 
     `keys` are their names; `skipped` are the names that lack a file, with the reason.
 
     Raises:
-        InputError: no such split, folder or list, or no pair is complete.
+        InputError: no such split, folder or list, or no sample is complete.
     """
 
-    def __init__(self, pairs: PairSet, split: str) -> None:
-        self.pairs = pairs
+    def __init__(self, described: LabelledSet, split: str) -> None:
+        self.described = described
         self.split = split
-        self.files, self.skipped = find_pairs(pairs, split)
+        self.files, self.skipped = find_samples(described, split)
         self.keys = [files.key for files in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Pair:
-        """A pair by its number.
+    def __getitem__(self, index: int) -> Sample:
+        """A sample by its number.
 
         Raises:
-            InputError: a file is damaged, has another dtype or lacks a band, the sizes differ, or a label is no class.
+            InputError: a file is damaged or not what the description says, the images do not lie on one grid, or a
+                label is no class.
         """
-        key, optical, sar, label = self.files[index]
-        pair = Pair(
-            read_image(optical, self.pairs.optical),
-            read_image(sar, self.pairs.sar),
-            read_label(label, self.pairs.stored_values),
-        )
-        sizes = {name: tuple(tensor.shape[-2:]) for name, tensor in pair._asdict().items()}
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
-            raise InputError(f"{key}: sizes in pixels differ: {listed}; resample or crop them to one grid")
-        return pair
+        key, paths = self.files[index]
+        described = self.described
+        images = {role: read_image(paths[role], source) for role, source in described.images.items()}
+        label = read_label(paths[LABEL], described.label, described.classes, colours=described.coloured)
+        check_grids(key, {role: image.header for role, image in images.items()} | {LABEL: label.header})
+        return Sample({role: image.numbers for role, image in images.items()}, torch.from_numpy(label.indices))
+
+    def label(self, index: int) -> np.ndarray:
+        """The label map of a sample alone, (h, w) int64, see `__getitem__`."""
+        path = self.files[index].label
+        return read_label(path, self.described.label, self.described.classes, colours=self.described.coloured).indices
 
 
-def blank_pair(pairs: PairSet, side: int) -> Pair:
-    """A square pair without pixels: it adds nothing to a loss or a score."""
-    optical, sar = (torch.full((len(source.bands), side, side), torch.nan) for source in (pairs.optical, pairs.sar))
-    return Pair(optical, sar, torch.full((side, side), IGNORE))
+def stacked(samples: Sequence[Sample]) -> Sample:
+    """Samples of one size as a batch."""
+    roles = samples[0].images
+    images = {role: torch.stack([sample.images[role] for sample in samples]) for role in roles}
+    return Sample(images, torch.stack([sample.label for sample in samples]))
 
 
-def read_image(path: Path, source: ImageSource) -> Tensor:
-    """The source's bands of a file, (c, h, w) float32, NaN where missing.
+def blank_sample(described: LabelledSet, side: int) -> Sample:
+    """A square sample without pixels: it adds nothing to a loss or a score."""
+    images = {role: torch.full((channels(role, described), side, side), torch.nan) for role in described.images}
+    return Sample(images, torch.full((side, side), IGNORE))
+
+
+def channels(role: str, described: LabelledSet) -> int:
+    """How many channels the images of a role have.
 
     Raises:
-        InputError: the file cannot be read, has another dtype, or lacks a band.
+        InputError: the description does not tell.
     """
-    with named(path), opened(path) as dataset:
-        dtypes = sorted(set(dataset.dtypes))
-        if dtypes != [source.dtype]:
-            raise InputError(
-                f"{path} holds {', '.join(dtypes)}, expected is {source.dtype}; convert the files, or set `dtype` in the "
-                f"description, with mean and std to match"
-            )
-        if max(source.bands) > dataset.count:
-            raise InputError(f"{path} has {dataset.count} bands, asked for are {list(source.bands)}; mend `bands`")
-        with readable(path):
-            stored = dataset.read(list(source.bands))
-        return to_numbers(stored, source, dataset.nodata)
+    source = described.image(role)
+    sensor = source.description
+    count = len(source.bands) or (len(sensor.bands) if sensor else source.count)
+    if not count:
+        raise InputError(f"{described.name}: {role} names no bands; give `bands` or `sensor`")
+    return count
 
 
-def to_numbers(stored: np.ndarray, source: ImageSource, declared: float | None) -> Tensor:
-    """Stored pixels of any shape as float32, NaN where missing.
+def check_grids(key: str, headers: Mapping[str, Scene]) -> None:
+    """Refuse images and maps of one sample that differ in size or place; those without a place are not compared.
 
-    Args:
-        declared: what the file calls missing; it counts in files of floats for which the source names no other value.
+    Raises:
+        InputError: they do not lie on one grid.
     """
-    nodata = declared if source.nodata is None and stored.dtype.kind == "f" else source.nodata
-    image = torch.from_numpy(stored.astype(np.float32))
-    return image if nodata is None else image.masked_fill(torch.from_numpy(stored == nodata), torch.nan)
+    sizes = {role: header.shape[1:] for role, header in headers.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{role} {height} x {width}" for role, (height, width) in sizes.items())
+        raise InputError(f"{key}: sizes in pixels differ: {listed}; resample or crop them to one grid")
+    placed = [(role, header) for role, header in headers.items() if header.transform is not None]
+    for role, header in placed[1:]:
+        try:
+            compare_grids(placed[0][1], header)
+        except Unreadable as error:
+            raise InputError(f"{key}: {placed[0][0]} and {role} lie in different places: {error}") from error
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """Whether two paths are one file, or files of the same bytes."""
+    if first.resolve() == second.resolve():
+        return True
+    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()

@@ -9,12 +9,12 @@ from typing import get_args
 
 from alliance.errors import InputError
 from datasets.imagery.scenes import summarise
-from datasets.labelled.pair_set import read_pair_set
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.parse import find_set
+from datasets.labelled.survey import survey, with_statistics
+from datasets.labelled.tiles import Tiles
 from datasets.releases.cut import Edges, Grid
 from datasets.releases.facts import DDHR_SK, WHU_OPT_SAR, Release
 from datasets.releases.prepare import NAME, Constants, Options, Split, prepare
-from datasets.releases.survey import survey, with_statistics
 
 EPILOG = """An interrupted command goes on where it stopped when given again. Neither data set comes with a licence or is
 downloaded here; their authors' pages name the places: github.com/AmberHen/WHU-OPT-SAR-dataset, github.com/XD-MG/DDHRNet."""
@@ -37,15 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def check(file: Path, root: Path | None) -> list[str]:
     """Read every pair of a description; what is there, what cannot be used, and the statistics of the bands."""
-    pairs = read_pair_set(file, root)
-    surveyed = {split: survey(PairTiles(pairs, split)) for split in pairs.splits}
+    pairs = find_set(file, root)
+    surveyed = {split: survey(Tiles(pairs, split)) for split in pairs.splits}
+    if not any(each.tiles for each in surveyed.values()):
+        reasons = summarise(skip for each in surveyed.values() for skip in each.skipped)
+        raise InputError(f"{file}: not one sample can be used: {'; '.join(reasons[:3])}")
     lines = []
     for split, each in surveyed.items():
         lines.extend(f"{split}: {line}" for line in each.describe(pairs.classes))
         lines.extend(f"  skipped {line}" for line in summarise(each.skipped))
     measured = with_statistics(pairs, [surveyed.get("train") or next(iter(surveyed.values()))])
-    for role in ("optical", "sar"):
-        source = getattr(measured, role)
+    for role, source in measured.images.items():
         mean, std = ([round(value, 4) for value in column] for column in (source.mean, source.std))
         lines.append(f"{role}: bands: {list(source.bands)}, mean: {mean}, std: {std}")
     return lines
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     for release in (WHU_OPT_SAR, DDHR_SK):
         _add_release(kinds.add_parser(release.name, help=f"tiles of {release.name}, split lists, statistics"), release)
     checking = kinds.add_parser("check", help="read all pairs of a description; report problems and statistics")
-    checking.add_argument("file", type=Path, metavar="FILE", help="YAML description, see configs/pairs/")
+    checking.add_argument("file", type=Path, metavar="FILE", help="YAML description, see configs/labelled/")
     checking.add_argument("--root", type=Path, metavar="DIR", help="folder of the files (default: the description's)")
     checking.set_defaults(release=None)
     return parser

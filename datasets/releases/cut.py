@@ -13,14 +13,16 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from datasets.imagery.labels import IGNORE, LABEL_DTYPES, Colour, to_indices
+from datasets.imagery.grids import compare_grids
+from datasets.imagery.images import describe
+from datasets.imagery.labels import IGNORE, Colour, to_indices
 from datasets.imagery.rasters import opened
 from datasets.imagery.scenes import Unreadable, readable
-from datasets.labelled.find import PairFiles
-from datasets.labelled.pair_set import ROLES
+from datasets.labelled.find import SampleFiles
 
 Edges = Literal["drop", "shift"]
 STRIP = 512  # rows that are read at once
+LABEL_DTYPES = ("uint8", "int8", "uint16", "int16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class _Scene(NamedTuple):
     label: rasterio.DatasetReader
 
 
-def inspect_scene(files: PairFiles, values: Mapping[int, int]) -> Inspection:
+def inspect_scene(files: SampleFiles, values: Mapping[int, int]) -> Inspection:
     """Check a scene before it is cut.
 
     Args:
@@ -75,7 +77,7 @@ def inspect_scene(files: PairFiles, values: Mapping[int, int]) -> Inspection:
         if max(each.height for each in scene) > height + 1 or max(each.width for each in scene) > width + 1:
             raise Unreadable(f"optical, SAR and labels have {', '.join(sizes)} pixels; they should be of one size")
         notes = ["sizes differ by one pixel, the common part is cut"] if len(set(sizes)) > 1 else []
-        _check_grids(scene)
+        _check_grids(files)
         stored = _label_values(scene.label)
         unknown = sorted(stored - values.keys())
         if unknown:
@@ -86,7 +88,7 @@ def inspect_scene(files: PairFiles, values: Mapping[int, int]) -> Inspection:
 
 
 def cut_scene(
-    files: PairFiles, size: tuple[int, int], out: Path, grid: Grid, values: Mapping[int, int], colours: list[Colour]
+    files: SampleFiles, size: tuple[int, int], out: Path, grid: Grid, values: Mapping[int, int], colours: list[Colour]
 ) -> list[str]:
     """Write a scene's tiles as <out>/{optical,sar,label}/<key>.tif and return their keys.
 
@@ -105,7 +107,7 @@ def cut_scene(
         for window in windows:
             place = "" if len(windows) == 1 else f"_r{window.row_off:05d}_c{window.col_off:05d}"
             keys.append(f"{files.key}{place}")
-            paths = [out / role / f"{keys[-1]}.tif" for role in ROLES]
+            paths = [out / role / f"{keys[-1]}.tif" for role in scene._fields]
             if all(path.exists() for path in paths):
                 continue
             with readable(Path(files.key)):
@@ -118,9 +120,9 @@ def cut_scene(
 
 
 @contextmanager
-def _opened(files: PairFiles) -> Iterator[_Scene]:
+def _opened(files: SampleFiles) -> Iterator[_Scene]:
     with ExitStack() as stack:
-        yield _Scene(*(stack.enter_context(opened(path)) for path in files[1:]))
+        yield _Scene(**{role: stack.enter_context(opened(path)) for role, path in files.paths.items()})
 
 
 def _check_bands(scene: _Scene) -> None:
@@ -136,16 +138,15 @@ def _check_bands(scene: _Scene) -> None:
         raise Unreadable(f"the label file has {scene.label.count} bands, not one; is this the folder of the labels?")
 
 
-def _check_grids(scene: _Scene) -> None:
-    """Where all files are georeferenced, they must lie on one pixel grid, to half a pixel."""
-    if not all(each.crs for each in scene):
-        return
-    corners = [(0, 0), (scene.optical.width, scene.optical.height)]
-    first = scene.optical.transform
-    for each in (scene.sar, scene.label):
-        shift = np.subtract([each.transform * corner for corner in corners], [first * corner for corner in corners])
-        if each.crs != scene.optical.crs or np.abs(shift).max() > abs(first.a) / 2:
-            raise Unreadable("optical, SAR and labels lie on different map grids; resample them to one")
+def _check_grids(files: SampleFiles) -> None:
+    """Files that say where they lie must lie on one pixel grid, to half a pixel."""
+    headers = {role: describe(path) for role, path in files.paths.items()}
+    placed = [(role, header) for role, header in headers.items() if header.transform is not None]
+    for role, header in placed[1:]:
+        try:
+            compare_grids(placed[0][1], header)
+        except Unreadable as error:
+            raise Unreadable(f"{placed[0][0]} and {role} lie on different map grids: {error}") from error
 
 
 def _strips(dataset: rasterio.DatasetReader) -> Iterator[np.ndarray]:

@@ -13,19 +13,22 @@ from tqdm import tqdm
 
 from alliance.errors import InputError
 from alliance.files import replace_file
-from datasets.imagery.labels import IGNORE
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import IGNORE, LabelSource
 from datasets.imagery.scenes import Skipped, Unreadable, summarise
-from datasets.labelled.find import PairFiles, find_pairs, list_files, read_list
-from datasets.labelled.pair_set import ROLES, ImageSource, LabelSource, PairSet, write_pair_set
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.find import SampleFiles, find_samples, list_files, read_list
+from datasets.labelled.parse import write_set
+from datasets.labelled.survey import Survey, survey, with_statistics
+from datasets.labelled.tiles import Tiles
 from datasets.releases.cut import Grid, cut_scene, inspect_scene
 from datasets.releases.facts import RELEASED_OPTICAL, RELEASED_SAR, Release
-from datasets.releases.survey import Survey, survey, with_statistics
 from datasets.sampling.order import shuffled
 
 Split = Literal["published", "tiles"]
 Constants = Literal["measured", "released"]
 NAME, MANIFEST = "pairs.yaml", "manifest.json"
+ROLES = ("optical", "sar", "label")
 DEPTH = 3  # levels below the root on which the folders are looked for
 
 
@@ -68,7 +71,7 @@ def prepare(release: Release, root: Path, out: Path, options: Options) -> dict[s
     _cut(release, scenes, set().union(*published.values()) if published else None, out, options.grid, work)
     splits = _split_tiles(release, published, options, work)
     pairs, surveyed = _describe(release, out, splits, options, work)
-    write_pair_set(pairs, out / NAME)
+    write_set(pairs, out / NAME)
     manifest = record | {"complete": True, "split": options.split, "seed": options.seed, "files": counts}
     manifest |= _report(pairs, splits, surveyed, work)
     _write_manifest(out, manifest)
@@ -136,19 +139,21 @@ def draw_split(keys: Iterable[str], shares: dict[str, float], seed: int) -> dict
 
 def _find_scenes(
     release: Release, home: Path, folders: dict[str, Path], work: _Work
-) -> tuple[list[PairFiles], dict[str, int]]:
+) -> tuple[list[SampleFiles], dict[str, int]]:
     """Scenes that have all three files, and how many files there are."""
     inner = {role: _inner(folder).relative_to(home).as_posix() for role, folder in folders.items()}
-    source = PairSet(
+    source = LabelledSet(
         name=release.name,
         root=home,
-        optical=ImageSource(files=inner["optical"], bands=(1, 2, 3)),
-        sar=ImageSource(files=inner["sar"], bands=(1,)),
+        images={
+            "optical": ImageSource(files=inner["optical"], bands=(1, 2, 3)),
+            "sar": ImageSource(files=inner["sar"], bands=(1,)),
+        },
         label=LabelSource(files=inner["label"], values=release.values),
         classes=release.classes,
         splits={"all": None},
     )
-    scenes, lonely = find_pairs(source, "all")
+    scenes, lonely = find_samples(source, "all")
     work.skipped += lonely
     counts = {role: len(list_files(home, folder)) for role, folder in inner.items()}
     if lonely:
@@ -199,7 +204,7 @@ def _find_list(folder: Path, name: str) -> Path:
 
 
 def _cut(
-    release: Release, scenes: list[PairFiles], wanted: set[str] | None, out: Path, grid: Grid, work: _Work
+    release: Release, scenes: list[SampleFiles], wanted: set[str] | None, out: Path, grid: Grid, work: _Work
 ) -> None:
     """Cut the scenes; those that cannot be used are skipped."""
     scenes = [files for files in scenes if wanted is None or files.key in wanted]
@@ -250,28 +255,33 @@ def _split_tiles(
 
 def _describe(
     release: Release, out: Path, splits: dict[str, list[str]], options: Options, work: _Work
-) -> tuple[PairSet, dict[str, Survey]]:
+) -> tuple[LabelledSet, dict[str, Survey]]:
     """Write the lists and read every tile back as training will."""
     for split, keys in splits.items():
         replace_file(out / f"{split}.txt", "".join(f"{key}\n" for key in keys).encode())
-    pairs = PairSet(
+    pairs = LabelledSet(
         name=release.name,
         root=Path(),
-        optical=ImageSource(files="optical/{key}.tif", bands=(1, 2, 3)),
-        sar=ImageSource(files="sar/{key}.tif", bands=(1,)),
+        images={
+            "optical": ImageSource(files="optical/{key}.tif", bands=(1, 2, 3), dtype="uint8"),
+            "sar": ImageSource(files="sar/{key}.tif", bands=(1,), dtype="uint8"),
+        },
         label=LabelSource(files="label/{key}.tif"),
         classes=release.classes,
         splits={split: f"{split}.txt" for split in splits},
     )
-    surveyed = {split: survey(PairTiles(replace(pairs, root=out), split)) for split in splits}
+    surveyed = {split: survey(Tiles(replace(pairs, root=out), split)) for split in splits}
     work.skipped += [skip for each in surveyed.values() for skip in each.skipped]
     if options.constants == "released":
-        optical, sar = replace(pairs.optical, **RELEASED_OPTICAL), replace(pairs.sar, **RELEASED_SAR)
-        return replace(pairs, optical=optical, sar=sar), surveyed
+        optical, sar = pairs.images["optical"], pairs.images["sar"]
+        released = {"optical": replace(optical, **RELEASED_OPTICAL), "sar": replace(sar, **RELEASED_SAR)}
+        return pairs.with_images(**released), surveyed
     return with_statistics(pairs, [surveyed["train"]] if "train" in surveyed else surveyed.values()), surveyed
 
 
-def _report(pairs: PairSet, splits: dict[str, list[str]], surveyed: dict[str, Survey], work: _Work) -> dict[str, Any]:
+def _report(
+    pairs: LabelledSet, splits: dict[str, list[str]], surveyed: dict[str, Survey], work: _Work
+) -> dict[str, Any]:
     """What was made, for the manifest."""
     scene_of = {key: scene for scene, keys in work.tiles.items() for key in keys}
     report: dict[str, Any] = {"sizes": dict(work.sizes), "ignore": IGNORE, "splits": {}}
@@ -284,7 +294,7 @@ def _report(pairs: PairSet, splits: dict[str, list[str]], surveyed: dict[str, Su
             "tiles": each.tiles,
             "all_ignored_tiles": len(each.all_ignored),
             "pixels": dict(zip(pairs.classes, each.pixels.tolist(), strict=True)) | {"ignored": each.ignored},
-            "statistics": {"optical": each.optical.to_dict(), "sar": each.sar.to_dict()},
+            "statistics": {role: moments.to_dict() for role, moments in each.images.items()},
         }
     skipped = [skip._asdict() for skip in sorted(set(work.skipped))]
     return report | {"warnings": work.warnings, "skipped": skipped}

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rasterio.crs import CRS
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
-from datasets.imagery.grids import corners, pixel_size
+from datasets.imagery.grids import compare_grids
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.shards.gather import Collection
 
@@ -235,18 +234,9 @@ def _pixel_ratio(first: Scene, other: Scene) -> Fraction:
 
 
 def _check_ground(first: Scene, other: Scene) -> None:
-    if first.crs != other.crs:
-        systems = [CRS.from_user_input(scene.crs) if scene.crs else None for scene in (first, other)]
-        if systems[0] != systems[1]:
-            raise Unreadable(f"CRS differ: {str(first.crs)[:40]} and {str(other.crs)[:40]}; reproject one of them")
     if (first.transform is None) != (other.transform is None):
-        raise Unreadable("one of the pair is georeferenced, the other is not")
-    if first.transform is None:
-        return
-    distance = float(np.abs(corners(first) - corners(other)).max())
-    tolerance = min(pixel_size(first), pixel_size(other)) / 2
-    if distance > tolerance:
-        raise Unreadable(f"footprints differ by {distance:.6g} map units, more than half a pixel ({tolerance:.6g})")
+        raise Unreadable("one of the pair is georeferenced, the other is not; write the place into both")
+    compare_grids(first, other)
 
 
 def _offsets(length: int, tile: int, stride: int) -> list[int]:

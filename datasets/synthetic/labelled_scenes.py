@@ -26,7 +26,8 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from datasets.labelled.layouts import Layout, find_benchmark
+from datasets.labelled.description import Layout
+from datasets.labelled.parse import find_set
 from datasets.synthetic.landscapes import CRS, PIXEL_M, cell_map, correlated_field, smooth_field
 
 Array = NDArray[np.floating]
@@ -87,14 +88,14 @@ def write_made_up(name: str, folder: Path, options: MadeUpOptions | None = None)
     options = options or MadeUpOptions()
     if name not in SETS:
         raise InputError(f"no made-up scenes are known for {name!r}; choose {', '.join(SETS)}")
-    benchmark = find_benchmark(name)
-    if not 1 <= options.layout <= len(benchmark.layouts):
-        raise InputError(f"layout {options.layout}: {name} has layouts 1 to {len(benchmark.layouts)}")
-    if options.classes > len(benchmark.classes):
-        raise InputError(f"{options.classes} classes were asked for, {name} has {len(benchmark.classes)}")
+    described = find_set(name)
+    if not 1 <= options.layout <= len(described.layouts):
+        raise InputError(f"layout {options.layout}: {name} has layouts 1 to {len(described.layouts)}")
+    if options.classes > len(described.classes):
+        raise InputError(f"{options.classes} classes were asked for, {name} has {len(described.classes)}")
     require_empty(folder)
-    layout = benchmark.layouts[options.layout - 1]
-    arrays = make_arrays(SETS[name], benchmark.bands or UNKNOWN_BANDS, options)
+    layout = described.layouts[options.layout - 1]
+    arrays = make_arrays(SETS[name], described.image("passive").count or UNKNOWN_BANDS, options)
     folder.mkdir(parents=True, exist_ok=True)
     _write_layout(folder, layout, _as_in(layout, arrays), options)
     (folder / "MADE_UP.txt").write_text(

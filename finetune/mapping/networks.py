@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.errors import InputError
-from datasets.labelled.normalise import logarithm
 from datasets.labelled.patches import PixelTables, SceneGrid
 from finetune.mapping.pixels import place_logits
 from finetune.model_files import Inputs, read_record
@@ -66,14 +65,17 @@ class SegmentationNetwork(SceneNetwork):
         """A window too small for the network is padded with means for it."""
         h, w = next(iter(windows[0].values())).shape[-2:]
         padding = (0, max(0, SMALLEST - w), 0, max(0, SMALLEST - h))
-        images = {name: torch.stack([self._standardised(name, each[name]) for each in windows]) for name in windows[0]}
-        tiles = {MODALITIES[name]: functional.pad(tile, padding).to(self.device) for name, tile in images.items()}
+        images = {role: torch.stack([self._standardised(role, each[role]) for each in windows]) for role in windows[0]}
+        tiles = {
+            name: functional.pad(images[role], padding).to(self.device)
+            for name, role in MODALITIES.items()
+            if role in images
+        }
         output = self.network(**tiles)
         return list(_finite(output.logits[..., :h, :w].float().softmax(dim=1)))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _standardised(self, name: str, numbers: NDArray) -> Tensor:
-        table = self.inputs.images[name].preprocessing.table([numbers])
-        return rearrange(torch.from_numpy(table), "(h w) c -> c h w", h=numbers.shape[1]).contiguous()
+        return self.inputs.images[name].described.standardise(torch.from_numpy(numbers))
 
 
 class PatchNetwork(SceneNetwork):
@@ -110,7 +112,7 @@ class PatchNetwork(SceneNetwork):
         tables = {"spectral": empty, "passive": empty, "active": empty}
         for name, image in numbers.items():
             preprocessing = self.inputs.images[name].preprocessing
-            table = preprocessing.table([logarithm(image) if preprocessing.logarithm else image])
+            table = preprocessing.table([image])
             tables |= {"spectral": table} if name == "passive" else {}
             tables[name] = preprocessing.components(table)
         grid = SceneGrid([(h, w)])

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from datasets.imagery.labels import IGNORE, Colour
-from datasets.imagery.maps import colour, write_class_map
+from datasets.imagery.labels import IGNORE, Colour, palette_colour
+from datasets.imagery.maps import write_class_map
 from datasets.labelled import Footprint, PatchSet, SceneGrid
 from datasets.labelled.patches import PixelTables
 from datasets.sampling.splits import Indices, Split
@@ -108,7 +108,7 @@ def classify_scenes(
 
 def class_colours(patches: PatchSet) -> dict[str, Colour]:
     """Colours of the classes that occur, by the numbers that they have in the files."""
-    return {name: colour(number - 1) for name, number in zip(patches.classes, patches.numbers, strict=True)}
+    return {name: palette_colour(number - 1) for name, number in zip(patches.classes, patches.numbers, strict=True)}
 
 
 def write_geotiff(path: Path, found: ClassMap, patches: PatchSet) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from alliance.checkpoint import differences
 from alliance.errors import InputError
 from alliance.foreign import as_mapping, read_checkpoint, read_weights
-from datasets.imagery.labels import Colour, as_colour
-from datasets.imagery.maps import colour
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import Colour, as_colour, palette_colour
 from datasets.releases.facts import DDHR_SK, RELEASED_OPTICAL, RELEASED_SAR, WHU_OPT_SAR
 from finetune.backbones.convnext import Size
-from finetune.model_files import ImageInput, Inputs, nameless, refuse_differences, standardised_by
+from finetune.model_files import ImageInput, Inputs, image_input, nameless, refuse_differences
 from finetune.pad.checkpoint import save_pad
 from finetune.pad.model import Pad, PadConfig
 
@@ -128,7 +128,7 @@ def _classes(meta: Mapping[str, Any], count: int) -> tuple[Mapping[str, Colour],
     known = CLASSES.get(count) or nameless(count)
     if not isinstance(names, list | tuple) or len(names) != count or len(set(names)) < count:
         return known, [f"the file names no {count} classes; taken: {', '.join(known)}"]
-    colours = [colour(index) for index in range(count)]
+    colours = [palette_colour(index) for index in range(count)]
     if not isinstance(palette, list | tuple) or len(palette) != count:
         return dict(zip(map(str, names), colours, strict=True)), ["the file has no colours of its classes; taken: ours"]
     return {str(name): as_colour(str(name), rgb) for name, rgb in zip(names, palette, strict=True)}, []
@@ -154,10 +154,16 @@ def _images(cfg: Any, config: PadConfig) -> tuple[dict[str, ImageInput], list[st
             name: (RELEASED[name]["mean"][:count], RELEASED[name]["std"][:count]) for name, count in counts.items()
         }
         said = ["the file says no mean and std of its bands; taken: those of the authors' code for WHU-OPT-SAR"]
-    bands = {name: (RELEASED[name]["bands"] if count == 3 else range(1, count + 1)) for name, count in counts.items()}
+    bands = {
+        name: (RELEASED[name]["bands"] if count == 3 else tuple(range(1, count + 1))) for name, count in counts.items()
+    }
     said += [f"bands of the {name} files, from 1: {', '.join(map(str, each))}" for name, each in bands.items()]
     images = {
-        name: ImageInput(preprocessing=standardised_by(*statistics[name]), bands=tuple(bands[name]), dtype="uint8")
+        name: image_input(
+            ImageSource(
+                bands=bands[name], dtype="uint8", mean=tuple(statistics[name][0]), std=tuple(statistics[name][1])
+            )
+        )
         for name in counts
     }
     return images, [*said, "files of uint8"]

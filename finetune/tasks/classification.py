@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE
 from datasets.labelled import PatchSet, split_report, write_split
 from datasets.labelled.patch_samples import PatchBatch, PatchSamples
@@ -21,7 +22,7 @@ from engine.loop import digest
 from engine.ranks import World, gather
 from engine.settings import to_record
 from finetune.mapping.pixels import class_colours, predict_places
-from finetune.model_files import ImageInput, Inputs
+from finetune.model_files import Inputs, image_input
 from finetune.s2fin.checkpoint import load_network, save_network
 from finetune.s2fin.network import S2Fin, S2FinConfig, classification_loss
 from finetune.scores import Scores, classification_record, classification_scores, confusion_matrix
@@ -115,7 +116,8 @@ class Classification(Task[Any]):
 
 def inputs_of(patches: PatchSet) -> Inputs:
     """What a network that is trained on these patches needs to know of other scenes."""
-    images = {role: ImageInput(preprocessing=each) for role, each in patches.preprocessing.items() if len(each.mean)}
+    known = {role: each for role, each in patches.preprocessing.items() if len(each.mean)}
+    images = {role: image_input(patches.sources.get(role, ImageSource()), each) for role, each in known.items()}
     return Inputs(classes=class_colours(patches), images=images)
 
 

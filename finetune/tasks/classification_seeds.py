@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from datasets.labelled import PatchSet, find_benchmark, make_split, open_patches, split_report
+from datasets.labelled import PatchSet, find_set, make_split, open_patches, split_report
 from datasets.sampling.splits import Split
 from engine.command import run_command
 from engine.log import logger, report_disk_errors
@@ -102,7 +102,7 @@ class ClassificationSeeds(Experiment[ClassifyConfig]):
 def open_data(config: ClassifyConfig) -> PatchSet:
     """The patches that the settings name."""
     data, patch = config.data, config.model.patch
-    return open_patches(find_benchmark(data.set), Path(data.path), patch=patch, components=data.components)
+    return open_patches(find_set(data.set, data.path), patch=patch, components=data.components)
 
 
 def draw_split(patches: PatchSet, config: ClassifyConfig, seed: int) -> Split:

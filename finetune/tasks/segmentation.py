@@ -3,41 +3,44 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import PairSet, read_pair_set
-from datasets.labelled.tile_samples import PairBatch, PairSamples
-from datasets.labelled.tiles import Pair, PairTiles
-from datasets.sampling.loader import Dealing, IndexedLoader
-from engine.build import deal_batch
-from engine.checkpoints import full_weights
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.parse import find_set
+from datasets.labelled.tile_samples import TileBatch, TileSamples
+from datasets.labelled.tiles import Tiles, channels, stacked
 from engine.command import run_command
-from engine.job import Job, Running
-from engine.log import logger, report_disk_errors
+from engine.job import Running
+from engine.log import logger
 from engine.loop import digest
-from engine.ranks import World, from_main, gather, together
+from engine.ranks import World, gather
 from engine.settings import to_record
 from engine.training import run_job
 from finetune.pad.checkpoint import load_pad, save_pad
-from finetune.pad.inputs import describe
+from finetune.pad.inputs import MODALITIES, describe
 from finetune.pad.losses import composite_loss
 from finetune.pad.model import Pad, PadConfig
 from finetune.pad.start import load_start
 from finetune.pictures import colour_channels, draw_segmentation
-from finetune.records import segmentation_record, write_scores
-from finetune.segmentation_scores import SegmentationScores, segmentation_scores
+from finetune.scores import OVERALL, SegmentationScores, segmentation_record, segmentation_scores
+from finetune.sweep.command import sweep
+from finetune.sweep.experiment import Experiment
+from finetune.sweep.seeds import SeedScores
+from finetune.task import Task
 from finetune.tasks.evaluate import evaluate, predict
 from finetune.tasks.segmentation_config import SegmentConfig
 
 PICTURES = 4  # images in every picture
 NOT_LEARNT = ("set", "path", "workers", "max_broken")  # of the data settings: may change when a run goes on
 LOSSES = {"segmentation": "loss_seg", "auxiliary": "loss_aux", "amplitude": "loss_amp"}
+LEARNT = ("augment", "start", "checkpoint", "model", "loss", "optim", "evaluate_every")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,200 +49,149 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def segment(config: SegmentConfig, world: World) -> Callable[[], None]:
-    """One run on this rank; how to close it."""
+    """One run on this rank, or one for each of `seeds`; how to close it."""
+    if config.seed_list:
+        return sweep(SegmentationSeeds(), config, world)
     return run_job(Segmentation, config, world)
 
 
-class Segmentation(Job[SegmentConfig]):
+class Segmentation(Task[SegmentConfig]):
     """PAD's recipe: composite loss, the best mIoU of all evaluations kept."""
 
+    headline = {"miou": "mIoU", "oa": "OA", "mf1": "mF1", "mkappa": "mKappa"}
+
     def __init__(self, config: SegmentConfig, world: World) -> None:
-        self.pairs = pairs = with_statistics_known(read_pair_set(Path(config.data.set), _path(config.data.path)))
-        self.config = dataclasses.replace(config, model=for_data(config.model, pairs))
-        self.world = world
-        self.batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
+        self.pairs = pairs = with_statistics_known(find_set(config.data.set, config.data.path))
+        own = dataclasses.replace(config, model=for_data(config.model, pairs))
+        super().__init__(own, world, evaluate_every=config.evaluate_every, picture_every=config.run.picture_every)
         if self.batching.micro < 2 and (world.size == 1 or world.device.type == "cpu"):
             raise InputError(
                 f"a pass of {self.batching.micro} sample has no variance for batch normalisation; raise optim.batch or "
                 f"engine.micro_batch to 2 samples per rank at least"
             )
-        self.train, self.choose = (PairTiles(pairs, split) for split in (config.data.train, config.data.evaluate))
-        self.test = PairTiles(pairs, config.data.test) if config.data.test else None
-        for tiles in self._splits():
+        self.parts = [config.data.evaluate, *([config.data.test] if config.data.test else [])]
+        self.tiles = {split: Tiles(pairs, split) for split in (config.data.train, *self.parts)}
+        for tiles in self.tiles.values():
             for index in {0, len(tiles) // 2, len(tiles) - 1}:  # mistakes of the description show at the start
                 tiles[index]
-        self.loader = IndexedLoader(
-            self.train.keys, PairSamples(self.train, config.augment, config.run.seed),
-            Dealing(micro=self.batching.micro, accumulation=self.batching.accumulation, rank=world.rank, world=world.size),
-            seed=config.run.seed, workers=config.data.workers,
-        )  # fmt: skip
+        train, seed = self.tiles[config.data.train], config.run.seed
+        self.loader = self.deal(
+            train.keys, TileSamples(train, config.augment, seed), seed=seed, workers=config.data.workers
+        )
         self.max_broken = config.data.max_broken
         self.identity = self._identity()
-        self.best: dict[str, Any] | None = None  # record of the best evaluation so far
-        self.evaluated = 0  # steps done at the last evaluation
 
     def make_model(self) -> Pad:
         model = Pad(self.config.model, checkpoint=self.config.checkpoint)
         load_start(model, self.config.start)
         return model
 
-    def batches(self) -> Iterator[PairBatch]:
-        return iter(self.loader)
-
-    def losses(self, engine: Any, batch: PairBatch, step: int) -> Mapping[str, Tensor]:
+    def losses(self, engine: Any, batch: TileBatch, step: int) -> Mapping[str, Tensor]:
         device = self.world.device
-        output = engine(batch.optical.to(device), batch.sar.to(device))
-        losses = composite_loss(output, batch.label.to(device), self.config.loss)
+        images = {name: batch.images[role].to(device) for name, role in MODALITIES.items() if role in batch.images}
+        losses = composite_loss(engine(**images), batch.label.to(device), self.config.loss)
         return {"loss": losses.total, **{name: getattr(losses, field) for field, name in LOSSES.items()}}
 
-    def progress(self, step: int) -> dict[str, Any]:
-        return {"epoch": self.loader.epoch(), "sample_digest": digest(self.loader.global_keys(step))}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self.loader.state_dict(), "best": self.best, "evaluated": self.evaluated}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-        self.best, self.evaluated = state["best"], state["evaluated"]
-
     def begin(self, run: Running) -> None:
-        for tiles in self._splits():
+        for tiles in self.tiles.values():
             logger.info("%s: %d pairs of %s", tiles.split, len(tiles), self.pairs.name)
             for reason in tiles.skipped[:3]:
                 logger.warning("%s lacks %d pairs, such as %s", tiles.split, len(tiles.skipped), reason)
-        if self.test is None:
+        if len(self.parts) == 1:
             logger.info("the best network is chosen on %s, the pairs that are reported, as PAD does; give data.evaluate "
-                        "and data.test two splits to choose without looking at those", self.choose.split)  # fmt: skip
-        done = self.loader.step
-        if done and done % self.config.evaluate_every == 0 and self.evaluated != done:
-            self._evaluate(run, done)
+                        "and data.test two splits to choose without looking at those", self.parts[0])  # fmt: skip
+        super().begin(run)
 
-    def reports(self, done: int) -> bool:
-        every = self.config.run.picture_every
-        return done % self.config.evaluate_every == 0 or (every > 0 and done % every == 0)
+    def score(self, model: nn.Module, part: str) -> dict[str, Any]:
+        tiles = self.tiles[part]
+        record = segmentation_record(self.scores(model, tiles), list(self.pairs.classes))
+        return {"split": part, "pairs": len(tiles), **record}
 
-    def report(self, run: Running, done: int, *, last: bool) -> None:
-        if last or done % self.config.evaluate_every == 0:
-            self._evaluate(run, done)
-        if last:
-            self._score_test(run, done)
-        every = self.config.run.picture_every
-        if last or (every and done % every == 0):
-            self._draw(run, done)
-
-    def conclude(self, run: Running) -> None:
-        if self.best is None:
-            raise InputError(f"no network could be written into {run.folder.path}; make room, then give the command again "
-                             f"with --run.resume auto")  # fmt: skip
-        logger.info("best mIoU %s after step %d; scores are in %s, the network in %s", self.best["miou"],
-                    self.best["step"], run.folder.path / "scores.json", run.folder.path / "model")  # fmt: skip
-
-    def score(self, model: Pad, tiles: PairTiles) -> SegmentationScores:
+    def scores(self, model: nn.Module, tiles: Tiles) -> SegmentationScores:
         """Scores of all images of a split, each rank predicting its part."""
+        assert isinstance(model, Pad), "what make_model makes"
         rank, size, count = self.world.rank, self.world.size, len(tiles)
         own = list(range(rank, count, size))
         padded = own + [0] * (math.ceil(count / size) - len(own))  # ranks that share weights go forward together
         found = evaluate(model, tiles, padded, device=self.world.device, on_broken=_say_broken)[: len(own)]
         return segmentation_scores(torch.cat(list(gather(found))))
 
-    def _evaluate(self, run: Running, done: int) -> None:
-        """Score the network, say it, and keep it if it is the best so far."""
-        record = self._record(run, run.engine.module, self.choose, done)
-        self.evaluated = done
-        if (self.best is None or (record["miou"] or 0) > (self.best["miou"] or 0)) and self._export(run):
-            self.best = record
-        self._write(run, {**(self.best or {}), "last": record})
+    def save(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+        assert isinstance(model, Pad), "what make_model makes"
+        save_pad(self.config.model, weights, folder, encoder=model.transferred, **describe(self.pairs))
 
-    def _score_test(self, run: Running, done: int) -> None:
-        """Score the chosen network on the pairs that had no part in the choice."""
-        if self.test is None or self.best is None:
-            return
-        network = together(lambda: load_pad(run.folder.path / "model", device=self.world.device))
-        record = self._record(run, network, self.test, done)
-        self._write(run, {**record, "step": self.best["step"], "chosen on": self.best})
+    def load(self, folder: Path) -> Pad:
+        return load_pad(folder, device=self.world.device)
 
-    def _record(self, run: Running, model: Pad, tiles: PairTiles, done: int) -> dict[str, Any]:
-        """Score a split and say it."""
-        scores = self.score(model, tiles)
-        logger.info("step %d on %s: mIoU %.2f  OA %.2f  mF1 %.2f  mKappa %.2f", done, tiles.split,
-                    *(100 * each for each in (scores.miou, scores.oa, scores.mf1, scores.mkappa)))  # fmt: skip
-        record = {
-            "split": tiles.split,
-            "pairs": len(tiles),
-            "step": done,
-            **segmentation_record(scores, list(self.pairs.classes)),
-        }
-        run.write(event="scores", **{**record, "step": done - 1})
-        return record
-
-    def _write(self, run: Running, record: Mapping[str, Any]) -> None:
-        if self.world.is_main:
-            with report_disk_errors("scores.json"):
-                write_scores(run.folder.path / "scores.json", record)
-
-    def _export(self, run: Running) -> bool:
-        """Write the network; whether it is there, on all ranks."""
-        weights, written = full_weights(run.engine, ""), False
-        if weights is not None:
-            with report_disk_errors("the network"):
-                encoder = run.engine.module.transferred
-                save_pad(self.config.model, weights, run.folder.path / "model", encoder=encoder, **describe(self.pairs))
-                written = True
-        return from_main(written)
-
-    def _draw(self, run: Running, done: int) -> None:
-        """Predict a few fixed images on all ranks; the main one draws them."""
-        count = len(self.choose)
-        chosen = [self.choose[index] for index in sorted({index * count // PICTURES for index in range(PICTURES)})]
-        found = [predict(run.engine.module, pair, self.pairs, device=self.world.device) for pair in chosen]
-        if not self.world.is_main:
-            return
-        h, w = (min(pair.label.shape[axis] for pair in chosen) for axis in (0, 1))  # images may differ in size
-        shown = Pair(*(torch.stack([image[..., :h, :w] for image in column]) for column in zip(*chosen, strict=True)))
+    def picture(self, model: nn.Module) -> Callable[[Path], None]:
+        assert isinstance(model, Pad), "what make_model makes"
+        tiles = self.tiles[self.parts[0]]
+        chosen = [tiles[index] for index in sorted({index * len(tiles) // PICTURES for index in range(PICTURES)})]
+        found = [predict(model, sample, self.pairs, device=self.world.device) for sample in chosen]
+        h, w = (min(sample.label.shape[axis] for sample in chosen) for axis in (0, 1))  # images may differ in size
+        shown = stacked([sample.map(lambda image: image[..., :h, :w]) for sample in chosen])
         predicted = torch.cat([classes[..., :h, :w] for classes in found])
-        path = run.folder.pictures / f"step_{done:08d}.png"
-        with report_disk_errors(f"picture {path.name}"):
-            draw_segmentation(path, shown, predicted, self.pairs.classes,
-                              title=f"{self.pairs.name}, step {done}", rgb=colour_channels(self.pairs.optical))  # fmt: skip
-        run.write(event="picture", step=done - 1, path=path.name)
-
-    def _splits(self) -> list[PairTiles]:
-        return [self.train, self.choose, *([] if self.test is None else [self.test])]
+        title, rgb = f"{self.pairs.name}, step {self.loader.step}", colour_channels(self.pairs.image("optical"))
+        return partial(
+            draw_segmentation, sample=shown, predicted=predicted, classes=self.pairs.classes, title=title, rgb=rgb
+        )
 
     def _identity(self) -> dict[str, Any]:
         record = to_record(self.config)
         data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
-        kept = {
-            name: record[name]
-            for name in ("augment", "start", "checkpoint", "model", "loss", "optim", "evaluate_every")
-        }
-        keys = {tiles.split: digest(tiles.keys) for tiles in self._splits()}
-        values = {str(stored): index for stored, index in self.pairs.stored_values.items()}
+        keys = {split: digest(tiles.keys) for split, tiles in self.tiles.items()}
+        values = {str(stored): index for stored, index in self.pairs.label.table(len(self.pairs.classes)).items()}
         data |= {"pairs of each split": keys, "label values": values, **json.loads(json.dumps(describe(self.pairs)))}
-        return {**kept, "data": data, "seed": self.config.run.seed}
+        return {**{name: record[name] for name in LEARNT}, "data": data, "seed": self.config.run.seed}
 
 
-def for_data(model: PadConfig, pairs: PairSet) -> PadConfig:
+class SegmentationSeeds(Experiment[SegmentConfig]):
+    """The same pairs and splits with other seeds."""
+
+    settings = SegmentConfig
+    same = LEARNT
+
+    def job(self, config: SegmentConfig, world: World, data: Any) -> Segmentation:
+        return Segmentation(config, world)
+
+    def variants(self, config: SegmentConfig) -> dict[str, SegmentConfig]:
+        return {"PAD": config}
+
+    def is_finished(self, config: SegmentConfig, record: Mapping[str, Any]) -> bool:
+        return "chosen on" in record if config.data.test else record["last"]["step"] == config.run.steps
+
+    def scores(self, seed: int, record: Mapping[str, Any]) -> SeedScores:
+        overall = {name: _share(record[name]) for name in OVERALL}
+        return SeedScores(
+            seed, overall, [_share(iou) for iou in record["iou"].values()], torch.tensor(record["confusion"])
+        )
+
+    def classes(self, config: SegmentConfig, data: Any) -> tuple[str, ...]:
+        return tuple(find_set(config.data.set, config.data.path).classes)
+
+
+def for_data(model: PadConfig, pairs: LabelledSet) -> PadConfig:
     """The network with the classes and channels of a set of pairs."""
-    channels = {"rgb_channels": len(pairs.optical.bands), "sar_channels": len(pairs.sar.bands)}
-    return dataclasses.replace(model, classes=len(pairs.classes), **channels)
+    counts = {f"{name}_channels": channels(role, pairs) for name, role in MODALITIES.items() if role in pairs.images}
+    return dataclasses.replace(model, classes=len(pairs.classes), **counts)
 
 
-def with_statistics_known(pairs: PairSet) -> PairSet:
+def with_statistics_known(pairs: LabelledSet) -> LabelledSet:
     """The pairs, refused without the mean and deviation of every band."""
-    for role in ("optical", "sar"):
-        source = getattr(pairs, role)
-        if not (source.mean and source.std):
+    for role, source in pairs.images.items():
+        try:
+            source.moments  # noqa: B018 - refused where they are not known
+        except InputError:
             raise InputError(
                 f"{pairs.name}: mean and std of {role} are missing in the description; `python launch/prepare.py check` "
                 f"prints them"
-            )
+            ) from None
     return pairs
+
+
+def _share(percent: float | None) -> float:
+    return math.nan if percent is None else percent / 100
 
 
 def _say_broken(error: InputError) -> None:
     logger.error("not scored: %s", error)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from alliance.errors import InputError
-from datasets.labelled.augment import PairAugmentConfig
+from datasets.labelled.augment import AugmentConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
 from engine.runs import RunConfig
 from finetune.pad.losses import LossConfig
 from finetune.pad.model import PadConfig
+from finetune.sweep.experiment import SeedsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class StartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
+class SegmentConfig(SeedsConfig):
     """Everything that defines a run. The defaults of `optim` are PAD's; classes and channels follow the data."""
 
     MOVED: ClassVar[Mapping[str, str]] = {
@@ -56,7 +57,7 @@ class SegmentConfig:
     """Where the run lives, how long it is, how often it reports."""
     data: PairDataConfig
     """What it reads."""
-    augment: PairAugmentConfig = field(default_factory=PairAugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What may happen to a training pair."""
     start: StartConfig = field(default_factory=StartConfig)
     """Weights to begin with."""
@@ -76,8 +77,11 @@ class SegmentConfig:
     """How steps are computed; ZeRO stage 0, so autocast on GPUs and float32 norms."""
     evaluate_every: int = 8000
     """Steps between two evaluations."""
+    seeds: str | list[int] = ""
+    """Runs with these seeds in place of run.seed, such as 0,1,2 or 0-9, and one table of all; empty: one run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.evaluate_every < 1:
             raise InputError(f"evaluate_every must be at least 1 step, got {self.evaluate_every}")
         if self.checkpoint and self.model.backbone == "convnext":

@@ -7,7 +7,7 @@ from alliance.errors import InputError
 from datasets.labelled import (
     PatchSet,
     SplitConfig,
-    find_benchmark,
+    find_set,
     make_split,
     open_patches,
     scene_patches,
@@ -217,7 +217,7 @@ def test_references_use_the_images_that_are_there():
 
 
 def test_plots_of_idtrees_do_not_leak_into_each_other(shared_data):
-    patches = open_patches(find_benchmark("idtrees-mlbs"), shared_data / "idtrees_mlbs")
+    patches = open_patches(find_set("idtrees-mlbs", shared_data / "idtrees_mlbs"))
     assert patches.block is not None and len(np.unique(patches.block)) == 45  # one of 46 has no label
     for kind in ("official", "blocks"):
         split = make_split(patches, SplitConfig(kind=kind, per_class=20, cap=True), seed=0)
@@ -227,7 +227,7 @@ def test_plots_of_idtrees_do_not_leak_into_each_other(shared_data):
 
 def test_blocks_of_houston_do_not_leak_and_beat_chance(shared_data):
     folder = shared_data / "houston2013_patches"
-    patches = open_patches(find_benchmark("houston2013-patches"), folder)
+    patches = open_patches(find_set("houston2013-patches", folder))
     split = make_split(patches, SplitConfig(), seed=0, file=f"{folder / 'splits_by_block.npz'}:n20_seed{{seed}}_")
     report = split_report(patches, split)
     assert report["leakage"] == 0 and set(report["train"].values()) == {20} and len(split.test) == 1441

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
-from datasets.imagery.maps import PALETTE, colour
-from datasets.labelled import Benchmark, LabelledScene, Layout, PatchSet, open_patches, scene_patches
+from datasets.imagery.labels import PALETTE, palette_colour
+from datasets.labelled import LabelledScene, PatchSet, open_patches, scene_patches
 from datasets.sampling.splits import Split
 from finetune.mapping.map_pictures import ERRORS, error_map, write_maps
 from finetune.mapping.pixels import ClassMap, classify_scenes, mosaic, predict_places, write_geotiff
 from finetune.s2fin.network import Prediction
-from tests.helpers.labelled_files import made_scene
+from tests.helpers.labelled_files import made_scene, own_set
 from tests.helpers.rasters import write_tiff
 
 NUMBERS = np.array([1, 3, 7])  # classes of the files; others do not occur
@@ -120,8 +120,8 @@ def test_the_geotiff_lies_where_the_scene_does(tmp_path):
     write_tiff(tmp_path / "sar.tif", whole[None].astype(np.float32))
     write_tiff(tmp_path / "gt.tif", scene(SHAPES[0]).labels[None].astype(np.uint8))
     names = ("water", "-", "reed", "-", "-", "-", "mud")
-    layout = Layout(passive="hsi.tif", active="sar.tif", labels="gt.tif")
-    patches = open_patches(Benchmark(layouts=(layout,), classes=names), tmp_path, patch=3)
+    layout = {"passive": "hsi.tif", "active": "sar.tif", "labels": "gt.tif"}
+    patches = open_patches(own_set(tmp_path, layouts=[layout], classes=names), patch=3)
     picture, raster = write_maps(tmp_path / "maps", reader(patches, SHAPES[:1]), patches)
     assert picture.suffix == ".png" and raster == picture.with_suffix(".tif")
     with rasterio.open(raster) as found, rasterio.open(tmp_path / "hsi.tif") as source:
@@ -130,7 +130,9 @@ def test_the_geotiff_lies_where_the_scene_does(tmp_path):
         assert found.dtypes == ("uint8",) and found.nodata == 255
         assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert found.tags(1) == {"CLASS_0": "water", "CLASS_1": "reed", "CLASS_2": "mud"}
-        assert [found.colormap(1)[index][:3] for index in range(3)] == [colour(int(number) - 1) for number in NUMBERS]
+        assert [found.colormap(1)[index][:3] for index in range(3)] == [
+            palette_colour(int(number) - 1) for number in NUMBERS
+        ]
         assert found.colormap(1)[255][3] == 0
 
 
@@ -144,7 +146,7 @@ def test_a_scene_without_coordinates_is_a_picture_alone(patches, tmp_path):
 def test_the_picture_shows_the_classes_in_their_colours(patches, tmp_path):
     picture, _ = write_maps(tmp_path, reader(patches), patches)
     shown = {tuple(pixel) for pixel in (255 * plt.imread(picture)[..., :3]).round().astype(int).reshape(-1, 3).tolist()}
-    assert {colour(int(number) - 1) for number in NUMBERS} | {(0, 0, 0)} | {ERRORS["right"]} <= shown
+    assert {palette_colour(int(number) - 1) for number in NUMBERS} | {(0, 0, 0)} | {ERRORS["right"]} <= shown
     assert ERRORS["wrong"] not in shown
 
 
@@ -152,7 +154,7 @@ def test_colours_are_apart_from_each_other_and_from_unlabelled():
     colours = np.array([(0, 0, 0), *PALETTE])
     apart = np.abs(colours[:, None] - colours[None]).sum(axis=-1)[~np.eye(21, dtype=bool)]
     assert len(PALETTE) == 20 and apart.min() >= 60
-    assert colour(20) == colour(0)
+    assert palette_colour(20) == palette_colour(0)
 
 
 def test_errors_by_hand(patches):
@@ -192,7 +194,7 @@ def test_ready_patches_give_their_blocks_side_by_side(tmp_path):
         row=np.tile(np.arange(10) // 5, 4), col=np.tile(np.arange(10) % 5, 4),
         neighbour_index=np.repeat(np.arange(count), 9).reshape(count, 3, 3),
     )  # fmt: skip
-    patches = open_patches(Benchmark(patches="pixels.npz"), tmp_path, patch=3)
+    patches = open_patches(own_set(tmp_path, patches="pixels.npz"), patch=3)
     levels = torch.tensor((NUMBERS - label.mean()) / label.std(), dtype=torch.float32)
     (found,) = classify_scenes(Reader(levels), patches)
     assert np.array_equal(found.predicted, found.truth)

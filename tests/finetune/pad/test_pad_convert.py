@@ -142,7 +142,7 @@ def test_a_converted_network_knows_its_inputs_and_classes(tmp_path: Path, classe
         ("sar", (1, 1, 1), [53.837] * 3, [48.475] * 3),
     ):
         image = inputs.images[name]
-        assert (image.bands, image.dtype) == (bands, "uint8")
+        assert (image.source.bands, image.source.dtype) == (bands, "uint8")
         assert (image.preprocessing.mean.tolist(), image.preprocessing.std.tolist()) == (mean, std)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.labelled import find_benchmark
+from datasets.labelled import find_set
 from engine.runs import FolderConfig
 from engine.settings import parse_settings
 from finetune.s2fin import S2Fin, classification_loss
@@ -40,7 +40,7 @@ def built(name: str) -> S2Fin:
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_every_task_is_understood(path):
     tree = parsed(path)
-    assert find_benchmark(tree.data.set)
+    assert find_set(tree.data.set)
     assert tree.seed_list == list(range(10))
     assert (tree.optim.batch, tree.optim.lr, tree.optim.betas) == (64, 1e-3, (0.9, 0.999))
     assert f"--config configs/finetune/{path.name}" in path.read_text()  # the command that runs it

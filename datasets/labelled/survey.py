@@ -1,4 +1,4 @@
-"""Read all pairs of a split once: how many there are of what, statistics of the bands, and pairs that cannot be used."""
+"""Read all samples of a split once: how many there are of what, statistics of the bands, and what cannot be used."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ from tqdm import tqdm
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
 from datasets.imagery.scenes import Skipped
-from datasets.labelled.pair_set import ImageSource, PairSet
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.tiles import Tiles, channels
 from datasets.sampling.moments import Moments
 
 
@@ -23,9 +23,8 @@ class Survey:
     pixels: Tensor  # (k,) int64 of each class
     ignored: int  # pixels
     all_ignored: tuple[str, ...]  # tiles without a labelled pixel
-    skipped: tuple[Skipped, ...]  # pairs that lack a file or cannot be used
-    optical: Moments  # of stored numbers, one per band of the description
-    sar: Moments
+    skipped: tuple[Skipped, ...]  # samples that lack a file or cannot be used
+    images: dict[str, Moments]  # by role, of one entry per channel, in the unit of its source
 
     def describe(self, classes: Iterable[str]) -> list[str]:
         """Lines for people."""
@@ -39,46 +38,40 @@ class Survey:
         return lines
 
 
-def survey(tiles: PairTiles) -> Survey:
-    """Read every pair of a split; those that cannot be used are counted, not raised."""
-    classes = len(tiles.pairs.classes)
+def survey(tiles: Tiles) -> Survey:
+    """Read every sample of a split; those that cannot be used are counted, not raised."""
+    described = tiles.described
     counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
-    optical, sar = (Moments.empty(len(source.bands)) for source in (tiles.pairs.optical, tiles.pairs.sar))
+    images = {role: Moments.empty(channels(role, described)) for role in described.images}
     skipped, all_ignored = list(tiles.skipped), []
     for index, key in enumerate(tqdm(tiles.keys, desc=f"reading {tiles.split}", unit="tile", disable=None)):
         try:
-            pair = tiles[index]
+            sample = tiles[index]
         except InputError as error:
             skipped.append(Skipped(key, str(error)))
             continue
-        optical, sar = optical.merge(Moments.of(pair.optical)), sar.merge(Moments.of(pair.sar))
-        counts += torch.bincount(pair.label.flatten(), minlength=len(counts))
-        if (pair.label == IGNORE).all():
+        images = {role: images[role].merge(Moments.of(image)) for role, image in sample.images.items()}
+        counts += torch.bincount(sample.label.flatten(), minlength=len(counts))
+        if (sample.label == IGNORE).all():
             all_ignored.append(key)
     return Survey(
         tiles=len(tiles) - (len(skipped) - len(tiles.skipped)),
-        pixels=counts[:classes],
+        pixels=counts[: len(described.classes)],
         ignored=int(counts[IGNORE]),
         all_ignored=tuple(all_ignored),
         skipped=tuple(skipped),
-        optical=optical,
-        sar=sar,
+        images=images,
     )
 
 
-def with_statistics(pairs: PairSet, surveyed: Iterable[Survey]) -> PairSet:
+def with_statistics(described: LabelledSet, surveyed: Iterable[Survey]) -> LabelledSet:
     """The description with the means and deviations of these splits; a constant band gets deviation 1."""
     surveyed = list(surveyed)
-    return replace(
-        pairs,
-        optical=_with_moments(pairs.optical, [each.optical for each in surveyed]),
-        sar=_with_moments(pairs.sar, [each.sar for each in surveyed]),
-    )
-
-
-def _with_moments(source: ImageSource, moments: list[Moments]) -> ImageSource:
-    merged = moments[0]
-    for each in moments[1:]:
-        merged = merged.merge(each)
-    std = [value if value > 0 else 1.0 for value in merged.std.tolist()]
-    return replace(source, mean=tuple(merged.mean.tolist()), std=tuple(std))
+    measured = {}
+    for role, source in described.images.items():
+        merged = surveyed[0].images[role]
+        for each in surveyed[1:]:
+            merged = merged.merge(each.images[role])
+        std = tuple(value if value > 0 else 1.0 for value in merged.std.tolist())
+        measured[role] = replace(source, mean=tuple(merged.mean.tolist()), std=std)
+    return described.with_images(**measured)

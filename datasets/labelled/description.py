@@ -1,0 +1,163 @@
+"""What a set of labelled images is: where its files lie, what their numbers mean, which classes and splits there are.
+
+A description is one small YAML file; `configs/labelled/` has examples. It has one or several images by role (`optical` and
+`sar`, `passive` and `active`, ...), a label map, and one of
+
+* `splits`: many images, each with a name; a list of names, or null for all, says what serves for what;
+* `layouts`: one or a few scenes whose labelled pixels are split; official maps of training and test pixels may be named;
+* `patches`: one file of ready patches.
+
+Three ways of naming files: a pattern such as `opt/{key}.tif`, in which `{key}` is the name of an image and `{split}`, if
+used, that of the split; a folder, whose images are named by their path without suffix; nothing at all: then every line of
+a split's list holds the paths of one sample, images first.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import IGNORE, Colour, LabelSource, as_colour, palette_colour
+
+LABEL = "label"
+MAPS = ("labels", "train", "test", "blocks")  # roles of a layout beside the images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way in which the files of a labelled scene are named: FILE or FILE:KEY of every image and map.
+
+    A file name may hold one *: then every file that fits makes a scene, and all names with * must go together.
+    """
+
+    images: Mapping[str, str]
+    labels: str | None = None  # map of classes; None: those of train and test together
+    train: str | None = None  # official training pixels: a map, or a list of rows and columns
+    test: str | None = None
+    blocks: str | None = None  # map of places that a split must not tear apart
+    origin: int | None = None  # of listed rows and columns: 0 or 1; None: told by the lists
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("a layout names neither a passive nor an active image; give one as FILE:KEY")
+        if not (self.labels or (self.train and self.test)):
+            raise InputError("a layout names no labels; give labels, or train and test, as FILE:KEY")
+        if self.origin not in (None, 0, 1):
+            raise InputError(f"origin {self.origin} of listed pixels is neither 0 nor 1")
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """FILE or FILE:KEY by role."""
+        return dict(self.images) | {role: text for role in MAPS if (text := getattr(self, role))}
+
+    def sources(self) -> dict[str, tuple[str, str | None]]:
+        """File and key of every array that there is, by role."""
+        parted = {role: text.partition(":") for role, text in self.texts.items()}
+        return {role: (file, key or None) for role, (file, _, key) in parted.items()}
+
+    def named(self, star: str) -> "Layout":
+        """The layout of one scene: * stands for its name."""
+        changed = {role: text.replace("*", star) for role, text in self.texts.items()}
+        images = {role: changed.pop(role) for role in self.images}
+        return dataclasses.replace(self, images=images, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """A set of labelled images. All paths are below the root, or absolute."""
+
+    name: str
+    root: Path = Path()
+    images: Mapping[str, ImageSource]  # by role
+    label: LabelSource = field(default_factory=LabelSource)
+    classes: Mapping[str, Colour] = field(default_factory=dict)  # in the order of their indices; empty: not known
+    coloured: bool = True  # whether the colours are those of the description, not of a palette
+    splits: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
+    patches: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        if sum(map(bool, (self.splits, self.layouts, self.patches))) != 1:
+            raise InputError(
+                f"{self.name}: no splits, layouts or patches, or several of them; give one: `splits: {{all: null}}` takes every "
+                f"image that is found"
+            )
+        most = len(self.classes) if self.classes or not self.splits else 0
+        if len(self.classes) >= IGNORE or (self.splits and not self.classes):
+            raise InputError(f"{self.name}: {len(self.classes)} classes; give 1 to {IGNORE - 1}")
+        wrong = {*self.label.values.values()} - {*range(most), IGNORE} if self.classes else set()
+        if wrong:
+            raise InputError(
+                f"{self.name}: label.values leads to class {min(wrong)}; there are 0 to {most - 1}, "
+                f"and {IGNORE} for pixels to ignore"
+            )
+        self._check_splits()
+        self._check_files()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of the images, then the label map."""
+        return (*self.images, LABEL)
+
+    @property
+    def patterns(self) -> dict[str, str | None]:
+        """How the files of each role are named."""
+        return {role: source.files for role, source in self.images.items()} | {LABEL: self.label.files}
+
+    def image(self, role: str) -> ImageSource:
+        """The images of a role.
+
+        Raises:
+            InputError: the set has none.
+        """
+        if role not in self.images:
+            raise InputError(f"{self.name} has no image {role!r}; it has {', '.join(self.images)}")
+        return self.images[role]
+
+    def with_images(self, **images: ImageSource) -> "LabelledSet":
+        """The same set with some of its images described anew."""
+        return dataclasses.replace(self, images={**self.images, **images})
+
+    def _check_splits(self) -> None:
+        for split, given in self.splits.items():
+            if given is not None and not isinstance(given, str | list | tuple):
+                raise InputError(
+                    f"{self.name}: split {split} is {given!r}; give a list file, names of pairs, or null for all"
+                )
+            names = given if isinstance(given, list | tuple) else ()
+            wrong = [name for name in names if not isinstance(name, str)]  # YAML reads 1_3 as 13 and 007 as 7
+            if wrong:
+                raise InputError(f"{self.name}: split {split} lists {wrong[0]!r}, not a name; put it in quotes")
+
+    def _check_files(self) -> None:
+        if not self.splits:
+            return
+        given = [role for role, pattern in self.patterns.items() if pattern is not None]
+        if given and len(given) < len(self.roles):
+            raise InputError(f"{self.name}: files of {', '.join(given)} only; name those of all or of none")
+        if not given and None in self.splits.values():
+            raise InputError(f"{self.name}: neither files nor a list of every split are given; give one of them")
+
+
+def coloured(classes: object) -> tuple[dict[str, Colour], bool]:
+    """Classes as a description may give them: names with colours, names, or numbers with names.
+
+    Returns:
+        Name to colour in the order of the indices, and whether the colours were given.
+    Raises:
+        InputError: none of these.
+    """
+    if classes is None:
+        return {}, False
+    if isinstance(classes, Mapping) and classes and all(isinstance(key, int) for key in classes):
+        classes = [str(classes[number]) for number in sorted(classes)]
+    if isinstance(classes, Mapping):
+        return {str(name): as_colour(str(name), rgb) for name, rgb in classes.items()}, True
+    if not isinstance(classes, list | tuple):
+        raise InputError(f"classes are {classes!r}; give names, or each name with its colour")
+    given = [str(name) for name in classes]
+    names = [name if given.count(name) == 1 else f"{name} {index + 1}" for index, name in enumerate(given)]
+    return {name: palette_colour(index) for index, name in enumerate(names)}, False

@@ -1,3 +1,0 @@
-"""Moved."""
-
-from finetune.scores import *  # noqa: F403
