@@ -69,8 +69,8 @@ class Task(Job[Config]):
     def load(self, folder: Path) -> nn.Module:
         """Read what `save` wrote, onto this rank's device."""
 
-    def picture(self, model: nn.Module) -> Callable[[Path], None]:
-        """Predict a few samples, on all ranks; what draws them, which the main one calls."""
+    def picture(self, model: nn.Module) -> Callable[[Path], None] | None:
+        """Predict a few samples, on all ranks; what draws them, which the main one calls; None: there is nothing to draw."""
         raise NotImplementedError(f"{type(self).__name__} draws no pictures")
 
     def deal(self, keys: Sequence[str], make: Callable[..., Any], *, seed: int, workers: int = 0) -> IndexedLoader[Any]:
@@ -157,7 +157,7 @@ class Task(Job[Config]):
 
     def _draw(self, run: Running, done: int) -> None:
         draw = self.picture(run.engine.module)
-        if not self.world.is_main:
+        if draw is None or not self.world.is_main:
             return
         path = run.folder.pictures / f"step_{done:08d}.png"
         with report_disk_errors(f"picture {path.name}"):

@@ -17,6 +17,7 @@ from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, build_backbones
 
 TASK = "pad"  # in config.json
+RESIZED = (".conv_seg.weight", ".conv_seg.bias", ".stem.0.weight")  # weights whose shape follows classes or channels
 
 
 def save_pad(
@@ -58,22 +59,25 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
     return fill_model(model, folder).to(device).eval()
 
 
-def start_from(model: Pad, folder: str | Path) -> None:
+def start_from(model: Pad, folder: str | Path) -> list[str]:
     """Copy the weights of a saved or converted network into `model`, which may have an Alliance encoder beside.
 
+    Classifiers and first layers of another size, for other classes or channels, stay as they are.
+
+    Returns:
+        The names of these.
     Raises:
-        InputError: nothing to load there, damaged files, another count of classes, or a table of weights that do not fit.
+        InputError: nothing to load there, damaged files, or a table of weights that do not fit.
     """
     folder = Path(folder)
-    classes = read_config(folder).classes
-    if classes != model.config.classes:
-        raise InputError(
-            f"{folder} tells {classes} classes apart, the data has {model.config.classes}; give a network of the same "
-            f"classes, or only start.convnext"
-        )
-    weights = read_model_weights(folder)
-    added = [name for name in model.state_dict() if ".alliance." in name and name not in weights]
-    load_weights(model, weights, allow=added, source=str(folder / WEIGHTS))
+    read_record(folder, TASK)
+    weights, own = read_model_weights(folder), model.state_dict()
+    added = [name for name in own if ".alliance." in name and name not in weights]
+    anew = [
+        name for name in own if name.endswith(RESIZED) and name in weights and own[name].shape != weights[name].shape
+    ]
+    load_weights(model, weights, allow=[*added, *anew], source=str(folder / WEIGHTS))
+    return anew
 
 
 def read_config(folder: Path) -> PadConfig:

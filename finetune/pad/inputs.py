@@ -1,8 +1,11 @@
 """The images of a PAD network by their names outside of it, and how they are described beside its weights."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from alliance.errors import InputError
+from datasets.imagery.labels import IGNORE
 from datasets.labelled.description import LabelledSet
 from finetune.model_files import Inputs, image_input, read_inputs
 from finetune.pad.checkpoint import read_config
@@ -30,3 +33,25 @@ def read_pad_inputs(folder: Path) -> Inputs:
     """
     config = read_config(folder)
     return read_inputs(folder, used_channels(config), config.classes)
+
+
+def as_seen_by(described: LabelledSet, inputs: Inputs) -> LabelledSet:
+    """A set read as a network reads it: classes by name in its order, its own bands and statistics of the images.
+
+    Raises:
+        InputError: the set has no such image, or classes that the network does not know.
+    """
+    names = list(inputs.classes)
+    strange = [name for name in described.classes if name not in names]
+    if strange:
+        raise InputError(f"the network knows {', '.join(names)}, {described.name} names {', '.join(strange)}; call classes "
+                         f"that are the same alike, or ignore them: `label.values: {{STORED: 255}}`")  # fmt: skip
+    index = {own: names.index(name) for own, name in enumerate(described.classes)}
+    values = {stored: index.get(own, IGNORE) for stored, own in described.label.table(len(described.classes)).items()}
+    images = {
+        role: dataclasses.replace(image.described, files=described.image(role).files)
+        for role, image in inputs.images.items()
+    }
+    classes = {name: described.classes.get(name, colour) for name, colour in inputs.classes.items()}
+    label = dataclasses.replace(described.label, values=values)
+    return dataclasses.replace(described, images={**described.images, **images}, label=label, classes=classes)

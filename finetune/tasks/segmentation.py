@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,17 +104,24 @@ class Segmentation(Task[SegmentConfig]):
         super().begin(run)
 
     def score(self, model: nn.Module, part: str) -> dict[str, Any]:
-        tiles = self.tiles[part]
-        record = segmentation_record(self.scores(model, tiles), list(self.pairs.classes))
-        return {"split": part, "pairs": len(tiles), **record}
+        tiles, broken = self.tiles[part], set()
+        record = segmentation_record(self.scores(model, tiles, broken), list(self.pairs.classes))
+        left_out = len(set().union(*gather(broken)))
+        record |= {"broken": left_out} if left_out else {}
+        return {"split": part, "pairs": len(tiles) - left_out, **record}
 
-    def scores(self, model: nn.Module, tiles: Tiles) -> SegmentationScores:
-        """Scores of all images of a split, each rank predicting its part."""
+    def scores(self, model: nn.Module, tiles: Tiles, broken: set[str]) -> SegmentationScores:
+        """Scores of all images of a split, each rank predicting its part; what cannot be read is said and put in `broken`."""
         assert isinstance(model, Pad), "what make_model makes"
         rank, size, count = self.world.rank, self.world.size, len(tiles)
         own = list(range(rank, count, size))
         padded = own + [0] * (math.ceil(count / size) - len(own))  # ranks that share weights go forward together
-        found = evaluate(model, tiles, padded, device=self.world.device, on_broken=_say_broken)[: len(own)]
+
+        def say(error: InputError) -> None:
+            logger.error("not scored: %s", error)
+            broken.add(str(error))
+
+        found = evaluate(model, tiles, padded, device=self.world.device, on_broken=say)[: len(own)]
         return segmentation_scores(torch.cat(list(gather(found))))
 
     def save(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -123,10 +131,14 @@ class Segmentation(Task[SegmentConfig]):
     def load(self, folder: Path) -> Pad:
         return load_pad(folder, device=self.world.device)
 
-    def picture(self, model: nn.Module) -> Callable[[Path], None]:
+    def picture(self, model: nn.Module) -> Callable[[Path], None] | None:
         assert isinstance(model, Pad), "what make_model makes"
-        tiles = self.tiles[self.parts[0]]
-        chosen = [tiles[index] for index in sorted({index * len(tiles) // PICTURES for index in range(PICTURES)})]
+        tiles, chosen = self.tiles[self.parts[0]], []
+        for index in sorted({index * len(tiles) // PICTURES for index in range(PICTURES)}):
+            with suppress(InputError):  # the evaluation says it
+                chosen.append(tiles[index])
+        if not chosen:
+            return None
         found = [predict(model, sample, self.pairs, device=self.world.device) for sample in chosen]
         h, w = (min(sample.label.shape[axis] for sample in chosen) for axis in (0, 1))  # images may differ in size
         shown = stacked([sample.map(lambda image: image[..., :h, :w]) for sample in chosen])
@@ -191,7 +203,3 @@ def with_statistics_known(pairs: LabelledSet) -> LabelledSet:
 
 def _share(percent: float | None) -> float:
     return math.nan if percent is None else percent / 100
-
-
-def _say_broken(error: InputError) -> None:
-    logger.error("not scored: %s", error)

@@ -146,6 +146,49 @@ def test_a_converted_network_knows_its_inputs_and_classes(tmp_path: Path, classe
         assert (image.preprocessing.mean.tolist(), image.preprocessing.std.tolist()) == (mean, std)
 
 
+CFG = "data_preprocessor = dict(bgr_to_rgb=False, mean=[120.0, 81.5, 88.0, 40.0, 41.0, 42.0], std=[54., 39., 36., 20., 21., 22.])"
+
+
+def own_release(path: Path, weights: Mapping[str, Tensor], *, prefix: str = "", **more: Any) -> Path:
+    """A checkpoint of the released code that was trained on other data, as mmengine describes it."""
+    names = ("impervious", "building", "car")
+    meta = {"cfg": CFG, "dataset_meta": {"classes": names, "palette": [[i * 30, 99, 9] for i in range(3)]}}
+    torch.save({"meta": meta, "state_dict": {prefix + name: value for name, value in weights.items()}, **more}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_release_of_own_classes_keeps_its_names_colours_and_statistics(
+    tmp_path: Path, weights: Mapping[str, Tensor], prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {
+        f"module.{name}": value + 1 for name, value in weights.items()
+    }  # not averaged: mmengine has swapped the two
+    path = own_release(tmp_path / "own.pth", weights, prefix=prefix, ema_state_dict=other)
+    main(["pad", str(path), str(tmp_path / "out"), "--size", "atto"])
+    inputs = read_pad_inputs(tmp_path / "out")
+    assert dict(inputs.classes) == {"impervious": (0, 99, 9), "building": (30, 99, 9), "car": (60, 99, 9)}
+    optical, sar = (inputs.images[name].preprocessing for name in ("optical", "sar"))
+    assert (optical.mean.tolist(), optical.std.tolist()) == ([120, 81.5, 88], [54, 39, 36])
+    assert (sar.mean.tolist(), sar.std.tolist()) == ([40, 41, 42], [20, 21, 22])
+    state = load_pad(tmp_path / "out").state_dict()
+    assert all(value.flatten().equal(weights[release_name(name)].flatten()) for name, value in state.items())
+    assert "assumed: bands of the optical files, from 1: 3, 2, 1" in capsys.readouterr().out
+
+
+def test_what_a_release_does_not_say_is_said_to_be_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = dict(weightless("atto", 7))
+    name = "backbone.backbone2.downsample_layers.0.0.weight"
+    weights[name] = weights[name][:, :1]
+    torch.save({"state_dict": weights}, tmp_path / "one.pth")
+    main(["pad", str(tmp_path / "one.pth"), str(tmp_path / "out"), "--size", "atto"])
+    told = capsys.readouterr().out
+    assert "assumed: the file names no 7 classes; taken: farmland, city" in told
+    assert "assumed: the file says no mean and std of its bands; taken: those of the authors' code" in told
+    sar = read_pad_inputs(tmp_path / "out").images["sar"]
+    assert (sar.source.bands, sar.preprocessing.mean.tolist()) == ((1,), [53.837])
+
+
 def test_the_command_refuses_in_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
