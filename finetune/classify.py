@@ -8,6 +8,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
-    from finetune.sweep.command import main
+    from finetune.tasks.classification_seeds import main
 
     main()

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
 from datasets.labelled import PatchSet
-from finetune.mapping.pixels import colour
+from finetune.mapping.pixels import class_colours
 from finetune.s2fin.channels import ChannelGains
 from finetune.s2fin.network import S2Fin
 from finetune.studies.frequencies import Frequencies, Values, by_class
@@ -133,7 +133,7 @@ def _draw_masks(axes: Sequence[Axes], masks: Values, label: NDArray, patches: Pa
 
 
 def _shade(patches: PatchSet, k: int) -> tuple[float, ...]:
-    return tuple(value / 255 for value in colour(patches.numbers[k]))
+    return tuple(value / 255 for value in class_colours(patches)[patches.classes[k]])
 
 
 def _say(axis: Axes, text: str) -> None:

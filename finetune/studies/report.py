@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from datasets.imagery.labels import Colour
-from finetune.segmentation_scores import SegmentationScores
+from finetune.scores import SegmentationScores
 from finetune.studies.robustness import CLEAN, NO_RGB, NO_SAR, RobustnessConfig, cloudy
 
 
