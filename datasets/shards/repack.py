@@ -18,7 +18,7 @@ from alliance.sensors.catalog import find_sensor, fit
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
-from datasets.shards.foreign import IMAGES, find_tars, image_fields, state_of
+from datasets.shards.foreign import IMAGES, find_tars, image_fields, other_size, state_of
 from datasets.shards.index import Index, collect
 from datasets.shards.plan import Layer
 from datasets.shards.scan import members, scan
