@@ -1,4 +1,4 @@
-"""Triple-domain fusion attention: amplitude, phase and spectral-spatial relations in one decoder block (d.7)."""
+"""Triple-domain fusion attention: amplitude, phase and spectral-spatial relations in one decoder block (docs/model.md 7)."""
 
 import math
 from dataclasses import dataclass
@@ -25,20 +25,30 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """Options of triple-domain fusion attention (alliance.md d.7, f.2, f.3)."""
+    """Options of triple-domain fusion attention (docs/model.md 7)."""
 
-    width: float = 0.25  # of the frequency branch, in units of the decoder's; 0.5 in d.7
-    fusion: Literal["scale", "mlp", "replace"] = (
-        "scale"  # + scaled branch (f.3); + scaled MLP; MLP alone as in the file
-    )
-    shared_norm: bool = True  # one LayerNorm for both branches (f.3)
-    amplitude: bool = True  # gate the amplitude of every bin
-    phase: bool = True  # turn the phase of every bin
-    phase_heads: int = 0  # channels of one head turn together; 0: each by itself
-    band_selection: bool = True  # weigh the scales of the token grid per image and group
-    cuts: tuple[float, float] = (1 / 8, 1 / 4)  # between the scales, cycles per token
-    floor: float = 0.1  # of an amplitude in the phasor, relative to the rms amplitude
-    spatial_spectral: Literal["joint", "factorised"] = "joint"  # attention over all tokens, or space then groups
+    width: float = 0.25
+    """Width F of the frequency branch in units of the decoder's width E."""
+    fusion: Literal["scale", "mlp", "replace"] = "scale"
+    """Join the branches by a scaled sum, by a scaled MLP, or by an MLP alone as in the published file (docs/model.md
+    7.4).
+    """
+    shared_norm: bool = True
+    """One LayerNorm for both branches."""
+    amplitude: bool = True
+    """Scale the amplitude of every bin."""
+    phase: bool = True
+    """Turn the phase of every bin."""
+    phase_heads: int = 0
+    """Number of channel groups that turn together; 0: every channel by itself."""
+    band_selection: bool = True
+    """Weigh the scales of the token grid per image and band group."""
+    cuts: tuple[float, float] = (1 / 8, 1 / 4)
+    """Borders between the scales, cycles per token."""
+    floor: float = 0.1
+    """Least amplitude in the phasor, relative to the rms amplitude."""
+    spatial_spectral: Literal["joint", "factorised"] = "joint"
+    """Attention over all tokens at once, or over space and then over the band groups."""
 
 
 def zero(layer: nn.Module) -> None:
@@ -52,7 +62,7 @@ class SpectralOperator(nn.Module):
 
     X = rfft2(u);  A = |X| with a relative floor;  gain = 3 sum_k beta_k M_k 2 sigmoid(MLP_A(log A / rms));
     delta = pi tanh(MLP_P(X / A));  v = irfft2(gain X exp(i delta)).
-    No angle() and no complex parameter: finite gradients on constant, zero and tiny inputs (d.9).
+    No angle() and no complex parameter: finite gradients on constant, zero and tiny inputs (docs/model.md 9).
     """
 
     def __init__(self, f: int, config: FusionConfig) -> None:
@@ -116,6 +126,7 @@ class GroupMixing(nn.Module):
         self.convolution = nn.Conv1d(f, f, 3, padding=1, groups=f)
 
     def reset_parameters(self) -> None:
+        """Zero the convolution: at first there is the gate alone."""
         zero(self.convolution)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -150,7 +161,7 @@ class FactorisedAttention(nn.Module):
 
 
 class TripleDomainFusionAttention(nn.Module):
-    """Spectral-spatial attention on all tokens beside a frequency branch on the token grid, fused (d.7, innovation 2).
+    """Spectral-spatial attention on all tokens beside a frequency branch on the token grid, fused (docs/model.md 7).
 
     Input is normalised outside for the attention; the frequency branch has its own norm unless `shared_norm`.
     """
@@ -171,6 +182,7 @@ class TripleDomainFusionAttention(nn.Module):
         self.scale = nn.Parameter(torch.empty(d)) if config.fusion != "replace" else None
 
     def reset_parameters(self) -> None:
+        """The frequency branch as the identity, and little of it."""
         self.mixing.reset_parameters()
         self.spectral.reset_parameters()
         if self.scale is not None:
@@ -207,5 +219,6 @@ class FusionBlock(nn.Module):
         self.mlp = Mlp(d, 4 * d, d)
 
     def forward(self, sequence: Tensor, grid: Grid) -> Tensor:
+        """(b, 1 + g * n, d) -> the same shape."""
         sequence = sequence + self.attn(self.norm1(sequence), sequence, grid)
         return sequence + self.mlp(self.norm2(sequence))

@@ -1,4 +1,4 @@
-"""Progressive frequency decoder: low -> mid -> high, a gated frequency token entering at every stage (d.6)."""
+"""Progressive frequency decoder: low -> mid -> high, a gated frequency token entering at every stage (docs/model.md 6)."""
 
 import math
 from collections.abc import Sequence
@@ -22,18 +22,28 @@ HEAD_GAIN = 0.1  # of the head's initial kernels: the first prediction is nearly
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Size and options of the decoder (alliance.md d.6, corrected by f.2)."""
+    """Size and options of the decoder (docs/model.md 6)."""
 
     embed_dim: int = 256
+    """Width E of the decoder, a multiple of 4 and of `heads`."""
     depth: int = 6
+    """Number of blocks over all stages."""
     heads: int = 8
-    stages: Literal[1, 3] = 3  # 3: low, mid, high; 1: the whole image at once
-    attention: Literal["fusion", "plain"] = "fusion"  # triple-domain fusion, or a plain ViT block
+    """Attention heads of every block."""
+    stages: Literal[1, 3] = 3
+    """3: low, mid, high, one after the other; 1: the whole image at once."""
+    attention: Literal["fusion", "plain"] = "fusion"
+    """Triple-domain fusion attention (docs/model.md 7), or a plain ViT block."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    injection: Literal["stage", "every"] = "stage"  # frequency tokens enter at stage starts, or before every block
-    blend: Literal["additive", "convex"] = "additive"  # add them, or pull the token towards them as in the file
-    mask_tokens: Literal["encoded", "bypass"] = "encoded"  # after the encoder, or straight from their projectors
+    """Options of triple-domain fusion attention."""
+    injection: Literal["stage", "every"] = "stage"
+    """Frequency tokens enter at the first block of their stage, or before every block."""
+    blend: Literal["additive", "convex"] = "additive"
+    """Add the frequency tokens, or pull the masked places towards them as in the published file."""
+    mask_tokens: Literal["encoded", "bypass"] = "encoded"
+    """Frequency tokens as the encoder leaves them, or straight from their projectors."""
     position: PositionLayout = "add"
+    """Spatial and spectral position added, or side by side as in the published file."""
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.heads or self.embed_dim % 4:
@@ -76,7 +86,7 @@ class ProgressiveDecoder(nn.Module):
     """Visible tokens -> predictions of every stage, low to high.
 
     Masked places start as zero. Stage 1 fills them with gated m_low before positions are added (so they keep their
-    place, f.2.2); stages 2 and 3 add gated m_mid and m_high. Each stage ends in its own norm and the shared head.
+    place, docs/model.md 6.2); stages 2 and 3 add gated m_mid and m_high. Each stage ends in its own norm and the shared head.
     """
 
     def __init__(

@@ -26,19 +26,32 @@ class LayerNorm(nn.LayerNorm):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Size and options of the encoder (alliance.md d.2, d.3, d.5, g.1)."""
+    """Size and options of the encoder (docs/model.md 3 and 5)."""
 
     embed_dim: int = 384
+    """Width d of the tokens, a multiple of 4 and of `heads`."""
     depth: int = 12
+    """Number of transformer blocks."""
     heads: int = 6
-    patch: int = 8  # pixels
-    amplitude: bool = True  # in-patch log-amplitude beside the pixels (g.1)
-    tokens: Literal["frequency", "plain"] = "frequency"  # cls and mask tokens: frequency-aware (d.3), or as in MAE
-    jumbo: int = 1  # width of the frequency waves in units of embed_dim; 4 as in the published file
-    tokenizer: Literal["wavelength", "fixed"] = "wavelength"  # kernels from wavelengths (d.2), or one per known band
-    position: PositionLayout = "add"  # spatial + spectral position, or side by side as in the published file
-    qk_norm: bool = False  # for stability of large models
-    drop_path: float = 0.0  # fine-tuning only
+    """Attention heads of every block."""
+    patch: int = 8
+    """Side of a patch, pixels; an image is a multiple of it."""
+    amplitude: bool = True
+    """Embed the log-amplitude of frequencies inside each patch beside its pixels (docs/model.md 3.3)."""
+    tokens: Literal["frequency", "plain"] = "frequency"
+    """cls and mask tokens: frequency-aware (docs/model.md 3.5), or plain as in MAE."""
+    jumbo: int = 1
+    """Width of the frequency waves in units of `embed_dim`; 4 as in the published file."""
+    tokenizer: Literal["wavelength", "fixed"] = "wavelength"
+    """Kernels from the wavelengths of any band (docs/model.md 3.2), or one learned kernel per band of the known
+    sensors.
+    """
+    position: PositionLayout = "add"
+    """Spatial and spectral position added, or side by side as in the published file."""
+    qk_norm: bool = False
+    """Normalise queries and keys, for the stability of large models."""
+    drop_path: float = 0.0
+    """Share of samples that skip the last block in training, rising linearly from 0 at the first; for fine-tuning."""
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.heads:
@@ -56,6 +69,8 @@ class Features(NamedTuple):
 
 
 class Embedded(NamedTuple):
+    """An image on its way into the blocks."""
+
     tokens: Tensor  # (b, g, n, d)
     special: SpecialTokens
     code: Tensor  # (c, CODE_WIDTH), of all bands
@@ -102,6 +117,7 @@ class AllianceEncoder(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
+        """Tokens of a sequence that stand before those of the image."""
         return 4 if self.config.tokens == "frequency" else 1
 
     def embed(self, standardised: Tensor, sensor: Sensor, groups: Groups) -> Embedded:
@@ -111,7 +127,7 @@ class AllianceEncoder(nn.Module):
         return Embedded(tokens, self.special_tokens(), code)
 
     def special_tokens(self) -> SpecialTokens:
-        """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (d.3)."""
+        """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (docs/model.md 3.5)."""
         if not self.keep_special or self.training or torch.is_grad_enabled():
             return self.special()
         kept = self._kept if self._kept is not None else self.special()
@@ -119,6 +135,7 @@ class AllianceEncoder(nn.Module):
         return kept
 
     def train(self, mode: bool = True) -> "AllianceEncoder":
+        """As of any module; tokens that were computed before are forgotten."""
         self._forget()
         return super().train(mode)
 
@@ -231,7 +248,7 @@ class AllianceEncoder(nn.Module):
 
 
 def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> None:
-    """Raise when most pixels lie beyond the clamp: stored numbers were given instead of physical ones, or the like."""
+    """Raise when most pixels of (b, c, h, w) lie beyond the clamp: stored numbers were given, or the like."""
     if standardised.numel() and (standardised.abs() >= CLAMP).float().mean() > 0.5:
         seen = image[torch.isfinite(image)].float().mean().item()
         expected = sum(band.mean or 0.0 for band in sensor.bands) / len(sensor.bands)
@@ -242,7 +259,7 @@ def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> N
 
 
 def run_block(block: nn.Module, *arguments: Any, recompute: bool) -> Tensor:
-    """Apply a block, keeping only its input for the backward pass when `recompute`."""
+    """Apply a block to a sequence (b, n, d), keeping only its input for the backward pass when `recompute`."""
     return checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
 
 

@@ -1,4 +1,4 @@
-"""Targets in frequency bands, losses on masked tokens, and how their weights move from low to high (d.8, g.2)."""
+"""Targets in frequency bands, losses on masked tokens, and how their weights move from low to high (docs/model.md 8)."""
 
 import math
 from collections.abc import Sequence
@@ -19,16 +19,26 @@ STAGES = ("low", "mid", "high")
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Targets, losses and schedule (alliance.md d.8, g.2)."""
+    """Targets, losses and schedule (docs/model.md 8)."""
 
-    targets: Literal["cumulative", "disjoint", "increments"] = "cumulative"  # increments: disjoint bands over their rms
-    cutoffs: tuple[float, float] | None = None  # cycles per pixel; None: 1 / (2 patch) and 1 / patch
+    targets: Literal["cumulative", "disjoint", "increments"] = "cumulative"
+    """Targets of the stages: cumulative bands, disjoint bands, or increments, which are disjoint bands over their
+    rms.
+    """
+    cutoffs: tuple[float, float] | None = None
+    """Borders of the bands, cycles per pixel; null: 1 / (2 patch) and 1 / patch."""
     edge: Edge = "raised_cosine"
+    """Edge of the low-pass: a raised cosine, or a step."""
     extension: Extension = "mirror"
-    normalise: Literal["none", "patch_group"] = "none"  # of the last target, per patch and band group
+    """What continues the image beyond its border: its mirror image, or the image itself."""
+    normalise: Literal["none", "patch_group"] = "none"
+    """patch_group: the last target has mean 0 and deviation 1 in every patch and band group."""
     schedule: Literal["linear", "rbf", "constant"] = "linear"
-    sar_high: float = 1 / 3  # most weight of the high stage for SAR, whose high frequencies are mostly speckle
-    fft: float = 0.0  # weight of the spectral distance of the last stage; 0.1 where used
+    """How the weights of the stages move over the run (docs/model.md 8.4)."""
+    sar_high: float = 1 / 3
+    """Largest weight of the high stage for SAR, whose high frequencies are mostly speckle."""
+    fft: float = 0.0
+    """Weight of the spectral distance of the last stage; 0.1 where used, 0: left out."""
 
     def __post_init__(self) -> None:
         if self.cutoffs is not None and not 0 < self.cutoffs[0] < self.cutoffs[1] <= math.sqrt(0.5):
@@ -37,10 +47,13 @@ class LossConfig:
             raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'")
 
     def cutoffs_for(self, patch: int) -> tuple[float, float]:
+        """Borders of the bands for a patch side in pixels, cycles per pixel."""
         return self.cutoffs or (1 / (2 * patch), 1 / patch)
 
 
 class Losses(NamedTuple):
+    """What a step is trained on, and what it reports."""
+
     total: Tensor  # scalar float32
     stages: Tensor  # (k,) float32, low to high, before weighting
 

@@ -28,7 +28,7 @@ def spatial_position(h: int, w: int, d: int, device: torch.device) -> Tensor:
 def fourier(decades: Tensor) -> Tensor:
     """Sine and cosine of log10 values at PERIODS periods: (...) -> (..., 2 * PERIODS) float32.
 
-    In decades, not in nanometres: read literally, alliance.md d.2 gives blue and short-wave infrared one code (f.2.1).
+    In decades, not in nanometres: on periods of nanometres blue and short-wave infrared have one code (docs/model.md 3.1).
     """
     periods = torch.logspace(math.log10(LONGEST), math.log10(SHORTEST), PERIODS, device=decades.device)
     angle = 2 * math.pi * decades[..., None] / periods
@@ -36,7 +36,7 @@ def fourier(decades: Tensor) -> Tensor:
 
 
 class BandCode(nn.Module):
-    """Code of a band: Fourier code of wavelength and bandwidth, and a learned vector of its modality (d.2)."""
+    """Code of a band: Fourier code of wavelength and bandwidth, and a learned vector of its modality (docs/model.md 3.1)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +46,7 @@ class BandCode(nn.Module):
         self.no_bandwidth = nn.Parameter(torch.empty(2 * PERIODS))
 
     def reset_parameters(self) -> None:
+        """Learned parts as strong as sines."""
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=math.sqrt(0.5))  # the rms of a sine
 

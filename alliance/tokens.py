@@ -18,21 +18,27 @@ Groups = Sequence[Sequence[int]]  # channel indices of every band group
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """Which tokens the encoder does not see (alliance.md d.4)."""
+    """Which tokens the encoder does not see (docs/model.md 4)."""
 
-    ratio: float | None = None  # share of hidden tokens; None: 0.75 up to three band groups, 0.90 above
-    geometry: Literal["independent", "tube"] = "independent"  # tube: the same places in every band group
-    max_groups: int = 6  # band groups drawn per step; a sensor with more (hyperspectral) shows a random subset
+    ratio: float | None = None
+    """Share of hidden tokens; null: 0.75 up to three band groups, 0.90 above."""
+    geometry: Literal["independent", "tube"] = "independent"
+    """Every band group is hidden at its own places, or all at the same ones (tube)."""
+    max_groups: int = 6
+    """Most band groups per step; a sensor with more, such as a hyperspectral one, shows a random subset."""
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise InputError(f"masking.ratio must lie between 0 and 1, got {self.ratio}")
 
     def ratio_for(self, groups: int) -> float:
+        """Share of hidden tokens for a number of band groups."""
         return self.ratio if self.ratio is not None else 0.75 if groups <= 3 else 0.90
 
 
 class Mask(NamedTuple):
+    """Which tokens the encoder sees."""
+
     visible: Tensor  # (b, v) int64, indices into the g * n tokens, ascending noise
     masked: Tensor  # (b, g * n) bool, True where the encoder does not look
 

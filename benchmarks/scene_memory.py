@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from datasets.labelled.pair_set import ImageSource  # noqa: E402
+from datasets.imagery.images import ImageSource  # noqa: E402
 from finetune.mapping.scene import SceneOptions, predict_scene  # noqa: E402
 from finetune.pad.inputs import Inputs, nameless  # noqa: E402
 from finetune.pad.model import Pad, PadConfig, PadOutput  # noqa: E402

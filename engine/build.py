@@ -26,14 +26,22 @@ OWNED_KEYS = (
 class EngineConfig:
     """How steps are computed; none of it changes what is learnt beyond rounding."""
 
-    zero: Literal[0, 1, 2, 3] | None = None  # ZeRO stage; None: 1 on GPUs, 0 on CPUs
-    precision: Literal["fp32", "bf16", "autocast"] | None = None  # None: bf16 on GPUs, fp32 on CPUs
-    micro_batch: int | None = None  # samples per rank and pass; None: the whole share
-    ranks: int | None = None  # refuse to start with another number of them, such as after a mistyped hostfile
-    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
-    compile: bool = False  # torch.compile of the model
-    explicit_attention: bool | None = None  # None: for reduced precision on CPUs, where it is faster
-    deepspeed: dict[str, Any] = field(default_factory=dict)  # further DeepSpeed settings, e.g. bucket sizes
+    zero: Literal[0, 1, 2, 3] | None = None
+    """ZeRO stage of DeepSpeed; null: 1 on GPUs, 0 on CPUs."""
+    precision: Literal["fp32", "bf16", "autocast"] | None = None
+    """Number format of the computation; null: bf16 on GPUs (autocast with ZeRO stage 0), fp32 on CPUs."""
+    micro_batch: int | None = None
+    """Samples per rank and pass; null: the rank's whole share of `optim.batch`."""
+    ranks: int | None = None
+    """Refuse to start with another number of ranks, such as after a mistyped hostfile; null: any number."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    explicit_attention: bool | None = None
+    """Attention as two products instead of one fused call; null: for reduced precision on CPUs, where it is faster."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further DeepSpeed settings, such as bucket sizes; keys that other settings decide are refused."""
 
     def __post_init__(self) -> None:
         self.resolve(on_cpu=False)

@@ -60,6 +60,7 @@ class _Patient:
 
 
 def tag_of(step: int) -> str:
+    """Name of the checkpoint folder of a step."""
     return f"{PREFIX}{step:08d}"
 
 

@@ -78,6 +78,7 @@ class Metrics:
                 logger.warning("metrics.jsonl cannot be written (%s); the run goes on without", error.strerror)
 
     def close(self) -> None:
+        """Close the file and its mirror."""
         self.file.close()
         if self.mirror is not None:
             self.mirror.close()
@@ -133,6 +134,7 @@ class WandbMirror:
             self.session = None
 
     def close(self) -> None:
+        """End the session; trouble there is a warning."""
         if self.session is not None:
             try:
                 self.session.finish()

@@ -24,6 +24,8 @@ SLOW = 30.0  # seconds of waiting for one batch that are worth a warning
 
 
 class StepReport(NamedTuple):
+    """What one optimiser step came to, the same on every rank."""
+
     losses: dict[str, float] | None  # mean over ranks and passes, the total first; None: not finite, step left out
     grad_norm: float | None
     stop: bool  # some rank was asked to save and leave
@@ -38,6 +40,7 @@ class Clock:
     steps: int = 0
 
     def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time it took counts as waiting."""
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before

@@ -12,16 +12,24 @@ from alliance.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay (alliance.md d.11)."""
+    """AdamW with warm-up and cosine decay (docs/model.md 10)."""
 
-    batch: int = 256  # samples per step over all ranks; the same for any number of them
-    lr: float = 1e-4  # peak; the papers use 1e-4 * batch / 256
-    min_lr: float = 0.0  # at the last step
-    warmup: float = 0.05  # share of the steps with a rising rate
-    weight_decay: float = 0.05  # of matrices
-    decay_vectors: bool = False  # weight decay also on biases, norms and learned tokens
+    batch: int = 256
+    """Samples per step over all ranks; the same for any number of them."""
+    lr: float = 1e-4
+    """Learning rate after the warm-up, the highest one; a usual start is 1e-4 * batch / 256."""
+    min_lr: float = 0.0
+    """Learning rate of the last step."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices."""
+    decay_vectors: bool = False
+    """Weight decay also on biases, norms and learned tokens."""
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0  # largest norm of the gradient; 0: no limit
+    """Decay of AdamW's running mean and of its running square, per step."""
+    clip: float = 1.0
+    """Largest norm of the gradient, larger ones are scaled down to it; 0: no limit."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or not self.lr > 0 or not 0 <= self.warmup < 1:
@@ -50,7 +58,9 @@ class Rule(NamedTuple):
 class HasRules(Protocol):
     """A module some of whose parameters, or of those below it, have a rule of their own."""
 
-    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]: ...
+    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]:
+        """Parameters and the rule of each; the others have none."""
+        ...
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

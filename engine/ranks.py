@@ -31,6 +31,7 @@ class World(NamedTuple):
 
     @property
     def is_main(self) -> bool:
+        """Whether this rank writes files and speaks for all."""
         return self.rank == 0
 
 
@@ -102,7 +103,7 @@ def refuse_different_ranks(values: Mapping[str, Any]) -> None:
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Average of a small float tensor over ranks."""
+    """Average of a small float tensor over ranks, of the same shape."""
     if dist.get_world_size() == 1:
         return values
     total = values.clone()

@@ -16,18 +16,29 @@ class RunConfig:
     """Where a run lives, how long it is, and how often it reports."""
 
     dir: str
+    """Folder of the run; made if need be. A folder that holds a run already is refused unless `resume` is auto."""
     steps: int = 10_000
+    """Optimiser steps from beginning to end."""
     seed: int = 0
-    resume: Literal["never", "auto"] = "never"  # auto: go on from the newest good checkpoint, or start if there is none
+    """Number from which weights, masks, sample order and augmentation are drawn."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest good checkpoint, or start if there is none; never: refuse a used folder."""
     log_every: int = 10
-    picture_every: int = 500  # 0: only at the end
+    """Steps between two lines of the log."""
+    picture_every: int = 500
+    """Steps between two pictures; 0: only at the end."""
     save_every: int = 500
-    keep: int = 2  # checkpoints; the newest ones stay
-    unsaved: Literal["go_on", "stop"] = (
-        "go_on"  # what to do when a checkpoint cannot be written, such as on a full disk
-    )
-    wandb: Literal["off", "offline", "online", False] = "off"  # YAML reads a bare off as false
+    """Steps between two checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Number of checkpoints that stay, the newest ones."""
+    unsaved: Literal["go_on", "stop"] = "go_on"
+    """What to do when a checkpoint cannot be written, such as on a full disk: go on and say so, or stop."""
+    wandb: Literal["off", "offline", "online", False] = "off"
+    """Weights & Biases beside the log: off, offline (files in the run folder) or online; YAML reads a bare off as
+    false.
+    """
     wandb_project: str = "alliance"
+    """Project of Weights & Biases."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wandb", self.wandb or "off")

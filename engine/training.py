@@ -82,6 +82,7 @@ class Run:
             self.metrics.write(**record)
 
     def close(self) -> None:
+        """Close the log and let go of the folder."""
         if self.metrics is not None:
             self.metrics.close()
         self.folder.release()

@@ -17,9 +17,9 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, Colour
-from datasets.labelled.pair_set import ImageSource
-from datasets.labelled.tiles import Pair
+from datasets.labelled.tiles import Sample
 
 COLUMNS = ("optical", "SAR", "truth", "prediction", "error")
 STRETCH = (0.02, 0.98)  # quantiles that become black and white
@@ -37,7 +37,7 @@ def colour_channels(source: ImageSource) -> list[int]:
 
 def draw_segmentation(
     path: Path,
-    pair: Pair,
+    sample: Sample,
     predicted: Tensor,
     classes: Mapping[str, Colour],
     *,
@@ -51,21 +51,21 @@ def draw_segmentation(
     white; the share of correct ones among those with a label stands above it.
 
     Args:
-        pair: a batch, stored or standardised numbers.
+        sample: a batch, stored or standardised numbers.
         predicted: (b, h, w), class indices.
         rgb: channels of the optical image to show as red, green and blue: see `colour_channels`.
         rows: at most so many samples, from the first.
     Raises:
         InputError: predictions of another shape than the labels.
     """
-    if predicted.shape != pair.label.shape:
-        raise InputError(f"predictions are {tuple(predicted.shape)}, labels {tuple(pair.label.shape)}")
+    if predicted.shape != sample.label.shape:
+        raise InputError(f"predictions are {tuple(predicted.shape)}, labels {tuple(sample.label.shape)}")
     rows = min(rows, len(predicted))
     legend = 0.25 * math.ceil((len(classes) + 3) / LEGEND_COLUMNS)  # inches
     height = 2.3 * rows + 0.5 + legend
     figure, axes = plt.subplots(rows, len(COLUMNS), figsize=(2.2 * len(COLUMNS), height), squeeze=False)
     palette = _palette(classes)
-    for row, (optical, sar, truth, guess) in enumerate(zip(*_on_cpu(pair, predicted, rows), strict=True)):
+    for row, (optical, sar, truth, guess) in enumerate(zip(*_on_cpu(sample, predicted, rows), strict=True)):
         images = [_stretched(optical[list(rgb)]), _stretched(sar[:1]), palette[truth], palette[guess]]
         for axis, image in zip(axes[row], [*images, _error(truth, guess)], strict=True):
             axis.imshow(image, interpolation="nearest")
@@ -82,8 +82,11 @@ def draw_segmentation(
     plt.close(figure)
 
 
-def _on_cpu(pair: Pair, predicted: Tensor, rows: int) -> list[Tensor]:
-    return [values[:rows].detach().cpu() for values in (*pair, predicted)]
+def _on_cpu(sample: Sample, predicted: Tensor, rows: int) -> list[Tensor]:
+    return [
+        values[:rows].detach().cpu()
+        for values in (sample.images["optical"], sample.images["sar"], sample.label, predicted)
+    ]
 
 
 def _palette(classes: Mapping[str, Colour]) -> np.ndarray:

@@ -15,11 +15,17 @@ class DataConfig:
     """Where samples come from and how they are varied."""
 
     sources: list[SourceConfig]
-    crop: int | None = None  # pixels; random square of this size; None: the whole tile
-    augment: bool = True  # flips and quarter turns
-    workers: int = 1  # threads per rank that read ahead; 0 reads when a batch is asked for
-    verify: bool = True  # compare every sample with the checksum in its shard's index
-    max_broken: float = 0.05  # the run stops when a larger share of the samples read is broken (judged from 1,000 on)
+    """Sets of shards, a list such as [{shards: FOLDER, weight: 1.0}]; launch/shards.py makes them."""
+    crop: int | None = None
+    """Side of a random square cut out of every tile, pixels; null: the whole tile."""
+    augment: bool = True
+    """Random mirrors and quarter turns."""
+    workers: int = 1
+    """Threads per rank that read ahead; 0 reads when a batch is asked for."""
+    verify: bool = True
+    """Compare every sample with the checksum in its shard's index."""
+    max_broken: float = 0.05
+    """The run stops when a larger share of the samples read is broken (judged from 1,000 on)."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -35,7 +41,12 @@ class PretrainConfig:
     """Everything that defines a run."""
 
     run: RunConfig
+    """Where the run lives, how long it is, how often it reports."""
     data: DataConfig
+    """What it reads."""
     model: AllianceConfig = field(default_factory=AllianceConfig)
+    """What it trains (docs/model.md)."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """How it learns (docs/model.md 10)."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    """How steps are computed."""

@@ -46,12 +46,15 @@ class Pretraining(Job[PretrainConfig]):
         self.max_broken = config.data.max_broken
 
     def make_model(self) -> Alliance:
+        """The model with the sensors of the shards."""
         return Alliance(self.config.model, list(self.inputs.sensors.values()))
 
     def batches(self) -> Iterator[Batch]:
+        """Micro-batches of this rank without end, from the first step that was not taken whole."""
         return iter(self.inputs.loader)
 
     def losses(self, engine: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """The total and the loss of every stage of one micro-batch (b, c, h, w), scalars."""
         seed, model = self.config.run.seed, self.config.model
         sensor = self.inputs.sensors[batch.sensor.name]
         groups = list(draw_groups(sensor.group_indices, model.masking.max_groups, seed, step))
@@ -64,6 +67,7 @@ class Pretraining(Job[PretrainConfig]):
         return {"loss": losses.total, **stages}
 
     def progress(self, step: int) -> dict[str, Any]:
+        """Sensor, epoch and digest of the sample keys of a step, for its log line."""
         loader = self.inputs.loader
         return {
             "epoch": loader.epoch(),

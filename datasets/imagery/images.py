@@ -216,6 +216,8 @@ def describe(
             return cubes.describe_cube(
                 path, path.parent, cubes.CubeOptions(key=key, bands=bands, grid=grid, any_rank=True)
             )
+        if path.suffix.lower() not in rasters.SUFFIXES:
+            raise Unreadable(f"is none of {', '.join((*cubes.SUFFIXES, *rasters.SUFFIXES))}; save it as one of these")
         if key:
             raise Unreadable(f"is an image without keys, yet {key!r} was asked for; leave the key out")
         return rasters.describe_raster(path, path.parent)

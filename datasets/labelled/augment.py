@@ -25,12 +25,14 @@ REDRAWS = 10
 class AugmentConfig:
     """What may happen to a training tile. The defaults are those of PAD for tiles of 512 pixels."""
 
-    resize: tuple[float, float] = (0.5, 2.0)  # factor on both sides, uniform between these
-    crop: int = 512  # side of what is cut out, or padded to, pixels
-    cat_max_ratio: float = (
-        0.75  # a crop is drawn again while one class holds this share of its labelled pixels; 1: never
-    )
-    flip: float = 0.5  # probability of a left-right, and of an up-down flip
+    resize: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor on both sides, uniform between these."""
+    crop: int = 512
+    """Side of what is cut out, or padded to, pixels."""
+    cat_max_ratio: float = 0.75
+    """A crop is drawn again while one class holds this share of its labelled pixels; 1: never."""
+    flip: float = 0.5
+    """Probability of a left-right, and of an up-down flip."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resize", tuple(self.resize))

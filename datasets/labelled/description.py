@@ -82,7 +82,8 @@ class LabelledSet:
         object.__setattr__(self, "root", Path(self.root))
         if sum(map(bool, (self.splits, self.layouts, self.patches))) != 1:
             raise InputError(
-                f"{self.name}: give one of splits, layouts and patches; `splits: {{all: null}}` takes every image that is found"
+                f"{self.name}: no splits, layouts or patches, or several of them; give one: `splits: {{all: null}}` takes every "
+                f"image that is found"
             )
         most = len(self.classes) if self.classes or not self.splits else 0
         if len(self.classes) >= IGNORE or (self.splits and not self.classes):
@@ -120,11 +121,34 @@ class LabelledSet:
         """The same set with some of its images described anew."""
         return dataclasses.replace(self, images={**self.images, **images})
 
+    def without(self, names: Sequence[str]) -> "LabelledSet":
+        """The same set without some classes: their pixels have no label.
+
+        Raises:
+            InputError: a class of that name is not there, or none would be left.
+        """
+        strange = [name for name in names if name not in self.classes]
+        left = [name for name in self.classes if name not in names]
+        if strange or not left:
+            raise InputError(
+                f"{self.name}: classes to leave out are {list(names)}; there are {', '.join(self.classes) or 'none by name'}, "
+                f"and one at least must stay"
+            )
+        if not names:
+            return self
+        if not self.label.values and self.label.first is None:
+            raise InputError(f"{self.name}: say what stored labels mean (label.values) to leave classes out")
+        own = list(self.classes)
+        index = {own.index(name): number for number, name in enumerate(left)}
+        values = {stored: index.get(old, IGNORE) for stored, old in self.label.table(len(own)).items()}
+        label = dataclasses.replace(self.label, values=values)
+        return dataclasses.replace(self, label=label, classes={name: self.classes[name] for name in left})
+
     def _check_splits(self) -> None:
         for split, given in self.splits.items():
             if given is not None and not isinstance(given, str | list | tuple):
                 raise InputError(
-                    f"{self.name}: split {split} is {given!r}; give a list file, names of images, or null for all"
+                    f"{self.name}: split {split} is {given!r}; give a list file, names of pairs, or null for all"
                 )
             names = given if isinstance(given, list | tuple) else ()
             wrong = [name for name in names if not isinstance(name, str)]  # YAML reads 1_3 as 13 and 007 as 7
@@ -157,7 +181,6 @@ def coloured(classes: object) -> tuple[dict[str, Colour], bool]:
         return {str(name): as_colour(str(name), rgb) for name, rgb in classes.items()}, True
     if not isinstance(classes, list | tuple):
         raise InputError(f"classes are {classes!r}; give names, or each name with its colour")
-    names = [str(name) for name in classes]
-    if len(set(names)) < len(names):
-        raise InputError(f"classes are {names}; each name once")
+    given = [str(name) for name in classes]
+    names = [name if given.count(name) == 1 else f"{name} {index + 1}" for index, name in enumerate(given)]
     return {name: palette_colour(index) for index, name in enumerate(names)}, False

@@ -38,17 +38,19 @@ def find_set(name: str | Path, root: str | Path | None = None) -> LabelledSet:
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file() and path.parent == FOLDER:
         hint = _hint(str(name), set_names())
-        raise InputError(f"unknown data set {str(name)!r}{hint}; known: {', '.join(set_names())}, or a YAML file")
+        raise InputError(f"unknown data set {str(name)!r}{hint} Known: {', '.join(set_names())}, or a YAML file")
     try:
         record = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give the YAML file of a labelled set") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); give the YAML file of a set, or one of {', '.join(set_names())}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     try:
         found = parse_set(record, path.stem)
     except (InputError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; examples are in {SHOWN}") from error
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     return dataclasses.replace(found, root=Path(root) if root else path.parent / found.root)
 
 
@@ -94,10 +96,10 @@ def _images(record: Mapping[str, Any]) -> dict[str, ImageSource]:
     """Images by role: under `images`, or as keys of their own beside the others."""
     beside = {key: value for key, value in record.items() if key not in OWN}
     for key, value in beside.items():
-        if not isinstance(value, Mapping):
-            raise InputError(
-                f"unknown key {key!r}{_hint(str(key), OWN)}; known: {', '.join(OWN)}, and images by their role"
-            )
+        hint = _hint(str(key), OWN)
+        if hint:
+            raise InputError(f"unknown key {key!r}{hint} Known: {', '.join(OWN)}, and images by their role")
+        _mapping(str(key), value)
     given = _mapping("images", record.get("images") or {}) | beside
     if record.get("layouts"):
         usual = {role for each in _listed(record["layouts"]) if isinstance(each, Mapping) for role in each} - {
@@ -109,8 +111,10 @@ def _images(record: Mapping[str, Any]) -> dict[str, ImageSource]:
         shorts = {"passive": passive, "active": active | ({"log": True} if record.get("log_active") else {})}
         given = {role: shorts.get(role, {}) | dict(value) for role, value in given.items()}
     images = {role: _part(role, ImageSource, value) for role, value in given.items()}
-    if not images and not record.get("patches"):
-        raise InputError("no images; give each under its role, such as optical: {files: optical, bands: [1, 2, 3]}")
+    if not images and not (record.get("layouts") or record.get("patches")):
+        raise InputError(
+            f"no images; {SHOWN} has examples: each stands under its role, optical: {{files: optical, ...}}"
+        )
     if record.get("splits"):
         images = {role: _of_tiles(role, source) for role, source in images.items()}
     return images
@@ -150,7 +154,7 @@ def _layout(record: Any, images: Mapping[str, ImageSource]) -> Layout:
     known = (*images, *MAPS, "origin")
     for key in record:
         if key not in known:
-            raise InputError(f"unknown key {key!r}{_hint(str(key), known)}; known keys: {', '.join(known)}")
+            raise InputError(f"unknown key {key!r}{_hint(str(key), known)} Known keys: {', '.join(known)}")
     maps = {role: record[role] for role in (*MAPS, "origin") if role in record}
     return Layout(images={role: str(record[role]) for role in images if role in record}, **maps)
 
@@ -167,7 +171,7 @@ def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
     fields = [each.name for each in dataclasses.fields(kind)]
     for key in record:
         if key not in fields:
-            raise InputError(f"unknown key {key!r}{_hint(str(key), fields)}; known: {', '.join(fields)}")
+            raise InputError(f"unknown key {key!r}{_hint(str(key), fields)} Known: {', '.join(fields)}")
     return dict(record)
 
 
@@ -193,4 +197,4 @@ def _plain(source: ImageSource | LabelSource) -> dict[str, Any]:
 
 def _hint(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else ""

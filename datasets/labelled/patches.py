@@ -153,16 +153,13 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
 
 
 def _dropped(scenes: Sequence[LabelledScene]) -> dict[str, int]:
+    """Labelled pixels of each class that are left out, as a value is missing there."""
     total: Counter[int] = Counter()
     for scene in scenes:
         total.update(scene.dropped)
-    return dict(
-        zip(
-            class_names(scenes[0].classes, np.array(sorted(total), dtype=int)),
-            map(total.get, sorted(total)),
-            strict=True,
-        )
-    )
+    numbers = sorted(total)
+    names = class_names(scenes[0].classes, np.array(numbers, dtype=int))
+    return {name: total[number] for name, number in zip(names, numbers, strict=True)}
 
 
 def class_names(names: Sequence[str], numbers: NDArray) -> tuple[str, ...]:

@@ -33,13 +33,21 @@ class LoaderConfig:
     """How batches are drawn and read."""
 
     seed: int = 0
-    micro: int = 8  # samples per rank and forward pass
-    accumulation: int = 1  # forward passes per optimiser step
-    workers: int = 0  # threads per rank that read ahead; 0 reads when the batch is asked for
-    shuffle_group: int = 16  # shards whose samples are mixed
-    crop: int | None = None  # pixels; smaller tiles stay whole, None: all do
-    flips: bool = True  # random mirrors and quarter turns
-    verify: bool = True  # compare every sample with its checksum
+    """Number from which sample order, crops and turns are drawn."""
+    micro: int = 8
+    """Samples per rank and forward pass."""
+    accumulation: int = 1
+    """Forward passes per optimiser step."""
+    workers: int = 0
+    """Threads per rank that read ahead; 0 reads when the batch is asked for."""
+    shuffle_group: int = 16
+    """Number of shards whose samples are mixed."""
+    crop: int | None = None
+    """Side of a random square cut out of every tile, pixels; smaller tiles stay whole; None: all do."""
+    flips: bool = True
+    """Random mirrors and quarter turns."""
+    verify: bool = True
+    """Compare every sample with its checksum."""
 
 
 class Step(NamedTuple):

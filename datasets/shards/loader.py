@@ -22,9 +22,12 @@ STREAM = 2  # keeps the draws of sources apart from those of samples and augment
 class SourceConfig:
     """One set of shards."""
 
-    shards: str  # folder, or a place to stream from: https://..., s3://..., pipe:COMMAND {}
-    weight: float = 1.0  # its part of the steps, relative to the other sources
-    sensors: tuple[str, ...] = ()  # which of its sensors; empty: all
+    shards: str
+    """Folder of shards, or a place to stream from: https://..., s3://..., pipe:COMMAND {}."""
+    weight: float = 1.0
+    """Its part of the steps, relative to the other sources."""
+    sensors: tuple[str, ...] = ()
+    """Which of its sensors are read; empty: all."""
 
 
 class Batch(NamedTuple):

@@ -47,6 +47,7 @@ class Layer:
     ratio: Fraction = Fraction(1)  # pixels per pixel of the footprint's first layer
 
     def tile_shape(self, tile: int) -> tuple[int, int, int]:
+        """(c, h, w) of this sensor's part of a tile whose side is `tile` pixels of the finest sensor."""
         side = int(tile * self.ratio)
         return (len(self.bands), side, side)
 
@@ -102,6 +103,7 @@ class Job:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return sum(piece.stop - piece.start for piece in self.pieces)
 
 
@@ -115,6 +117,7 @@ class Plan:
 
     @property
     def sensors(self) -> dict[str, Sensor]:
+        """Sensors by name."""
         return {layer.sensor.name: layer.sensor for layer in self.footprints[0].layers}
 
     @property

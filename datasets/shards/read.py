@@ -80,6 +80,7 @@ class ShardSource:
 
     @property
     def samples(self) -> int:
+        """Number of samples in all shards."""
         return self.index.samples
 
     def shape(self, sensor: str) -> tuple[int, int, int]:

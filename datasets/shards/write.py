@@ -162,7 +162,7 @@ def _cut(footprint: Footprint, windows: Sequence[tuple[int, int]], job: Job) -> 
 
 
 def settle(window: Window, layer: Layer) -> tuple[np.ndarray, float]:
-    """A tile whose missing values are marked the sensor's way, and the part of its pixels that miss a band.
+    """A tile (c, h, w) whose missing values are marked the sensor's way, and the part of its pixels that miss a band.
 
     Values stay as they are. Where the file marks missing values otherwise than the sensor, they become the sensor's
     nodata if the dtype holds it, else the tile becomes float with NaN.

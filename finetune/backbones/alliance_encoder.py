@@ -29,16 +29,14 @@ Mode = Literal["frozen", "full", "lora"]
 class InputSensor:
     """What measured the channels of one input of a network."""
 
-    sensor: str  # one the encoder was trained with, a shipped one, a YAML file; any name with `wavelengths`
-    bands: tuple[
-        str, ...
-    ] = ()  # of the sensor, one per channel, in the order of the channels; empty: all, in its order
-    channels: tuple[
-        int, ...
-    ] = ()  # of the input, from 0, that are read; empty: all. (0,) for one band given three times
-    wavelengths: tuple[
-        float, ...
-    ] = ()  # of the channels, nm or micrometres, or the first and last of evenly spaced ones
+    sensor: str
+    """Name of one the encoder was trained with, of a shipped one, or a YAML file; any name with `wavelengths`."""
+    bands: tuple[str, ...] = ()
+    """Bands of the sensor, one per channel, in the order of the channels; empty: all, in its order."""
+    channels: tuple[int, ...] = ()
+    """Channels of the input that are read, from 0; empty: all. [0] for one band that is given three times."""
+    wavelengths: tuple[float, ...] = ()
+    """Wavelengths of the channels, nm or micrometres, or the first and last of evenly spaced ones."""
 
     def __post_init__(self) -> None:
         for name in ("bands", "channels", "wavelengths"):
@@ -51,13 +49,20 @@ class InputSensor:
 class TransferConfig:
     """How a task uses a pretrained encoder."""
 
-    checkpoint: str = ""  # run folder, export folder or model.safetensors; empty: an untrained `model`
-    model: str = "alliance_base_patch8"  # see alliance.list_models(); not read with a checkpoint
-    mode: Mode = "frozen"  # full: all weights learn; lora: adapters beside its layers learn
-    layer_decay: float = 0.9  # full: factor of the learning rate from a block to the one before it
-    drop_path: float = 0.0  # of the last block, rising linearly from 0; none where frozen
+    checkpoint: str = ""
+    """Run folder, export folder or model.safetensors; empty: an untrained `model`."""
+    model: str = "alliance_base_patch8"
+    """Name of an untrained encoder, see alliance.list_models(); not read with a checkpoint."""
+    mode: Mode = "frozen"
+    """frozen: nothing of it learns; full: all weights learn; lora: adapters beside its layers learn."""
+    layer_decay: float = 0.9
+    """Factor of the learning rate from a block to the one before it, in mode full."""
+    drop_path: float = 0.0
+    """Share of samples that skip the last block in training, rising linearly from 0; none where frozen."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    sensors: dict[str, InputSensor] = field(default_factory=dict)  # by input of the network: rgb, sar; spectral, ...
+    """Size of the adapters, in mode lora."""
+    sensors: dict[str, InputSensor] = field(default_factory=dict)
+    """Sensor of each input of the network that the encoder reads, by name: rgb, sar; spectral, passive, active."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):

@@ -18,8 +18,11 @@ class LoraConfig:
     """Size of the adapters, and where they are."""
 
     rank: int = 8
-    alpha: float = 16.0  # what the adapters add is multiplied by alpha / rank
-    mlp: bool = False  # also in the MLPs, not in the attention alone
+    """Rank of the matrices that the adapters add."""
+    alpha: float = 16.0
+    """What the adapters add is multiplied by alpha / rank."""
+    mlp: bool = False
+    """Adapters also in the MLPs, not in the attention alone."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:

@@ -24,9 +24,12 @@ STRIDES = (4, 8, 16, 32)
 class PyramidConfig:
     """From the tokens of an Alliance encoder to four maps."""
 
-    blocks: tuple[int, ...] = ()  # the four whose tokens are taken, from 0; empty: evenly spaced, the last one included
-    widths: tuple[int, ...] = (128, 256, 512, 1024)  # of the maps; beside ConvNeXt its own widths are taken
-    stem: int = 64  # width of the convolution stem at stride 4; 0: no stem. None beside ConvNeXt
+    blocks: tuple[int, ...] = ()
+    """The four blocks whose tokens are taken, from 0; empty: evenly spaced, the last one included."""
+    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    """Channels of the four maps; beside ConvNeXt its own widths are taken."""
+    stem: int = 64
+    """Width of the convolution stem at stride 4; 0: no stem. There is none beside ConvNeXt."""
 
     def __post_init__(self) -> None:
         for name in ("blocks", "widths"):

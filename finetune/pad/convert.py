@@ -10,7 +10,7 @@ from torch import Tensor
 from alliance.checkpoint import differences
 from alliance.errors import InputError
 from alliance.foreign import read_weights
-from datasets.labelled.pair_set import ImageSource
+from datasets.imagery.images import ImageSource
 from datasets.releases.facts import DDHR_SK, RELEASED_OPTICAL, RELEASED_SAR, WHU_OPT_SAR
 from finetune.pad.checkpoint import save_pad
 from finetune.pad.inputs import Inputs, nameless
@@ -20,7 +20,7 @@ CLASSIFIER = "decode_head.conv_seg.weight"
 SHOWN = 40  # rows of the table of differences
 
 # What the file itself does not say: statistics in its authors' code, and classes by their number.
-SOURCES = {"rgb": ImageSource(**RELEASED_OPTICAL), "sar": ImageSource(**RELEASED_SAR)}
+SOURCES = {"rgb": ImageSource(dtype="uint8", **RELEASED_OPTICAL), "sar": ImageSource(dtype="uint8", **RELEASED_SAR)}
 CLASSES = {len(release.classes): release.classes for release in (WHU_OPT_SAR, DDHR_SK)}
 
 # From our names to the release's, applied one after the other.

@@ -17,13 +17,20 @@ STAGES = (1, 2, 3, 4)
 class FusionConfig:
     """What is fused, and how. The defaults are the release's; its departures from the paper are named."""
 
-    stages: tuple[int, ...] = STAGES  # with a fusion block; at the others the two maps are added
-    asf: bool = True  # amplitude spectrum fusion; off leaves the amplitude, so its penalty is 0
-    psc: bool = True  # phase spectrum correction; off leaves the phase. With both off no transform is done
-    spectrum_layout: SpectrumLayout = "release"  # of the high-pass mask, see `spectrum.bin_distance`
-    radius: float = 0.1  # rho, where r = sigmoid(rho): 0.1 is r = 0.525 as in the release, -2.197 is r = 0.1
+    stages: tuple[int, ...] = STAGES
+    """Stages with a fusion block, of 1 to 4; at the others the two maps are added."""
+    asf: bool = True
+    """Amplitude spectrum fusion; off leaves the amplitude, so its penalty is 0."""
+    psc: bool = True
+    """Phase spectrum correction; off leaves the phase. With both off no transform is done."""
+    spectrum_layout: SpectrumLayout = "release"
+    """Distance of the bins for the high-pass: as released, or the true radial frequency (docs/model.md 13.5)."""
+    radius: float = 0.1
+    """Edge rho of the high-pass before its sigmoid: 0.1 is r = 0.525 as in the release, -2.197 is r = 0.1."""
     radius_trainable: bool = True
-    second_residual: bool = True  # release only: the residual path is added once more after the inverse transform
+    """The edge of the high-pass learns."""
+    second_residual: bool = True
+    """Add the residual path once more after the inverse transform, as the release does and the paper does not."""
 
     def __post_init__(self) -> None:
         if not set(self.stages) <= set(STAGES) or len(set(self.stages)) != len(self.stages):

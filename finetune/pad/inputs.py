@@ -9,8 +9,9 @@ from typing import Any
 
 from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import Colour, as_colour
-from datasets.labelled.pair_set import ImageSource, PairSet
+from datasets.labelled.description import LabelledSet
 from finetune.pad.checkpoint import read_config
 
 MODALITIES = {"rgb": "optical", "sar": "sar"}  # name in the network -> in a description of pairs
@@ -34,9 +35,9 @@ class Inputs:
         }
 
 
-def describe(pairs: PairSet) -> dict[str, Any]:
+def describe(pairs: LabelledSet) -> dict[str, Any]:
     """Notes on a network that is trained on these pairs, for `save_pad`."""
-    sources = {modality: getattr(pairs, role) for modality, role in MODALITIES.items()}
+    sources = {modality: pairs.images[role] for modality, role in MODALITIES.items() if role in pairs.images}
     return Inputs(classes=pairs.classes, sources=sources).notes()
 
 

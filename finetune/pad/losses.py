@@ -17,7 +17,9 @@ class LossConfig:
     """Weights beside the 1 of the segmentation loss, as released."""
 
     auxiliary: float = 0.4
+    """Weight of the auxiliary head's segmentation loss."""
     amplitude: float = 0.1
+    """Weight of the amplitude penalty, summed over the stages."""
 
 
 class Losses(NamedTuple):

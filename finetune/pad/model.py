@@ -24,21 +24,34 @@ SMALLEST = 32  # pixels: the coarsest stride
 class PadConfig:
     """The network. The defaults are the release for WHU-OPT-SAR."""
 
-    backbone: BackboneKind = "convnext"  # or one Alliance encoder for both modalities, or both kinds added
-    size: Size = "large"  # of both ConvNeXt V2 encoders
+    backbone: BackboneKind = "convnext"
+    """Two ConvNeXt V2 encoders, one Alliance encoder for both modalities, or both kinds added."""
+    size: Size = "large"
+    """Size of both ConvNeXt V2 encoders."""
     classes: int = 7
+    """Number of classes; a trainer takes it from the data."""
     rgb_channels: int = 3
-    sar_channels: int = 3  # the release repeats its single SAR band three times
-    input: Input = "both"  # rgb, sar: one encoder and no fusion
-    stage_norms: StageNorms = "inline"  # release: the normalised map also feeds the next stage; "output" is usual
-    drop_path: float = 0.4  # of the last block
-    dropout: float = 0.1  # before both classifiers
-    early_fusion: bool = (
-        False  # fuse at stage 1 alone; the RGB encoder goes on from there. Our reading of the paper's term
-    )
+    """Channels of the optical image."""
+    sar_channels: int = 3
+    """Channels of the SAR image; the release repeats its single band three times."""
+    input: Input = "both"
+    """Both modalities, or one encoder and no fusion."""
+    stage_norms: StageNorms = "inline"
+    """Where the norm of a stage acts: inline, so that the next stage gets the normalised map as in the release, or
+    on the output alone as usual.
+    """
+    drop_path: float = 0.4
+    """Share of samples that skip the last block in training, rising linearly from 0."""
+    dropout: float = 0.1
+    """Share of channels that are dropped before both classifiers."""
+    early_fusion: bool = False
+    """Fuse at stage 1 alone, the RGB encoder goes on from there; our reading of the paper's term."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    encoder: TransferConfig = field(default_factory=TransferConfig)  # the Alliance encoder; sensors of `rgb` and `sar`
-    pyramid: PyramidConfig = field(default_factory=PyramidConfig)  # from its tokens to four maps
+    """What is fused, and how."""
+    encoder: TransferConfig = field(default_factory=TransferConfig)
+    """The Alliance encoder, with sensors for the inputs `rgb` and `sar`."""
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    """From the tokens of the Alliance encoder to four maps."""
 
     def __post_init__(self) -> None:
         choices = {"backbone": BackboneKind, "size": Size, "input": Input, "stage_norms": StageNorms}

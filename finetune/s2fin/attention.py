@@ -14,8 +14,12 @@ from alliance.errors import InputError
 class AttentionConfig:
     """How attention is made sparse; the paper says that it is, not how."""
 
-    kind: Literal["top-k", "relu2", "plain"] = "top-k"  # as in DRSformer; as in AST; not sparse
-    kept: float = 0.5  # share of a row's scores that top-k keeps
+    kind: Literal["top-k", "relu2", "plain"] = "top-k"
+    """top-k keeps the largest scores of a row (as in DRSformer), relu2 mixes in squared ones (as in AST), plain
+    keeps all.
+    """
+    kept: float = 0.5
+    """Share of a row's scores that top-k keeps."""
 
     def __post_init__(self) -> None:
         if not 0 < self.kept <= 1:

@@ -22,12 +22,18 @@ START = -1.0  # bias of threshold and gain: tau about 0.29, gain about 0.31
 class EnhancementConfig:
     """Filter and transformer of HFSET; the paper says only that the threshold is trainable."""
 
-    filter: bool = True  # high-frequency filter along the bands
-    threshold: Literal["trainable", "fixed"] = "trainable"  # fixed: stays where the trainable one starts
-    anchors: int = 8  # frequencies at which the gain is given
-    groups: int = 32  # most band groups seen by the spectral attention
-    descriptor: int = 32  # width of either attention that describes the patch
-    blocks: int = 1  # spatial-spectral transformer blocks
+    filter: bool = True
+    """High-frequency filter along the bands."""
+    threshold: Literal["trainable", "fixed"] = "trainable"
+    """Threshold of the filter set by attention, or fixed where the trainable one starts."""
+    anchors: int = 8
+    """Number of frequencies at which the gain of the filter is given."""
+    groups: int = 32
+    """Most band groups seen by the spectral attention."""
+    descriptor: int = 32
+    """Width of either attention that describes the patch."""
+    blocks: int = 1
+    """Number of spatial-spectral transformer blocks."""
 
     def __post_init__(self) -> None:
         for field, least in (("anchors", 2), ("groups", 1), ("descriptor", 1), ("blocks", 0)):

@@ -26,23 +26,42 @@ from finetune.s2fin.stem import EncoderStem, encoder_input
 class S2FinConfig:
     """Network and loss. None of these values is known from the paper; every one is our choice."""
 
-    width: int = 64  # channels; 64 light, 96 for about the 0.6 to 0.7 million parameters that are listed for the paper
-    patch: int = 7  # side of the square around the pixel, odd
-    inputs: Literal["both", "passive", "active"] = "both"  # passive alone: no HFRM; active alone: no HFSET, SSAF, HFRM
+    width: int = 64
+    """Channels d, a multiple of 16; 64 is light, 96 gives about the 0.6 to 0.7 million parameters listed for the
+    paper.
+    """
+    patch: int = 7
+    """Side of the square around the pixel, odd."""
+    inputs: Literal["both", "passive", "active"] = "both"
+    """Both images, or one: passive alone has no HFRM, active alone no HFSET, SSAF and HFRM."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """How attention is made sparse."""
     hfset: EnhancementConfig = field(default_factory=EnhancementConfig)
+    """High-frequency enhancement of signatures (docs/model.md 14.3)."""
     afcm: bool = True
+    """Adaptive frequency channel module (docs/model.md 14.5)."""
     ssaf: bool = True
+    """Spatial-spectral attention fusion (docs/model.md 14.6)."""
     hfrm: ResonanceConfig = field(default_factory=ResonanceConfig)
-    swapped: bool = False  # HFRM in the shallow place, AFCM in the deep one
+    """High-frequency resonance mask (docs/model.md 14.7)."""
+    swapped: bool = False
+    """HFRM in the shallow place, AFCM in the deep one."""
     mixer: Literal["scan", "gru", "none"] = "scan"
-    temperature: float = 0.05  # softness of all high-pass edges, in units of Nyquist
+    """Long-range mixing of the pixels: a selective scan, a GRU, or none."""
+    temperature: float = 0.05
+    """Softness of all high-pass edges, in units of Nyquist."""
     dropout: float = 0.3
-    auxiliary: float = 0.0  # weight of the loss of each branch's own head; 0.3 where used
-    label_smoothing: float = 0.0  # 0.05 where used
-    encoder: TransferConfig | None = None  # Alliance features as stem of each branch that has a sensor there
-    encoder_side: int = 0  # pixels to which a patch is resized for the encoder; 0: one token per pixel
-    frequency_rate: float = 10.0  # learning rate of thresholds, cut-offs and masks, in units of optim.lr
+    """Share of features that are dropped before the classifier."""
+    auxiliary: float = 0.0
+    """Weight of the loss of each branch's own head; 0.3 where used, 0: no such heads."""
+    label_smoothing: float = 0.0
+    """Share of the label that is spread over all classes; 0.05 where used."""
+    encoder: TransferConfig | None = None
+    """Alliance features as stem of each branch that has a sensor there; null: convolutions."""
+    encoder_side: int = 0
+    """Side to which a patch is resized for the encoder, pixels; 0: one token per pixel."""
+    frequency_rate: float = 10.0
+    """Learning rate of thresholds, cut-offs and masks, in units of optim.lr."""
 
     def __post_init__(self) -> None:
         if self.width < HEAD or self.width % HEAD:

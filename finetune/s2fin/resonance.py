@@ -16,9 +16,12 @@ from finetune.s2fin.layers import HighPass, Spectrum, conv_norm, spectrum
 class ResonanceConfig:
     """Options of HFRM; the paper says that phase similarity makes the mask, not how it is taken."""
 
-    mask: Literal["phase", "high-pass", "none"] = "phase"  # high-pass: without the phase term; none: no module
-    pooled: bool = False  # one similarity for all channels, their mean
-    window: bool = False  # compare phases of Hann-windowed patches: opposite edges no longer meet
+    mask: Literal["phase", "high-pass", "none"] = "phase"
+    """Mask by phase similarity above a high-pass, by the high-pass alone, or none: no module."""
+    pooled: bool = False
+    """One similarity for all channels, their mean."""
+    window: bool = False
+    """Compare phases of Hann-windowed patches, so that opposite edges do not meet."""
 
 
 def phase_similarity(one: Spectrum, other: Spectrum) -> Tensor:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import read_pair_set
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.parse import find_set
+from datasets.labelled.tiles import Tiles
 from finetune.pad.checkpoint import find_pad, load_pad
 from finetune.studies.feature_separation import feature_figure
 from finetune.studies.report import draw_clouds, write_rows
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _examine(options: argparse.Namespace) -> list[str]:
-    pairs = read_pair_set(options.pairs, options.root)
-    tiles = PairTiles(pairs, options.split)
+    pairs = find_set(options.pairs, options.root)
+    tiles = Tiles(pairs, options.split)
     network = load_pad(find_pad(options.checkpoint), device=options.device)
     if network.config.classes != len(pairs.classes):
         raise InputError(

@@ -13,8 +13,8 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import davies_bouldin_score, silhouette_score
 
 from alliance.errors import InputError
-from datasets.imagery.labels import IGNORE, read_label
-from datasets.labelled.tiles import PairTiles
+from datasets.imagery.labels import IGNORE
+from datasets.labelled.tiles import Tiles
 from finetune.pad.fusion import STAGES
 from finetune.pad.model import Pad
 from finetune.studies.report import draw_features, write_rows
@@ -51,7 +51,7 @@ class Embedding(NamedTuple):
 
 def feature_figure(
     model: Pad,
-    tiles: PairTiles,
+    tiles: Tiles,
     path: Path,
     *,
     stage: int = 4,
@@ -91,11 +91,11 @@ def feature_figure(
         f"Davies-Bouldin {each.features.davies_bouldin:.2f} (↓)": each.points
         for name, each in embeddings.items()
     }
-    draw_features(path, points, cells.label, tiles.pairs.classes)
+    draw_features(path, points, cells.label, tiles.described.classes)
     return embeddings
 
 
-def sample_cells(tiles: PairTiles, *, stage: int, per_class: int, images: int, seed: int) -> Cells:
+def sample_cells(tiles: Tiles, *, stage: int, per_class: int, images: int, seed: int) -> Cells:
     """Draw places of each class, none twice, from some images; a class with fewer gives all it has.
 
     A cell of a map covers `stride` x `stride` pixels and takes the class of the pixel in its middle; those without a
@@ -114,7 +114,7 @@ def sample_cells(tiles: PairTiles, *, stage: int, per_class: int, images: int, s
     return Cells(*every[:, np.sort(np.concatenate([*drawn, np.empty(0, dtype=np.int64)]))])
 
 
-def cell_features(model: Pad, tiles: PairTiles, cells: Cells, stage: int) -> dict[str, NDArray[np.float32]]:
+def cell_features(model: Pad, tiles: Tiles, cells: Cells, stage: int) -> dict[str, NDArray[np.float32]]:
     """Features (n, c) at the cells, in their order: of each encoder before fusion, and `fused`.
 
     Args:
@@ -129,7 +129,7 @@ def cell_features(model: Pad, tiles: PairTiles, cells: Cells, stage: int) -> dic
         for image in np.unique(cells.image):
             here = cells.image == image
             rows, columns = (torch.from_numpy(axis[here]) for axis in (cells.row, cells.column))
-            shown = network_images(tiles[int(image)], tiles.pairs, model.config)
+            shown = network_images(tiles[int(image)], tiles.described, model.config)
             pyramids = model.encode({name: values.to(parameter) for name, values in shown.items()})
             maps = [*(pyramid[stage - 1] for pyramid in pyramids), model.fuse(pyramids)[0][stage - 1]]
             for name, values in zip(names, maps, strict=True):
@@ -150,9 +150,9 @@ def separation(points: NDArray[np.floating], labels: NDArray[np.int64]) -> Separ
     return Separation(float(silhouette_score(points, labels)), float(davies_bouldin_score(points, labels)))
 
 
-def _labelled_cells(tiles: PairTiles, image: int, stride: int) -> NDArray[np.int64]:
+def _labelled_cells(tiles: Tiles, image: int, stride: int) -> NDArray[np.int64]:
     """Image, row, column and class of every labelled cell: (4, n)."""
-    label = read_label(tiles.files[image].label, tiles.pairs.stored_values).numpy()
+    label = tiles.label(image)
     height, width = (side // stride for side in label.shape)
     middle = label[stride // 2 :: stride, stride // 2 :: stride][:height, :width]
     rows, columns = np.nonzero(middle != IGNORE)

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from alliance.errors import InputError
-from datasets.labelled.corrupt import cloud_mask, cover, without_optical, without_sar
-from datasets.labelled.tiles import Pair, PairTiles
+from datasets.labelled.corrupt import cloud_mask, cover, without
+from datasets.labelled.tiles import Sample, Tiles
 from finetune.pad.model import Pad
 from finetune.segmentation_scores import SegmentationScores, segmentation_scores
 from finetune.tasks.evaluate import Corruption, evaluate
@@ -45,17 +45,17 @@ def cloudy(share: float) -> str:
 
 def conditions(config: RobustnessConfig) -> Iterator[Condition]:
     """Each missing modality, and clouds from few to many."""
-    yield Condition(NO_RGB, "rgb", lambda pair, _: without_optical(pair))
-    yield Condition(NO_SAR, "sar", lambda pair, _: without_sar(pair))
+    yield Condition(NO_RGB, "rgb", lambda sample, _: without(sample, "optical"))
+    yield Condition(NO_SAR, "sar", lambda sample, _: without(sample, "sar"))
     for share in sorted(config.clouds):
         yield Condition(
-            cloudy(share), "rgb", lambda pair, index, share=share: _under_clouds(pair, index, share, config)
+            cloudy(share), "rgb", lambda sample, index, share=share: _under_clouds(sample, index, share, config)
         )
 
 
 def robustness(
     model: Pad,
-    tiles: PairTiles,
+    tiles: Tiles,
     indices: Iterable[int] | None = None,
     *,
     device: str | torch.device = "cpu",
@@ -91,6 +91,8 @@ def score_rows(scores: Mapping[str, SegmentationScores], classes: Sequence[str])
     ]
 
 
-def _under_clouds(pair: Pair, index: int, share: float, config: RobustnessConfig) -> Pair:
-    height, width = pair.label.shape
-    return cover(pair, cloud_mask((height, width), share, seed=config.seed, index=index), config.cloud_value)
+def _under_clouds(sample: Sample, index: int, share: float, config: RobustnessConfig) -> Sample:
+    height, width = sample.label.shape
+    return cover(
+        sample, "optical", cloud_mask((height, width), share, seed=config.seed, index=index), config.cloud_value
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from datasets.labelled import PatchSet, SplitConfig, find_benchmark, make_split, open_patches
+from datasets.labelled import PatchSet, SplitConfig, find_set, make_split, open_patches
 from datasets.sampling.splits import Split
 from engine.ranks import World, gather
 from engine.training import run_job
@@ -29,7 +29,7 @@ def train_seeds(config: ClassifyConfig, seeds: Sequence[int], patches: PatchSet,
 def open_data(config: ClassifyConfig) -> PatchSet:
     """The patches that the settings name."""
     data, patch = config.data, config.network.patch
-    return open_patches(find_benchmark(data.benchmark), Path(data.path), patch=patch, components=data.components)
+    return open_patches(find_set(data.benchmark, data.path), patch=patch, components=data.components)
 
 
 def draw_split(patches: PatchSet, config: ClassifyConfig, seed: int) -> Split:

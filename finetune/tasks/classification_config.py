@@ -20,11 +20,16 @@ CONFIG = "config.yaml"  # of all seeds of a command
 class LabelledDataConfig:
     """Scenes with labelled pixels, and which of them serve for what."""
 
-    benchmark: str  # name of a layout in configs/labelled/, or a YAML file of one's own
-    path: str  # folder of the scenes, or file of ready patches
-    components: int = 30  # principal components of the passive image for its spatial branch
-    split: str = ""  # FILE.npz[:PREFIX] of arrays `train` and `test`, {seed} replaced; empty: drawn by `protocol`
+    benchmark: str
+    """Name of a layout in configs/labelled/, or a YAML file of one's own."""
+    path: str
+    """Folder of the scenes, or file of ready patches."""
+    components: int = 30
+    """Principal components of the passive image for its spatial branch."""
+    split: str = ""
+    """FILE.npz[:PREFIX] of arrays `train` and `test`, {seed} replaced; empty: drawn by `protocol`."""
     protocol: SplitConfig = field(default_factory=SplitConfig)
+    """How labelled pixels are split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +39,33 @@ class ClassifyConfig:
     """
 
     run: RunConfig
+    """Where the runs live and how often they report."""
     data: LabelledDataConfig
-    model: Literal["s2fin", "svm", "rf"] = "s2fin"  # svm, rf: the classical references alone, under the same splits
+    """Which scenes, and which of their pixels serve for what."""
+    model: Literal["s2fin", "svm", "rf"] = "s2fin"
+    """The network, or a classical reference alone under the same splits: support vector machine, random forest."""
     network: S2FinConfig = field(default_factory=S2FinConfig)
+    """Network and loss (docs/model.md 14)."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             batch=64, lr=1e-3, warmup=0.0, weight_decay=1e-2, betas=(0.9, 0.999), clip=0.0, decay_vectors=True
         )
     )
-    engine: EngineConfig = field(
-        default_factory=lambda: EngineConfig(precision="fp32")
-    )  # so small gain nothing by less
-    checkpoint: str = ""  # of an Alliance encoder: a short name of network.encoder.checkpoint
+    """How the network learns."""
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(precision="fp32"))
+    """How steps are computed; fp32, as so small a network gains nothing by less."""
+    checkpoint: str = ""
+    """Run, folder or file of an Alliance encoder: a short name of network.encoder.checkpoint."""
     epochs: int = 100
-    seeds: str | list[int] = "0"  # such as 0,1,2 or 0-9; each draws a split, weights and batches of its own
-    jobs: int | None = None  # seeds trained at once, each in a process; None: one per CPU core, one on GPUs
-    references: bool = True  # classical models under the same splits in the same table
-    maps: Literal["first", "all", "none"] = "first"  # seeds whose scenes are mapped and filters drawn
+    """Passes over the training pixels."""
+    seeds: str | list[int] = "0"
+    """Runs, such as 0,1,2 or 0-9; each draws a split, weights and batches of its own."""
+    jobs: int | None = None
+    """Seeds trained at once, each in a process; null: one per CPU core, one on GPUs."""
+    references: bool = True
+    """Score classical models under the same splits in the same table."""
+    maps: Literal["first", "all", "none"] = "first"
+    """Seeds whose scenes are mapped and whose filters are drawn."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or (self.jobs is not None and self.jobs < 1):

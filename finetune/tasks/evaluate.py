@@ -8,17 +8,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import PairSet
-from datasets.labelled.tiles import Pair, PairTiles, blank_pair
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.tiles import Sample, Tiles, blank_sample
+from finetune.pad.inputs import MODALITIES
 from finetune.pad.model import SMALLEST, Pad, PadConfig
 from finetune.segmentation_scores import image_confusions
 
-Corruption = Callable[[Pair, int], Pair]  # a pair and its number in the split -> what the network is shown of it
+Corruption = Callable[[Sample, int], Sample]  # a sample and its number in the split -> what the network is shown of it
 
 
 def evaluate(
     model: Pad,
-    tiles: PairTiles,
+    tiles: Tiles,
     indices: Iterable[int] | None = None,
     *,
     device: str | torch.device = "cpu",
@@ -43,41 +44,41 @@ def evaluate(
     classes = model.config.classes
     counts = [torch.zeros(0, classes, classes, dtype=torch.int64)]
     for index in range(len(tiles)) if indices is None else indices:
-        pair = _read(tiles, index, on_broken)
-        predicted = predict(model, corrupt(pair, index) if corrupt else pair, tiles.pairs, device=device)
-        counts.append(image_confusions(rearrange(pair.label, "h w -> 1 h w"), predicted, classes))
+        sample = _read(tiles, index, on_broken)
+        shown = corrupt(sample, index) if corrupt else sample
+        predicted = predict(model, shown, tiles.described, device=device)
+        counts.append(image_confusions(rearrange(sample.label, "h w -> 1 h w"), predicted, classes))
     return torch.cat(counts)
 
 
-def _read(tiles: PairTiles, index: int, on_broken: Callable[[InputError], None] | None) -> Pair:
+def _read(tiles: Tiles, index: int, on_broken: Callable[[InputError], None] | None) -> Sample:
     try:
         return tiles[index]
     except InputError as error:
         if on_broken is None:
             raise
         on_broken(error)
-        return blank_pair(tiles.pairs, SMALLEST)
+        return blank_sample(tiles.described, SMALLEST)
 
 
-def predict(model: Pad, pair: Pair, pairs: PairSet, *, device: str | torch.device = "cpu") -> Tensor:
+def predict(model: Pad, sample: Sample, described: LabelledSet, *, device: str | torch.device = "cpu") -> Tensor:
     """Class indices (1, h, w) int64 of one image, on the CPU; the model keeps its modes."""
     dtype = next(model.parameters()).dtype
-    images = network_images(pair, pairs, model.config)
+    images = network_images(sample, described, model.config)
     with evaluating(model), torch.no_grad():
         output = model(**{name: image.to(device, dtype) for name, image in images.items()})
         return output.logits.argmax(dim=1).cpu()
 
 
-def network_images(pair: Pair, pairs: PairSet, config: PadConfig) -> dict[str, Tensor]:
+def network_images(sample: Sample, described: LabelledSet, config: PadConfig) -> dict[str, Tensor]:
     """Standardised images (1, c, h, w) float32 of the modalities that the network uses, missing pixels 0.
 
     Raises:
         InputError: mean and std of a modality are not known, or are for another number of channels.
     """
-    sources = {"rgb": (pairs.optical, pair.optical), "sar": (pairs.sar, pair.sar)}
     return {
-        name: rearrange(source.standardise(image), "c h w -> 1 c h w")
-        for name, (source, image) in sources.items()
+        name: rearrange(described.image(role).standardise(sample.images[role]), "c h w -> 1 c h w")
+        for name, role in MODALITIES.items()
         if name in config.in_channels
     }
 

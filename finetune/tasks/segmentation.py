@@ -4,16 +4,17 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import PairSet, read_pair_set
-from datasets.labelled.tile_samples import PairBatch, PairSamples
-from datasets.labelled.tiles import Pair, PairTiles
+from datasets.labelled.checks import LabelCounts, check_values, count_labels, refuse_shared
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.parse import find_set
+from datasets.labelled.tile_samples import TileBatch, TileSamples
+from datasets.labelled.tiles import Tiles, channels, stacked
 from datasets.sampling.loader import Dealing, IndexedLoader
 from engine.build import deal_batch
 from engine.checkpoints import full_weights
@@ -25,7 +26,7 @@ from engine.ranks import World, from_main, gather, together
 from engine.settings import to_record
 from engine.training import run_job
 from finetune.pad.checkpoint import load_pad, save_pad
-from finetune.pad.inputs import describe
+from finetune.pad.inputs import MODALITIES, describe
 from finetune.pad.losses import composite_loss
 from finetune.pad.model import Pad, PadConfig
 from finetune.pad.start import load_start
@@ -54,7 +55,7 @@ class Segmentation(Job[SegmentConfig]):
     """PAD's recipe: composite loss, the best mIoU of all evaluations kept."""
 
     def __init__(self, config: SegmentConfig, world: World) -> None:
-        self.pairs = pairs = with_statistics_known(read_pair_set(Path(config.data.pairs), _path(config.data.root)))
+        self.pairs = pairs = with_statistics_known(find_set(config.data.pairs, config.data.root))
         self.config = dataclasses.replace(config, model=for_data(with_checkpoint(config), pairs))
         self.world = world
         self.batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
@@ -63,13 +64,16 @@ class Segmentation(Job[SegmentConfig]):
                 f"a pass of {self.batching.micro} sample has no variance for batch normalisation; raise optim.batch or "
                 f"engine.micro_batch to 2 samples per rank at least"
             )
-        self.train, self.choose = (PairTiles(pairs, split) for split in (config.data.train, config.data.evaluate))
-        self.test = PairTiles(pairs, config.data.test) if config.data.test else None
+        self.train, self.choose = (Tiles(pairs, split) for split in (config.data.train, config.data.evaluate))
+        self.test = Tiles(pairs, config.data.test) if config.data.test else None
+        for tiles in self._splits()[1:]:
+            if config.data.overlap == "refuse":
+                refuse_shared(self.train, tiles)
         for tiles in self._splits():
             for index in {0, len(tiles) // 2, len(tiles) - 1}:  # mistakes of the description show at the start
                 tiles[index]
         self.loader = IndexedLoader(
-            self.train.keys, PairSamples(self.train, config.augment, config.run.seed),
+            self.train.keys, TileSamples(self.train, config.augment, config.run.seed),
             Dealing(micro=self.batching.micro, accumulation=self.batching.accumulation, rank=world.rank, world=world.size),
             seed=config.run.seed, workers=config.data.workers,
         )  # fmt: skip
@@ -83,12 +87,13 @@ class Segmentation(Job[SegmentConfig]):
         load_start(model, self.config.start)
         return model
 
-    def batches(self) -> Iterator[PairBatch]:
+    def batches(self) -> Iterator[TileBatch]:
         return iter(self.loader)
 
-    def losses(self, engine: Any, batch: PairBatch, step: int) -> Mapping[str, Tensor]:
+    def losses(self, engine: Any, batch: TileBatch, step: int) -> Mapping[str, Tensor]:
         device = self.world.device
-        output = engine(batch.optical.to(device), batch.sar.to(device))
+        images = {name: batch.images[role].to(device) for name, role in MODALITIES.items() if role in batch.images}
+        output = engine(**images)
         losses = composite_loss(output, batch.label.to(device), self.config.loss)
         return {"loss": losses.total, **{name: getattr(losses, field) for field, name in LOSSES.items()}}
 
@@ -103,6 +108,8 @@ class Segmentation(Job[SegmentConfig]):
         self.best, self.evaluated = state["best"], state["evaluated"]
 
     def begin(self, run: Running) -> None:
+        if not self.loader.step:
+            self._check_labels()
         for tiles in self._splits():
             logger.info("%s: %d pairs of %s", tiles.split, len(tiles), self.pairs.name)
             for reason in tiles.skipped[:3]:
@@ -134,7 +141,7 @@ class Segmentation(Job[SegmentConfig]):
         logger.info("best mIoU %s after step %d; scores are in %s, the network in %s", self.best["miou"],
                     self.best["step"], run.folder.path / "scores.json", run.folder.path / "model")  # fmt: skip
 
-    def score(self, model: Pad, tiles: PairTiles) -> SegmentationScores:
+    def score(self, model: Pad, tiles: Tiles) -> SegmentationScores:
         """Scores of all images of a split, each rank predicting its part."""
         rank, size, count = self.world.rank, self.world.size, len(tiles)
         own = list(range(rank, count, size))
@@ -158,7 +165,7 @@ class Segmentation(Job[SegmentConfig]):
         record = self._record(run, network, self.test, done)
         self._write(run, {**record, "step": self.best["step"], "chosen on": self.best})
 
-    def _record(self, run: Running, model: Pad, tiles: PairTiles, done: int) -> dict[str, Any]:
+    def _record(self, run: Running, model: Pad, tiles: Tiles, done: int) -> dict[str, Any]:
         """Score a split and say it."""
         scores = self.score(model, tiles)
         logger.info("step %d on %s: mIoU %.2f  OA %.2f  mF1 %.2f  mKappa %.2f", done, tiles.split,
@@ -195,15 +202,26 @@ class Segmentation(Job[SegmentConfig]):
         if not self.world.is_main:
             return
         h, w = (min(pair.label.shape[axis] for pair in chosen) for axis in (0, 1))  # images may differ in size
-        shown = Pair(*(torch.stack([image[..., :h, :w] for image in column]) for column in zip(*chosen, strict=True)))
+        shown = stacked([pair.map(lambda image: image[..., :h, :w]) for pair in chosen])
         predicted = torch.cat([classes[..., :h, :w] for classes in found])
         path = run.folder.pictures / f"step_{done:08d}.png"
         with report_disk_errors(f"picture {path.name}"):
             draw_segmentation(path, shown, predicted, self.pairs.classes,
-                              title=f"{self.pairs.name}, step {done}", rgb=colour_channels(self.pairs.optical))  # fmt: skip
+                              title=f"{self.pairs.name}, step {done}", rgb=colour_channels(self.pairs.image("optical")))  # fmt: skip
         run.write(event="picture", step=done - 1, path=path.name)
 
-    def _splits(self) -> list[PairTiles]:
+    def _check_labels(self) -> None:
+        """Read every label map once, each rank a part: another numbering of classes shows before the first step."""
+        counts = {}
+        for tiles in self._splits():
+            own = count_labels(tiles, range(self.world.rank, len(tiles), self.world.size))
+            counts[tiles.split] = LabelCounts()
+            for each in gather(own):
+                counts[tiles.split].add(each)
+        for line in together(lambda: check_values(self.pairs, counts)):
+            logger.warning("%s: %s", self.pairs.name, line)
+
+    def _splits(self) -> list[Tiles]:
         return [self.train, self.choose, *([] if self.test is None else [self.test])]
 
     def _identity(self) -> dict[str, Any]:
@@ -211,7 +229,7 @@ class Segmentation(Job[SegmentConfig]):
         data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
         kept = {name: record[name] for name in ("augment", "start", "model", "loss", "optim", "evaluate_every")}
         keys = {tiles.split: digest(tiles.keys) for tiles in self._splits()}
-        values = {str(stored): index for stored, index in self.pairs.stored_values.items()}
+        values = {str(stored): index for stored, index in self.pairs.label.table(len(self.pairs.classes)).items()}
         data |= {"pairs of each split": keys, "label values": values, **json.loads(json.dumps(describe(self.pairs)))}
         return {**kept, "data": data, "seed": self.config.run.seed}
 
@@ -233,27 +251,24 @@ def with_checkpoint(config: SegmentConfig) -> PadConfig:
     return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, checkpoint=config.checkpoint))
 
 
-def for_data(model: PadConfig, pairs: PairSet) -> PadConfig:
+def for_data(model: PadConfig, pairs: LabelledSet) -> PadConfig:
     """The network with the classes and channels of a set of pairs."""
-    channels = {"rgb_channels": len(pairs.optical.bands), "sar_channels": len(pairs.sar.bands)}
-    return dataclasses.replace(model, classes=len(pairs.classes), **channels)
+    counts = {f"{name}_channels": channels(role, pairs) for name, role in MODALITIES.items() if role in pairs.images}
+    return dataclasses.replace(model, classes=len(pairs.classes), **counts)
 
 
-def with_statistics_known(pairs: PairSet) -> PairSet:
+def with_statistics_known(pairs: LabelledSet) -> LabelledSet:
     """The pairs, refused without the mean and deviation of every band."""
-    for role in ("optical", "sar"):
-        source = getattr(pairs, role)
-        if not (source.mean and source.std):
+    for role, source in pairs.images.items():
+        try:
+            source.moments  # noqa: B018 - refused where they are not known
+        except InputError:
             raise InputError(
                 f"{pairs.name}: mean and std of {role} are missing in the description; `python launch/prepare.py check` "
                 f"prints them"
-            )
+            ) from None
     return pairs
 
 
 def _say_broken(error: InputError) -> None:
     logger.error("not scored: %s", error)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

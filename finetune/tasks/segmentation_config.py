@@ -1,9 +1,10 @@
 """The settings tree of a segmentation run. Defaults < YAML (`--config`) < command line (`--optim.lr 1e-4`)."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from alliance.errors import InputError
-from datasets.labelled.augment import PairAugmentConfig
+from datasets.labelled.augment import AugmentConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
 from engine.runs import RunConfig
@@ -15,21 +16,32 @@ from finetune.pad.model import PadConfig
 class PairDataConfig:
     """Registered pairs of optical image, SAR image and label map."""
 
-    pairs: str  # description, made by launch/prepare.py or by hand: configs/pairs/ has examples
-    root: str | None = None  # folder of the files, if not the one in the description
-    train: str = "train"  # split
-    evaluate: str = "test"  # split on which the best network is chosen and scored; PAD has no other one than its test
-    test: str | None = None  # split that the chosen network is scored on once, after the last step
-    workers: int = 2  # threads per rank that read ahead; 0 reads when a batch is asked for
-    max_broken: float = 0.05  # the run stops when a larger share of the pairs is broken (judged from 1,000 read on)
+    pairs: str
+    """Description of the pairs, made by launch/prepare.py or by hand; configs/labelled/ has examples."""
+    root: str | None = None
+    """Folder of the files; null: the one in the description."""
+    train: str = "train"
+    """Split that is learnt from."""
+    evaluate: str = "test"
+    """Split on which the best network is chosen and scored; PAD has no other one than its test."""
+    test: str | None = None
+    """Split that the chosen network is scored on once, after the last step; null: none."""
+    overlap: Literal["refuse", "count"] = "refuse"
+    """What to do with test samples that also stand in training: refuse them, or count them in the log."""
+    workers: int = 2
+    """Threads per rank that read ahead; 0 reads when a batch is asked for."""
+    max_broken: float = 0.05
+    """The run stops when a larger share of the pairs is broken (judged from 1,000 read on)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig:
     """Weights to begin with; without any, the network begins at random."""
 
-    network: str | None = None  # folder of a converted release or of another run's `model`
-    convnext: str | None = None  # file of timm's convnextv2_<size> weights (.safetensors, .pth), for both encoders
+    network: str | None = None
+    """Folder of a converted release or of another run's `model`; null: none."""
+    convnext: str | None = None
+    """File of timm's convnextv2_<size> weights (.safetensors, .pth), for both encoders; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +49,29 @@ class SegmentConfig:
     """Everything that defines a run. The defaults of `optim` are PAD's; classes and channels follow the data."""
 
     run: RunConfig
+    """Where the run lives, how long it is, how often it reports."""
     data: PairDataConfig
-    augment: PairAugmentConfig = field(default_factory=PairAugmentConfig)
+    """What it reads."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What may happen to a training pair."""
     start: StartConfig = field(default_factory=StartConfig)
-    checkpoint: str = ""  # of an Alliance encoder: a short name of model.encoder.checkpoint
+    """Weights to begin with."""
+    checkpoint: str = ""
+    """Run, folder or file of an Alliance encoder: a short name of model.encoder.checkpoint."""
     model: PadConfig = field(default_factory=PadConfig)
+    """The network (docs/model.md 13)."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses (docs/model.md 13.6)."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             batch=4, lr=1e-4, warmup=0.0, weight_decay=0.05, betas=(0.9, 0.999), clip=0.0, decay_vectors=True
         )
     )
-    engine: EngineConfig = field(default_factory=lambda: EngineConfig(zero=0))  # autocast on GPUs: norms stay float32
-    evaluate_every: int = 8000  # steps
+    """How it learns."""
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(zero=0))
+    """How steps are computed; ZeRO stage 0, so autocast on GPUs and float32 norms."""
+    evaluate_every: int = 8000
+    """Steps between two evaluations."""
 
     def __post_init__(self) -> None:
         if self.evaluate_every < 1:

@@ -1,12 +1,14 @@
 """Small labelled scenes, in memory and in files of every layout, for tests."""
 
+import dataclasses
 from pathlib import Path
 
 import h5py
 import numpy as np
 import scipy.io
 
-from datasets.labelled import Benchmark, LabelledScene, Layout
+from datasets.labelled import LabelledScene, LabelledSet, Layout
+from datasets.labelled.parse import parse_set
 from tests.helpers.matlab import write_matlab_header
 from tests.helpers.rasters import write_tiff
 
@@ -21,18 +23,26 @@ def class_map(classes: int, seed: int = 0) -> np.ndarray:
     return labels
 
 
-def arrays_for(benchmark: Benchmark, layout: Layout) -> dict[str, np.ndarray]:
+def own_set(root: Path, **record: object) -> LabelledSet:
+    """The set of a description, as a YAML file would hold it."""
+    return dataclasses.replace(parse_set(record, "own"), root=root)
+
+
+def arrays_for(described: LabelledSet, layout: Layout) -> dict[str, np.ndarray]:
     """Made-up arrays of a layout by role, images (h, w, c); half of the labelled pixels train, the others test."""
     generator = np.random.default_rng(1)
-    labels = class_map(len(benchmark.classes) or 3)
+    counts = {
+        role: described.images[role].count if role in described.images else None for role in ("passive", "active")
+    }
+    labels = class_map(len(described.classes) or 3)
     half = np.cumsum(labels > 0).reshape(GRID) % 2 == 0
     places = {"train": np.where(half, labels, 0), "test": np.where(half, 0, labels)}
     if layout.labels:
         places = {role: np.argwhere(one > 0) for role, one in places.items()}
     made = {
-        "passive": generator.normal(size=(*GRID, benchmark.bands or 6)),
-        "active": generator.normal(size=(*GRID, benchmark.channels or 2)),
-        "labels": np.where(labels == 0, benchmark.unlabelled, labels),
+        "passive": generator.normal(size=(*GRID, counts["passive"] or 6)),
+        "active": generator.normal(size=(*GRID, counts["active"] or 2)),
+        "labels": np.where(labels == 0, described.label.unlabelled, labels),
         "blocks": np.arange(np.prod(GRID)).reshape(GRID) // 30,
         **places,
     }

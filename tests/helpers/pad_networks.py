@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.labelled.pair_set import ImageSource, LabelSource, PairSet
-from datasets.labelled.tiles import PairTiles
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import LabelSource
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.tiles import Tiles
 from datasets.synthetic.pair_trees import write_plain
 from datasets.synthetic.pairs import MadeUpPair
 from finetune.backbones.convnext import Backbone
@@ -19,19 +21,24 @@ COLOURS = [(204, 102, 0), (255, 0, 0), (255, 255, 0), (0, 0, 255), (85, 167, 0),
 OPTICAL, SAR = (100.0, 40.0), (60.0, 30.0)  # mean and deviation that the description states
 
 
-def write_tiles(root: Path, pairs: Sequence[MadeUpPair], classes: int) -> PairTiles:
+def write_tiles(root: Path, pairs: Sequence[MadeUpPair], classes: int) -> Tiles:
     """The pairs as tiles of one split, read with their first three optical bands and one of SAR."""
     for number, pair in enumerate(pairs):
         for role, pixels in (("optical", pair.optical), ("sar", pair.sar), ("label", pair.label[None])):
             write_plain(root / role / f"{number}.tif", pixels)
-    optical = ImageSource(files="optical", bands=(1, 2, 3), mean=OPTICAL[:1] * 3, std=OPTICAL[1:] * 3)
-    sar = ImageSource(files="sar", bands=(1,), mean=SAR[:1], std=SAR[1:])
+    optical = ImageSource(files="optical", bands=(1, 2, 3), dtype="uint8", mean=OPTICAL[:1] * 3, std=OPTICAL[1:] * 3)
+    sar = ImageSource(files="sar", bands=(1,), dtype="uint8", mean=SAR[:1], std=SAR[1:])
     named = {f"class {index}": COLOURS[index] for index in range(classes)}
     label = LabelSource(files="label")
-    described = PairSet(
-        name="made-up", root=root, optical=optical, sar=sar, label=label, classes=named, splits={"test": None}
+    described = LabelledSet(
+        name="made-up",
+        root=root,
+        images={"optical": optical, "sar": sar},
+        label=label,
+        classes=named,
+        splits={"test": None},
     )
-    return PairTiles(described, "test")
+    return Tiles(described, "test")
 
 
 def flat_pair(optical: np.ndarray, sar: np.ndarray, label: np.ndarray) -> MadeUpPair:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.labelled.augment import PairAugmentConfig
-from datasets.labelled.tile_samples import PairBatch, PairSamples
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.augment import AugmentConfig
+from datasets.labelled.tile_samples import TileBatch, TileSamples
+from datasets.labelled.tiles import Tiles
 from datasets.sampling.loader import Dealing, IndexedLoader, Place
 from datasets.synthetic.pair_trees import write_plain
 from datasets.synthetic.pairs import MadeUpPair, make_pair
@@ -21,8 +21,8 @@ from finetune.pad.model import Pad, PadConfig
 from tests.helpers.pad_networks import OPTICAL, SAR, write_tiles
 
 COUNT, SIDE = 6, 40
-AS_STORED = PairAugmentConfig(resize=(1, 1), crop=SIDE, cat_max_ratio=1, flip=0)
-USUAL = PairAugmentConfig(crop=32)
+AS_STORED = AugmentConfig(resize=(1, 1), crop=SIDE, cat_max_ratio=1, flip=0)
+USUAL = AugmentConfig(crop=32)
 
 
 def made(number: int) -> MadeUpPair:
@@ -30,7 +30,7 @@ def made(number: int) -> MadeUpPair:
 
 
 @pytest.fixture
-def tiles(tmp_path: Path) -> PairTiles:
+def tiles(tmp_path: Path) -> Tiles:
     return write_tiles(tmp_path, [made(number) for number in range(COUNT)], 4)
 
 
@@ -41,35 +41,41 @@ def place(*samples: int, step: int = 7) -> Place:
 # Values
 
 
-def test_a_batch_holds_stored_numbers_less_mean_over_deviation(tiles: PairTiles) -> None:
-    batch = PairSamples(tiles, AS_STORED, seed=0)(place(4, 1))
+def test_a_batch_holds_stored_numbers_less_mean_over_deviation(tiles: Tiles) -> None:
+    batch = TileSamples(tiles, AS_STORED, seed=0)(place(4, 1))
     assert batch.keys == ["4", "1"] and not batch.faults
-    assert (batch.optical.dtype, batch.sar.dtype, batch.label.dtype) == (torch.float32, torch.float32, torch.int64)
+    assert (batch.images["optical"].dtype, batch.images["sar"].dtype, batch.label.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.int64,
+    )
     for row, stored in enumerate((made(4), made(1))):
-        np.testing.assert_allclose(batch.optical[row], (stored.optical[:3] - OPTICAL[0]) / OPTICAL[1], atol=1e-6)
-        np.testing.assert_allclose(batch.sar[row], (stored.sar - SAR[0]) / SAR[1], atol=1e-6)
+        np.testing.assert_allclose(
+            batch.images["optical"][row], (stored.optical[:3] - OPTICAL[0]) / OPTICAL[1], atol=1e-6
+        )
+        np.testing.assert_allclose(batch.images["sar"][row], (stored.sar - SAR[0]) / SAR[1], atol=1e-6)
         np.testing.assert_array_equal(batch.label[row], stored.label)
 
 
 def test_an_epoch_has_mean_0_and_deviation_1_where_the_statistics_are_the_set_s(tmp_path: Path) -> None:
     stored = [made(number) for number in range(COUNT)]
-    pairs = write_tiles(tmp_path, stored, 4).pairs
+    pairs = write_tiles(tmp_path, stored, 4).described
     measured = {}
     for role, bands in (("optical", 3), ("sar", 1)):
         pixels = np.concatenate([getattr(pair, role)[:bands].reshape(bands, -1) for pair in stored], axis=1)
         statistics = {"mean": tuple(pixels.mean(axis=1)), "std": tuple(pixels.std(axis=1))}
-        measured[role] = replace(getattr(pairs, role), **statistics)
-    tiles = PairTiles(replace(pairs, **measured), "test")
-    batch = PairSamples(tiles, AS_STORED, seed=0)(place(*range(COUNT)))
-    for image in (batch.optical, batch.sar):
+        measured[role] = replace(pairs.images[role], **statistics)
+    tiles = Tiles(pairs.with_images(**measured), "test")
+    batch = TileSamples(tiles, AS_STORED, seed=0)(place(*range(COUNT)))
+    for image in (batch.images["optical"], batch.images["sar"]):
         assert image.mean(dim=(0, 2, 3)).numpy() == pytest.approx(0, abs=1e-5)
         assert image.std(dim=(0, 2, 3), correction=0).numpy() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_pads_a_crop_is_0_and_ignored(tiles: PairTiles) -> None:
-    batch = PairSamples(tiles, PairAugmentConfig(resize=(0.5, 0.5), crop=32, flip=0), seed=0)(place(2))
+def test_what_pads_a_crop_is_0_and_ignored(tiles: Tiles) -> None:
+    batch = TileSamples(tiles, AugmentConfig(resize=(0.5, 0.5), crop=32, flip=0), seed=0)(place(2))
     assert (batch.label[0] != 255).sum() == 20 * 20
-    for image in (batch.optical, batch.sar):
+    for image in (batch.images["optical"], batch.images["sar"]):
         assert not image[..., 20:, :].any() and not image[..., 20:].any()
         assert image[..., 19, :20].any() and image[..., :20, 19].any()
 
@@ -77,23 +83,27 @@ def test_what_pads_a_crop_is_0_and_ignored(tiles: PairTiles) -> None:
 # Any rank, any thread
 
 
-def samples(tiles: PairTiles, dealing: Dealing, workers: int) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
-    """What stands at each (step, position) of two steps."""
-    making, found = PairSamples(tiles, USUAL, seed=3), {}
+def columns(batch: TileBatch) -> list[torch.Tensor]:
+    return [*batch.images.values(), batch.label]
 
-    def make(at: Place) -> tuple[Place, PairBatch]:
+
+def samples(tiles: Tiles, dealing: Dealing, workers: int) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+    """What stands at each (step, position) of two steps."""
+    making, found = TileSamples(tiles, USUAL, seed=3), {}
+
+    def make(at: Place) -> tuple[Place, TileBatch]:
         return at, making(at)
 
     loader = IndexedLoader(tiles.keys, make, dealing, seed=3, workers=workers)
     for at, batch in itertools.islice(loader, 2 * dealing.accumulation):
         for row, position in enumerate(at.positions.tolist()):
-            found[at.step, position] = tuple(column[row] for column in batch[:3])
+            found[at.step, position] = tuple(column[row] for column in columns(batch))
     return found
 
 
 @pytest.mark.parametrize(("micro", "accumulation", "world", "workers"), [(2, 2, 1, 0), (1, 2, 2, 1), (2, 1, 2, 2)])
 def test_a_sample_is_the_same_on_any_rank_and_in_any_thread(
-    tiles: PairTiles, micro: int, accumulation: int, world: int, workers: int
+    tiles: Tiles, micro: int, accumulation: int, world: int, workers: int
 ) -> None:
     expected = samples(tiles, Dealing(micro=4), workers=0)
     found = {}
@@ -104,13 +114,13 @@ def test_a_sample_is_the_same_on_any_rank_and_in_any_thread(
     assert all(one.equal(other) for key in found for one, other in zip(found[key], expected[key], strict=True))
 
 
-def test_seed_step_and_position_draw_anew(tiles: PairTiles) -> None:
-    make, other = (PairSamples(tiles, USUAL, seed=seed) for seed in (0, 1))
+def test_seed_step_and_position_draw_anew(tiles: Tiles) -> None:
+    make, other = (TileSamples(tiles, USUAL, seed=seed) for seed in (0, 1))
     first = make(place(0, 0))
-    assert first.optical.equal(make(place(0, 0)).optical)
-    assert not first.optical[0].equal(first.optical[1])
-    assert not first.optical.equal(make(place(0, 0, step=8)).optical)
-    assert not first.optical.equal(other(place(0, 0)).optical)
+    assert first.images["optical"].equal(make(place(0, 0)).images["optical"])
+    assert not first.images["optical"][0].equal(first.images["optical"][1])
+    assert not first.images["optical"].equal(make(place(0, 0, step=8)).images["optical"])
+    assert not first.images["optical"].equal(other(place(0, 0)).images["optical"])
 
 
 # Spoilt files
@@ -140,19 +150,19 @@ def of_no_class(file: Path) -> None:
     ids=["vanished", "cut short", "labels cut short", "another size", "no class"],
 )
 def test_a_spoilt_pair_is_blank_named_and_alone(
-    tiles: PairTiles, role: str, spoil: Callable[[Path], None], reason: str
+    tiles: Tiles, role: str, spoil: Callable[[Path], None], reason: str
 ) -> None:
     """It vanished or was damaged after the run began: zeros once standardised, no labels, the others as they would be."""
-    make = PairSamples(tiles, USUAL, seed=0)
+    make = TileSamples(tiles, USUAL, seed=0)
     before = make(place(5, 2, 0))
-    spoil(tiles.pairs.root / role / "2.tif")
+    spoil(tiles.described.root / role / "2.tif")
     batch = make(place(5, 2, 0))
     (fault,) = batch.faults
     assert (fault.cause, fault.shard, fault.key) == ("pair", "test", "2") and reason in fault.reason
     assert batch.keys == ["5", "2", "0"] and not before.faults
-    assert not batch.optical[1].any() and not batch.sar[1].any() and (batch.label[1] == 255).all()
-    assert before.optical[1].any() and (before.label[1] != 255).any()
-    for one, other in zip(before[:3], batch[:3], strict=True):
+    assert not batch.images["optical"][1].any() and not batch.images["sar"][1].any() and (batch.label[1] == 255).all()
+    assert before.images["optical"][1].any() and (before.label[1] != 255).any()
+    for one, other in zip(columns(before), columns(batch), strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
         assert one[[0, 2]].equal(other[[0, 2]])
 
@@ -160,45 +170,49 @@ def test_a_spoilt_pair_is_blank_named_and_alone(
 # The loss of batches without labels
 
 
-def blank_batch(tiles: PairTiles) -> PairBatch:
-    for file in (tiles.pairs.root / "optical").iterdir():
+def blank_batch(tiles: Tiles) -> TileBatch:
+    for file in (tiles.described.root / "optical").iterdir():
         file.unlink()
-    return PairSamples(tiles, USUAL, seed=0)(place(0, 1))
+    return TileSamples(tiles, USUAL, seed=0)(place(0, 1))
 
 
-def unlabelled_batch(tiles: PairTiles) -> PairBatch:
-    batch = PairSamples(tiles, USUAL, seed=0)(place(0, 1))
+def unlabelled_batch(tiles: Tiles) -> TileBatch:
+    batch = TileSamples(tiles, USUAL, seed=0)(place(0, 1))
     return batch._replace(label=torch.full_like(batch.label, 255))
 
 
 @pytest.mark.parametrize("batch_of", [blank_batch, unlabelled_batch])
 def test_a_batch_without_labels_has_no_loss_and_teaches_nothing(
-    tiles: PairTiles, batch_of: Callable[[PairTiles], PairBatch]
+    tiles: Tiles, batch_of: Callable[[Tiles], TileBatch]
 ) -> None:
     """The cross entropies are 0, not 0 / 0; the amplitude penalty alone, which needs no labels, may teach."""
     batch = batch_of(tiles)
     torch.manual_seed(0)
     model = Pad(PadConfig(size="atto", classes=4, sar_channels=1)).train()
-    losses = composite_loss(model(batch.optical, batch.sar), batch.label, LossConfig(amplitude=0))
+    losses = composite_loss(model(batch.images["optical"], batch.images["sar"]), batch.label, LossConfig(amplitude=0))
     losses.total.backward()
     assert losses.total.item() == losses.segmentation.item() == losses.auxiliary.item() == 0
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is None or not gradient.any() for gradient in gradients.values())
     assert gradients["encoders.rgb.stem.0.weight"] is not None
-    weighted = composite_loss(model(batch.optical, batch.sar), batch.label, LossConfig(amplitude=0.1))
+    weighted = composite_loss(
+        model(batch.images["optical"], batch.images["sar"]), batch.label, LossConfig(amplitude=0.1)
+    )
     weighted.total.backward()
     assert weighted.total.item() == pytest.approx(0.1 * weighted.amplitude.item())
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_blank_pair_leaves_the_loss_of_the_others_as_it_is(tiles: PairTiles) -> None:
+def test_a_blank_pair_leaves_the_loss_of_the_others_as_it_is(tiles: Tiles) -> None:
     """Means are over labelled pixels: with networks that look at single images, a blank pair changes nothing."""
-    (tiles.pairs.root / "sar" / "1.tif").unlink()
-    make = PairSamples(tiles, USUAL, seed=0)
+    (tiles.described.root / "sar" / "1.tif").unlink()
+    make = TileSamples(tiles, USUAL, seed=0)
     model = Pad(PadConfig(size="atto", classes=4, sar_channels=1)).eval()
     with torch.no_grad():
         one, both = (
-            composite_loss(model(batch.optical, batch.sar), batch.label, LossConfig(amplitude=0)).total.item()
+            composite_loss(
+                model(batch.images["optical"], batch.images["sar"]), batch.label, LossConfig(amplitude=0)
+            ).total.item()
             for batch in (make(place(0)), make(place(0, 1)))
         )
     assert both == pytest.approx(one, rel=1e-5)
@@ -207,12 +221,12 @@ def test_a_blank_pair_leaves_the_loss_of_the_others_as_it_is(tiles: PairTiles) -
 def test_a_pair_of_one_class_is_taken(tmp_path: Path) -> None:
     """No crop holds two classes: the last one drawn is taken."""
     flat = made(0)._replace(label=np.zeros_like(made(0).label))
-    batch = PairSamples(write_tiles(tmp_path, [flat], 2), USUAL, seed=0)(place(0))
+    batch = TileSamples(write_tiles(tmp_path, [flat], 2), USUAL, seed=0)(place(0))
     assert not batch.faults and set(batch.label.unique().tolist()) <= {0, 255}
 
 
-def test_threads_read_images_without_a_place_quietly(tiles: PairTiles) -> None:
+def test_threads_read_images_without_a_place_quietly(tiles: Tiles) -> None:
     """A warning is an error here; the filter that silences rasterio's is one for all threads."""
     with ThreadPoolExecutor(8) as threads:
         read = list(threads.map(tiles.__getitem__, [number % COUNT for number in range(200)]))
-    assert all(pair.optical.equal(read[number % COUNT].optical) for number, pair in enumerate(read))
+    assert all(pair.images["optical"].equal(read[number % COUNT].images["optical"]) for number, pair in enumerate(read))

@@ -11,13 +11,14 @@ import yaml
 from torch.utils.data import DataLoader
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import PairSet, read_pair_set, write_pair_set
-from datasets.labelled.tiles import Pair, PairTiles
-from datasets.releases.survey import survey, with_statistics
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.parse import find_set, write_set
+from datasets.labelled.survey import survey, with_statistics
+from datasets.labelled.tiles import Sample, Tiles
 from datasets.synthetic.pair_trees import write_ddhr, write_plain
 from tests.helpers.rasters import write_tiff
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "pairs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "labelled"
 KEYS = ("a", "b", "c")
 
 
@@ -37,9 +38,9 @@ def record(**changes: object) -> dict:
     } | changes
 
 
-def described(folder: Path, **changes: object) -> PairSet:
+def described(folder: Path, **changes: object) -> LabelledSet:
     (folder / "pairs.yaml").write_text(yaml.safe_dump(record(**changes)))
-    return read_pair_set(folder / "pairs.yaml")
+    return find_set(folder / "pairs.yaml")
 
 
 @pytest.fixture
@@ -59,33 +60,37 @@ def stored(path: Path) -> np.ndarray:
 
 
 def test_a_pair_holds_the_stored_numbers_of_the_chosen_bands(folder: Path):
-    tiles = PairTiles(described(folder), "all")
+    tiles = Tiles(described(folder), "all")
     assert tiles.keys == list(KEYS)
     pair = tiles[1]
-    assert (pair.optical.dtype, pair.sar.dtype, pair.label.dtype) == (torch.float32, torch.float32, torch.int64)
-    assert np.array_equal(pair.optical, stored(folder / "opt" / "b.tif")[[2, 0]])
-    assert np.array_equal(pair.sar, stored(folder / "sar" / "b.tif")[[0, 0]])
+    assert (pair.images["optical"].dtype, pair.images["sar"].dtype, pair.label.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.int64,
+    )
+    assert np.array_equal(pair.images["optical"], stored(folder / "opt" / "b.tif")[[2, 0]])
+    assert np.array_equal(pair.images["sar"], stored(folder / "sar" / "b.tif")[[0, 0]])
     expected = np.select([stored(folder / "lbl" / "b.tif")[0] == value for value in (10, 20)], [0, 1], 255)
     assert np.array_equal(pair.label, expected)
 
 
 def test_a_list_sets_the_order_and_may_name_suffixes(folder: Path):
-    assert PairTiles(described(folder), "some").keys == ["c", "a"]
+    assert Tiles(described(folder), "some").keys == ["c", "a"]
 
 
 def test_pairs_travel_to_workers(folder: Path):
-    tiles = PairTiles(described(folder), "all")
+    tiles = Tiles(described(folder), "all")
     again = pickle.loads(pickle.dumps(tiles))  # noqa: TID251
-    assert again[2].optical.equal(tiles[2].optical)
+    assert again[2].images["optical"].equal(tiles[2].images["optical"])
     batch = next(iter(DataLoader(tiles, batch_size=3)))
-    assert isinstance(batch, Pair)
-    assert batch.optical.shape == (3, 2, 6, 8)
+    assert isinstance(batch, Sample)
+    assert batch.images["optical"].shape == (3, 2, 6, 8)
 
 
 def test_a_written_description_reads_the_same(folder: Path, tmp_path: Path):
     pairs = described(folder, sar={"files": "sar", "bands": [1], "mean": [3.5], "std": [2.0], "nodata": 0})
-    write_pair_set(pairs, tmp_path / "copy.yaml")
-    assert read_pair_set(tmp_path / "copy.yaml") == pairs
+    write_set(pairs, tmp_path / "copy.yaml")
+    assert find_set(tmp_path / "copy.yaml") == pairs
 
 
 def test_a_folder_per_split_may_nest(folder: Path):
@@ -97,7 +102,7 @@ def test_a_folder_per_split_may_nest(folder: Path):
         for role, name in (("opt", "optical"), ("sar", "sar"), ("lbl", "label"))
     }
     pairs = described(folder, optical=sources["opt"], sar=sources["sar"], label=sources["lbl"], splits={"test": None})
-    assert PairTiles(pairs, "test").keys == ["x"]
+    assert Tiles(pairs, "test").keys == ["x"]
 
 
 def test_pad_and_asanet_layouts_are_read_as_they_are(tmp_path: Path):
@@ -112,12 +117,12 @@ def test_pad_and_asanet_layouts_are_read_as_they_are(tmp_path: Path):
         write_plain(tmp_path / optical / "NH49E001013_1.tif", numbers(3, 4, 4))
         write_plain(tmp_path / sar / "NH49E001013_1.tif", numbers(1, 4, 4))
         write_plain(tmp_path / label / "NH49E001013_1.tif", np.arange(16, dtype=np.uint8).reshape(1, 4, 4) % 8)
-        pairs = read_pair_set(CONFIGS / f"{name}.yaml", root=tmp_path)
-        pair = PairTiles(pairs, "train")[0]
-        assert np.array_equal(pair.optical, numbers(3, 4, 4)[::-1])
-        assert np.array_equal(pair.sar, np.repeat(numbers(1, 4, 4), 3, axis=0))
+        pairs = find_set(CONFIGS / f"{name}.yaml", root=tmp_path)
+        pair = Tiles(pairs, "train")[0]
+        assert np.array_equal(pair.images["optical"], numbers(3, 4, 4)[::-1])
+        assert np.array_equal(pair.images["sar"], np.repeat(numbers(1, 4, 4), 3, axis=0))
         assert pair.label[:2].tolist() == [[255, 0, 1, 2], [3, 4, 5, 6]]
-        assert pairs.optical.standardise(pair.optical).shape == (3, 4, 4)
+        assert pairs.images["optical"].standardise(pair.images["optical"]).shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize("root", ["korea/256_cloud", "korea"])
@@ -125,23 +130,23 @@ def test_lists_of_paths_of_another_machine_are_rooted_anew(tmp_path: Path, root:
     write_ddhr(tmp_path)
     for name in ("trainM_list.txt", "valM_list.txt"):
         (tmp_path / name).rename(tmp_path / root / name)
-    tiles = PairTiles(read_pair_set(CONFIGS / "ddhr-sk.yaml", root=tmp_path / root), "train")
+    tiles = Tiles(find_set(CONFIGS / "ddhr-sk.yaml", root=tmp_path / root), "train")
     assert [files.label.name for files in tiles.files] == ["1.png", "3.png", "5.png"]
-    assert [files.sar.parent.name for files in tiles.files] == ["GF3"] * 3
-    assert tiles[0].sar.shape == (1, 32, 32)
+    assert [files.paths["sar"].parent.name for files in tiles.files] == ["GF3"] * 3
+    assert tiles[0].images["sar"].shape == (1, 32, 32)
     assert set(tiles[0].label[0].tolist()) == {255}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_description_reads(path: Path):
-    assert read_pair_set(path).root == CONFIGS
+    assert find_set(path).root == CONFIGS
 
 
 def test_pairs_that_lack_a_file_are_counted(folder: Path):
     (folder / "sar" / "b.tif").unlink()
     (folder / "lbl" / "a.tif").unlink()
     (folder / "sar" / "._c.tif").write_bytes(b"macOS")
-    tiles = PairTiles(described(folder), "all")
+    tiles = Tiles(described(folder), "all")
     assert tiles.keys == ["c"]
     assert tiles.skipped == [("a", "no label file"), ("b", "no sar file")]
 
@@ -150,40 +155,40 @@ def test_nothing_complete_is_refused(folder: Path):
     for key in KEYS:
         (folder / "sar" / f"{key}.tif").rename(folder / "sar" / f"{key}{key}.tif")
     with pytest.raises(InputError, match="no complete pair in .*among 6; the first, a: no sar file; check the root"):
-        PairTiles(described(folder), "all")
+        Tiles(described(folder), "all")
 
 
 def test_sizes_that_differ_are_refused(folder: Path):
     write_tiff(folder / "sar" / "a.tif", numbers(1, 6, 7))
     with pytest.raises(InputError, match="a: sizes in pixels differ: optical 6 x 8, sar 6 x 7, label 6 x 8"):
-        PairTiles(described(folder), "all")[0]
+        Tiles(described(folder), "all")[0]
 
 
 def test_16_bit_files_where_8_bit_are_expected_are_refused(folder: Path):
     wide = write_tiff(folder / "opt" / "a.tif", numbers(4, 6, 8, dtype=np.uint16, high=4000))
     with pytest.raises(InputError, match="a.tif holds uint16, expected is uint8; convert the files, or set `dtype`"):
-        PairTiles(described(folder), "all")[0]
+        Tiles(described(folder), "all")[0]
     source = record()["optical"] | {"dtype": "uint16"}
-    assert np.array_equal(PairTiles(described(folder, optical=source), "all")[0].optical, wide[[2, 0]])
+    assert np.array_equal(Tiles(described(folder, optical=source), "all")[0].images["optical"], wide[[2, 0]])
 
 
 def test_labels_outside_the_map_are_refused(folder: Path):
     write_tiff(folder / "lbl" / "a.tif", np.array([[[0, 10, 37, 20, 38, 38, 0, 0]] * 6], dtype=np.uint8))
     with pytest.raises(InputError, match=r"a.tif holds 37, 38, which are no class; known values are 0, 10, 20: mend"):
-        PairTiles(described(folder), "all")[0]
+        Tiles(described(folder), "all")[0]
 
 
 def test_an_image_in_the_place_of_labels_is_refused(folder: Path):
     with pytest.raises(InputError, match="has 4 bands of uint8; a label map has one band of small integers"):
-        PairTiles(described(folder, label={"files": "opt"}), "all")[0]
+        Tiles(described(folder, label={"files": "opt"}), "all")[0]
 
 
 def test_a_missing_band_and_a_damaged_file_are_refused(folder: Path):
     with pytest.raises(InputError, match=r"has 1 bands, asked for are \[2\]"):
-        PairTiles(described(folder, sar={"files": "sar", "bands": [2]}), "all")[0]
+        Tiles(described(folder, sar={"files": "sar", "bands": [2]}), "all")[0]
     (folder / "opt" / "a.tif").write_bytes(b"II*\0 no more")
     with pytest.raises(InputError, match="a.tif cannot be read: .*; fetch it again, or take the pair out of the list"):
-        PairTiles(described(folder), "all")[0]
+        Tiles(described(folder), "all")[0]
 
 
 @pytest.mark.parametrize(
@@ -208,11 +213,11 @@ def test_a_description_that_does_not_fit_is_refused(folder: Path, change: dict, 
 
 def test_an_unknown_split_or_folder_is_refused(folder: Path):
     with pytest.raises(InputError, match="three has no split 'test'; it has all, some"):
-        PairTiles(described(folder), "test")
+        Tiles(described(folder), "test")
     with pytest.raises(InputError, match="nowhere/opt is not a folder; files are looked for there"):
-        PairTiles(described(folder, root="nowhere"), "all")
+        Tiles(described(folder, root="nowhere"), "all")
     with pytest.raises(InputError, match="this list of pairs cannot be read"):
-        PairTiles(described(folder, splits={"all": "no.txt"}), "all")
+        Tiles(described(folder, splits={"all": "no.txt"}), "all")
 
 
 def test_missing_pixels_standardise_to_zero(folder: Path):
@@ -220,18 +225,18 @@ def test_missing_pixels_standardise_to_zero(folder: Path):
     for role, pixels in (("opt", numbers(4, 1, 4)), ("sar", decibels), ("lbl", numbers(1, 1, 4, high=1))):
         write_tiff(folder / role / "a.tif", pixels, nodata=-9999.0 if role == "sar" else None)
     source = {"files": "sar", "bands": [1], "dtype": "float32", "mean": [-10.0], "std": [5.0]}
-    tiles = PairTiles(described(folder, sar=source), "all")
-    assert torch.isnan(tiles[0].sar).tolist() == [[[False, False, True, True]]]
-    assert tiles.pairs.sar.standardise(tiles[0].sar).tolist() == [[[-2.0, 0.0, 0.0, 0.0]]]
+    tiles = Tiles(described(folder, sar=source), "all")
+    assert torch.isnan(tiles[0].images["sar"]).tolist() == [[[False, False, True, True]]]
+    assert tiles.described.images["sar"].standardise(tiles[0].images["sar"]).tolist() == [[[-2.0, 0.0, 0.0, 0.0]]]
     with pytest.raises(InputError, match="mean and std of the bands are not given"):
-        tiles.pairs.optical.standardise(tiles[0].optical)
+        tiles.described.images["optical"].standardise(tiles[0].images["optical"])
 
 
 def test_a_survey_measures_all_pixels_and_names_what_cannot_be_used(folder: Path):
     write_tiff(folder / "lbl" / "c.tif", np.zeros((1, 6, 8), dtype=np.uint8))
     (folder / "opt" / "b.tif").write_bytes(b"")
     pairs = described(folder)
-    seen = survey(PairTiles(pairs, "all"))
+    seen = survey(Tiles(pairs, "all"))
     labels = stored(folder / "lbl" / "a.tif")
     assert seen.tiles == 2
     assert seen.pixels.tolist() == [(labels == 10).sum(), (labels == 20).sum()]
@@ -241,6 +246,6 @@ def test_a_survey_measures_all_pixels_and_names_what_cannot_be_used(folder: Path
     pixels = np.concatenate(
         [stored(folder / "opt" / f"{key}.tif")[[2, 0]].reshape(2, -1) for key in ("a", "c")], axis=1
     )
-    measured = with_statistics(pairs, [seen]).optical
+    measured = with_statistics(pairs, [seen]).images["optical"]
     assert measured.mean == pytest.approx(pixels.mean(axis=1))
     assert measured.std == pytest.approx(pixels.std(axis=1))

@@ -11,29 +11,30 @@ from torch.nn import functional
 
 from alliance.errors import InputError
 from datasets.labelled.augment import (
+    AugmentConfig,
     Draw,
-    PairAugmentConfig,
     augment,
     draw_augmentations,
     is_mixed,
     place_crop,
     resize,
 )
-from datasets.labelled.corrupt import cloud_mask, cover, without_optical, without_sar
-from datasets.labelled.tiles import Pair
+from datasets.labelled.corrupt import cloud_mask, cover, without
+from datasets.labelled.tiles import Sample
 from datasets.synthetic.pairs import best_alone, levels, make_pair
 
 MIDDLE = Draw(0.5, np.zeros((11, 2)), 0.9, 0.9)  # no flip, first crop in the corner
 
 
-def ramp(height: int = 6, width: int = 8) -> Pair:
+def ramp(height: int = 6, width: int = 8) -> Sample:
     """Images that hold each pixel's row and column, and label 10 row + column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return Pair(torch.stack([rows, columns]).float(), (100 * rows + columns)[None].float(), 10 * rows + columns)
+    images = {"optical": torch.stack([rows, columns]).float(), "sar": (100 * rows + columns)[None].float()}
+    return Sample(images, 10 * rows + columns)
 
 
-def fixed(factor: float, crop: int, **changes: float) -> PairAugmentConfig:
-    return PairAugmentConfig(resize=(factor, factor), crop=crop, **changes)
+def fixed(factor: float, crop: int, **changes: float) -> AugmentConfig:
+    return AugmentConfig(resize=(factor, factor), crop=crop, **changes)
 
 
 def test_draws_depend_on_seed_step_and_position_alone():
@@ -61,24 +62,25 @@ def test_without_resize_and_flip_it_is_a_crop():
     pair = ramp()
     cut = augment(pair, MIDDLE._replace(crops=np.full((11, 2), 0.5)), fixed(1, 4, cat_max_ratio=1))
     assert cut.label.tolist() == pair.label[1:5, 2:6].tolist()  # of 3 and 5 places, the middle ones
-    assert cut.optical.equal(pair.optical[:, 1:5, 2:6])
-    assert cut.sar.equal(pair.sar[:, 1:5, 2:6])
+    assert cut.images["optical"].equal(pair.images["optical"][:, 1:5, 2:6])
+    assert cut.images["sar"].equal(pair.images["sar"][:, 1:5, 2:6])
 
 
 def test_flips_keep_images_and_labels_in_register():
     for left_right, up_down in itertools.product((0.1, 0.9), repeat=2):
         draw = MIDDLE._replace(left_right=left_right, up_down=up_down)
-        row, column = augment(ramp(), draw, fixed(1, 6, cat_max_ratio=1)).optical
+        row, column = augment(ramp(), draw, fixed(1, 6, cat_max_ratio=1)).images["optical"]
         label = augment(ramp(), draw, fixed(1, 6, cat_max_ratio=1)).label
         assert (10 * row + column).equal(label.float())
         assert (row[0, 0] > 0, column[0, 0] > 0) == (up_down < 0.5, left_right < 0.5)
 
 
 def test_resizing_is_bilinear_for_images_and_nearest_for_labels():
-    pair = Pair(torch.tensor([[[0.0, 4.0]]]), torch.tensor([[[8.0, 0.0]]]), torch.tensor([[1, 2]]))
+    images = {"optical": torch.tensor([[[0.0, 4.0]]]), "sar": torch.tensor([[[8.0, 0.0]]])}
+    pair = Sample(images, torch.tensor([[1, 2]]))
     twice = resize(pair, 2)
-    assert twice.optical.tolist() == [[[0, 1, 3, 4]] * 2]  # pixel centres at -0.25, 0.25, 0.75, 1.25
-    assert twice.sar.tolist() == [[[8, 6, 2, 0]] * 2]
+    assert twice.images["optical"].tolist() == [[[0, 1, 3, 4]] * 2]  # pixel centres at -0.25, 0.25, 0.75, 1.25
+    assert twice.images["sar"].tolist() == [[[8, 6, 2, 0]] * 2]
     assert twice.label.tolist() == [[1, 1, 2, 2]] * 2
     assert resize(ramp(512, 512), 0.7).label.shape == (358, 358)  # 358.4, rounded down
 
@@ -94,7 +96,7 @@ def test_labels_are_resized_as_torch_resizes_to_the_nearest(factor: float):
 def test_what_pads_a_small_image_is_missing_and_ignored():
     pair = augment(ramp(), MIDDLE, fixed(0.5, 5))
     assert pair.label.shape == (5, 5)
-    assert torch.isnan(pair.optical[0]).equal(pair.label == 255)
+    assert torch.isnan(pair.images["optical"][0]).equal(pair.label == 255)
     assert (pair.label == 255).tolist() == [[False] * 4 + [True]] * 3 + [[True] * 5] * 2
 
 
@@ -102,10 +104,10 @@ def test_crops_are_drawn_again_until_no_class_fills_them():
     label = torch.zeros(4, 100, dtype=torch.int64)
     label[:, 52:] = 1  # of the crops of 4 columns, only those that start in 50 ... 51 are mixed enough
     places = np.array([(0, 0.1), (0, 0.9), (0, 0.525), (0, 0.2)] + [(0, 0.3)] * 7)
-    config = PairAugmentConfig(crop=4)
+    config = AugmentConfig(crop=4)
     assert place_crop(label, places, config) == (0, int(0.525 * 97))
     assert place_crop(label, np.full((11, 2), 0.3), config) == (int(0.3 * 1), int(0.3 * 97))  # the last, come what may
-    assert place_crop(label, places, PairAugmentConfig(crop=4, cat_max_ratio=1)) == (0, int(0.1 * 97))
+    assert place_crop(label, places, AugmentConfig(crop=4, cat_max_ratio=1)) == (0, int(0.1 * 97))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_the_limit_counts_labelled_pixels_and_is_itself_too_much(label: list[int
 def test_config_refuses_what_makes_no_sense():
     for wrong in ({"resize": (2, 1)}, {"crop": 0}, {"cat_max_ratio": 0}, {"flip": 1.5}):
         with pytest.raises(InputError):
-            PairAugmentConfig(**wrong)
+            AugmentConfig(**wrong)
 
 
 def test_clouds_cover_the_share_asked_for_and_grow_into_each_other():
@@ -143,15 +145,15 @@ def test_clouds_cover_the_share_asked_for_and_grow_into_each_other():
 def test_corruption_touches_its_modality_alone():
     pair = ramp()
     mask = cloud_mask((6, 8), 0.25, seed=0, index=0)
-    cloudy = cover(pair, mask, 255)
-    assert (cloudy.optical == 255).all(dim=0).equal(mask)
-    assert cloudy.optical[:, ~mask].equal(pair.optical[:, ~mask])
-    assert torch.isnan(cover(pair, mask).optical).all(dim=0).equal(mask)
-    for changed, kept in ((without_optical(pair), "sar"), (without_sar(pair), "optical"), (cloudy, "sar")):
-        assert getattr(changed, kept).equal(getattr(pair, kept))
+    cloudy = cover(pair, "optical", mask, 255)
+    assert (cloudy.images["optical"] == 255).all(dim=0).equal(mask)
+    assert cloudy.images["optical"][:, ~mask].equal(pair.images["optical"][:, ~mask])
+    assert torch.isnan(cover(pair, "optical", mask).images["optical"]).all(dim=0).equal(mask)
+    for changed, kept in ((without(pair, "optical"), "sar"), (without(pair, "sar"), "optical"), (cloudy, "sar")):
+        assert changed.images[kept].equal(pair.images[kept])
         assert changed.label.equal(pair.label)
-    assert torch.isnan(without_optical(pair).optical).all()
-    assert torch.isnan(without_sar(pair).sar).all()
+    assert torch.isnan(without(pair, "optical").images["optical"]).all()
+    assert torch.isnan(without(pair, "sar").images["sar"]).all()
 
 
 def nearest_level(image: Tensor, means: np.ndarray) -> Tensor:

@@ -11,10 +11,9 @@ from sklearn.decomposition import PCA
 
 from alliance.errors import InputError
 from datasets.labelled import (
-    Benchmark,
     LabelledScene,
     PatchSet,
-    find_benchmark,
+    find_set,
     open_patches,
     scene_patches,
     stored_patches,
@@ -22,7 +21,7 @@ from datasets.labelled import (
 from datasets.labelled.normalise import band_statistics, principal_components, standardised
 from datasets.labelled.patches import SceneGrid
 from finetune.s2fin import S2Fin
-from tests.helpers.labelled_files import made_scene
+from tests.helpers.labelled_files import made_scene, own_set
 
 
 def stored(path: Path, **changed: np.ndarray) -> Path:
@@ -246,17 +245,17 @@ def test_wrong_files_of_patches_are_refused_in_one_line(changed, patch, message,
 
 
 def test_missing_patches_are_named(tmp_path):
-    benchmark = Benchmark(patches="pixels.npz")
+    described = own_set(tmp_path, patches="pixels.npz")
     with pytest.raises(InputError, match="pixels.npz is missing; give the path of an .npz file"):
-        open_patches(benchmark, tmp_path)
+        open_patches(described)
     np.savez(tmp_path / "pixels.npz", label=np.ones(3), spectra=np.ones(3))
     with pytest.raises(InputError, match="has no array 'lidar_patch'; it has label, spectra"):
-        open_patches(benchmark, tmp_path)
+        open_patches(described)
 
 
 def test_real_patches_of_houston(shared_data):
     """The middle of a patch is the pixel itself; LiDAR patches of neighbours show the same ground."""
-    patches = open_patches(find_benchmark("houston2013-patches"), shared_data / "houston2013_patches")
+    patches = open_patches(find_set("houston2013-patches", shared_data / "houston2013_patches"))
     assert len(patches) == 2832 and patches.channels == {"spectral": 144, "passive": 30, "active": 21}
     assert np.bincount(patches.label).tolist() == PIXELS
     inputs, label = patches.batch(np.arange(0, 2832, 7))

@@ -7,7 +7,7 @@ from alliance.errors import InputError
 from datasets.labelled import (
     PatchSet,
     SplitConfig,
-    find_benchmark,
+    find_set,
     make_split,
     open_patches,
     scene_patches,
@@ -111,7 +111,7 @@ def test_a_report_by_hand():
 def test_a_written_split_is_read_again(tmp_path):
     patches = stripes()
     split = make_split(patches, SplitConfig(**FEW, side=6), seed=5)
-    write_split(tmp_path / "split.npz", split)
+    write_split(tmp_path / "split.npz", split, patches)
     again = make_split(patches, SplitConfig(file=str(tmp_path / "split.npz")), seed=0)
     assert all(np.array_equal(one, other) for one, other in zip(split, again, strict=True))
 
@@ -213,7 +213,7 @@ def test_references_use_the_images_that_are_there():
 
 
 def test_plots_of_idtrees_do_not_leak_into_each_other(shared_data):
-    patches = open_patches(find_benchmark("idtrees-mlbs"), shared_data / "idtrees_mlbs")
+    patches = open_patches(find_set("idtrees-mlbs", shared_data / "idtrees_mlbs"))
     assert patches.block is not None and len(np.unique(patches.block)) == 45  # one of 46 has no label
     for kind in ("official", "blocks"):
         split = make_split(patches, SplitConfig(kind=kind, per_class=20, cap=True), seed=0)
@@ -223,7 +223,7 @@ def test_plots_of_idtrees_do_not_leak_into_each_other(shared_data):
 
 def test_blocks_of_houston_do_not_leak_and_beat_chance(shared_data):
     folder = shared_data / "houston2013_patches"
-    patches = open_patches(find_benchmark("houston2013-patches"), folder)
+    patches = open_patches(find_set("houston2013-patches", folder))
     published = SplitConfig(file=f"{folder / 'splits_by_block.npz'}:n20_seed{{seed}}_")
     split = make_split(patches, published, seed=0)
     report = split_report(patches, split)

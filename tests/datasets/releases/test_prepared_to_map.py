@@ -8,7 +8,8 @@ import pytest
 import rasterio
 from rasterio.crs import CRS
 
-from datasets.labelled.pair_set import PairSet, read_pair_set
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.parse import find_set
 from datasets.releases.command import main as prepare
 from datasets.releases.facts import DDHR_CLASSES, WHU_CLASSES
 from datasets.synthetic.pair_trees import WHU_SCENES, write_ddhr, write_plain, write_whu
@@ -22,7 +23,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def trained(root: Path, name: str) -> tuple[Path, PairSet]:
+def trained(root: Path, name: str) -> tuple[Path, LabelledSet]:
     """Prepares root/raw, trains two steps; the run's folder, and the description of the tiles."""
     prepare([name, str(root / "raw"), str(root / "tiles"), "--tile", "32"])
     config = ROOT / "configs" / "finetune" / f"segment_{name.replace('-', '_')}.yaml"
@@ -30,18 +31,18 @@ def trained(root: Path, name: str) -> tuple[Path, PairSet]:
     own = ["--config", str(config), "--data.pairs", str(pairs), "--run.dir", str(root / "run"), *SMALL]
     ((code, output),) = Ranks([str(ROOT / "finetune" / "segment.py"), *own], 1).wait()
     assert code == 0, output
-    return root / "run", read_pair_set(pairs)
+    return root / "run", find_set(pairs)
 
 
 @pytest.fixture(scope="module")
-def ddhr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PairSet]:
+def ddhr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LabelledSet]:
     root = tmp_path_factory.mktemp("ddhr")
     write_ddhr(root / "raw")
     return trained(root, "ddhr-sk")
 
 
 @pytest.fixture(scope="module")
-def whu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PairSet]:
+def whu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LabelledSet]:
     """Scenes of 80 x 112 pixels that know where they lie."""
     root = tmp_path_factory.mktemp("whu")
     for name, scene in write_whu(root / "raw").items():
@@ -59,7 +60,7 @@ def mapped(run: Path, optical: Path, sar: Path, out: Path, *arguments: str) -> n
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # JPEG pairs lie nowhere
-def test_ddhr_sk_maps_of_jpeg_pairs_have_the_scores_of_the_run(ddhr: tuple[Path, PairSet], tmp_path: Path) -> None:
+def test_ddhr_sk_maps_of_jpeg_pairs_have_the_scores_of_the_run(ddhr: tuple[Path, LabelledSet], tmp_path: Path) -> None:
     """Every second pair is for testing; its maps, counted against the labels as made up, give scores.json."""
     (run, pairs), counts = ddhr, np.zeros((5, 5), dtype=int)
     home = pairs.root.parent / "raw" / "korea" / "256_cloud"
@@ -79,7 +80,7 @@ def test_ddhr_sk_maps_of_jpeg_pairs_have_the_scores_of_the_run(ddhr: tuple[Path,
     assert scores["confusion"] == counts.tolist()
 
 
-def test_whu_opt_sar_map_lies_where_its_scene_lies(whu: tuple[Path, PairSet], tmp_path: Path) -> None:
+def test_whu_opt_sar_map_lies_where_its_scene_lies(whu: tuple[Path, LabelledSet], tmp_path: Path) -> None:
     """A test scene that no window covers whole."""
     (run, pairs), name = whu, WHU_SCENES[1]
     raw = pairs.root.parent / "raw"
@@ -91,18 +92,18 @@ def test_whu_opt_sar_map_lies_where_its_scene_lies(whu: tuple[Path, PairSet], tm
         assert [file.colormap(1)[index][:3] for index in range(7)] == list(WHU_CLASSES.values())
 
 
-def test_the_network_knows_what_was_measured_on_the_tiles(whu: tuple[Path, PairSet]) -> None:
+def test_the_network_knows_what_was_measured_on_the_tiles(whu: tuple[Path, LabelledSet]) -> None:
     """Image by image: the file's bands in their order, SAR once, mean and deviation of the training tiles."""
     run, pairs = whu
     record = json.loads((run / "model" / "config.json").read_text())
     assert (record["model"]["rgb_channels"], record["model"]["sar_channels"], record["model"]["classes"]) == (3, 1, 7)
-    for modality, source in (("rgb", pairs.optical), ("sar", pairs.sar)):
+    for modality, source in (("rgb", pairs.images["optical"]), ("sar", pairs.images["sar"])):
         kept = record["normalisation"][modality]
         assert (kept["bands"], kept["mean"], kept["std"]) == (list(source.bands), list(source.mean), list(source.std))
-    assert (pairs.optical.bands, pairs.sar.bands) == ((1, 2, 3), (1,))
+    assert (pairs.images["optical"].bands, pairs.images["sar"].bands) == ((1, 2, 3), (1,))
 
 
-def test_tiles_lie_where_they_were_cut(whu: tuple[Path, PairSet]) -> None:
+def test_tiles_lie_where_they_were_cut(whu: tuple[Path, LabelledSet]) -> None:
     _, pairs = whu
     with rasterio.open(pairs.root / "optical" / f"{WHU_SCENES[1]}_r00032_c00064.tif") as file:
         assert file.crs == CRS.from_epsg(32649) and (file.transform.c, file.transform.f) == (500_320, 3_399_840)

@@ -5,7 +5,8 @@ import pytest
 import rasterio
 
 from alliance.errors import InputError
-from datasets.labelled import SplitConfig, find_benchmark, make_split, open_patches, read_scenes, split_report
+from datasets.labelled import SplitConfig, find_set, make_split, open_patches, read_scenes, split_report
+from datasets.labelled.find import find_scenes
 from datasets.synthetic.command import main
 from datasets.synthetic.labelled_scenes import (
     SETS,
@@ -18,19 +19,19 @@ from datasets.synthetic.labelled_scenes import (
 )
 from finetune.sweep.classical import score
 
-LAYOUTS = [(name, number) for name in SETS for number in range(1, len(find_benchmark(name).layouts) + 1)]
+LAYOUTS = [(name, number) for name in SETS for number in range(1, len(find_set(name).layouts) + 1)]
 BANDS = {"houston2013": (144, 1), "augsburg": (180, 4), "yellow-river-estuary": (64, 4), "lcz-hk": (10, 4)}
 
 
 @pytest.mark.parametrize(("name", "number"), LAYOUTS)
 def test_every_layout_is_read_and_split(name, number, tmp_path):
     write_made_up(name, tmp_path / "set", MadeUpOptions(layout=number))
-    benchmark = find_benchmark(name)
-    assert benchmark.layout(tmp_path / "set") == benchmark.layouts[number - 1]
-    (scene,) = read_scenes(benchmark, tmp_path / "set")
+    described = find_set(name, tmp_path / "set")
+    assert find_scenes(described) == [("set", described.layouts[number - 1])]
+    (scene,) = read_scenes(described)
     assert (scene.passive.shape, scene.active.shape) == tuple((count, 64, 96) for count in BANDS[name])
-    patches = open_patches(benchmark, tmp_path / "set")
-    assert patches.classes == benchmark.classes[:6]
+    patches = open_patches(described)
+    assert patches.classes == tuple(described.classes)[:6]
     report = split_report(patches, make_split(patches, SplitConfig(kind="auto", cap=True, side=16), 0))
     for part, least in (("train", 20), ("validation", 10), ("test", 50)):
         assert min(report[part].values()) >= least
@@ -100,7 +101,7 @@ def test_sar_is_a_covariance_with_the_coherence_of_its_class():
 def test_both_images_together_tell_more_than_either(tmp_path):
     """By construction the passive image tells two thirds at best, the active one a third of classes in two threes."""
     write_made_up("lcz-hk", tmp_path)
-    patches = open_patches(find_benchmark("lcz-hk"), tmp_path)
+    patches = open_patches(find_set("lcz-hk", tmp_path))
     split = make_split(patches, SplitConfig(), 0)
     both, passive, active = (
         score(patches, split, "svm", parts, seed=0).oa

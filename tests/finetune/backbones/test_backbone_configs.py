@@ -10,8 +10,9 @@ from alliance import save_encoder
 from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
 from alliance.model import model_config
-from datasets.labelled.pair_set import PairSet, read_pair_set
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.parse import find_set
+from datasets.labelled.tiles import Tiles
 from datasets.releases.command import main as prepare
 from datasets.synthetic.pair_trees import write_whu
 from engine.settings import parse_settings
@@ -30,17 +31,17 @@ each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: pat
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PairSet]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LabelledSet]:
     """Tiles of 32 pixels, with measured constants and with released ones."""
     root = tmp_path_factory.mktemp("whu")
     write_whu(root / "raw", height=64, width=64)
     for constants in ("measured", "released"):
         arguments = [str(root / "raw"), str(root / constants), "--tile", "32", "--constants", constants]
         prepare(["whu-opt-sar", *arguments])
-    return {constants: read_pair_set(root / constants / "pairs.yaml") for constants in ("measured", "released")}
+    return {constants: find_set(root / constants / "pairs.yaml") for constants in ("measured", "released")}
 
 
-def settings(overlay: Path, pairs: PairSet, *arguments: str) -> PadConfig:
+def settings(overlay: Path, pairs: LabelledSet, *arguments: str) -> PadConfig:
     """The network of a run with the overlay behind the setting of WHU-OPT-SAR, at its smallest."""
     files = (CONFIGS / "segment_whu_opt_sar.yaml", overlay)
     small = ["--run.dir", "run", "--model.size", "atto", "--model.encoder.model", NANO, *arguments]
@@ -61,12 +62,12 @@ def test_an_overlay_says_its_own_command(overlay: Path) -> None:
 
 @each_overlay
 def test_an_overlay_builds_a_network_that_reads_prepared_tiles(
-    overlay: Path, prepared: dict[str, PairSet], tmp_path: Path
+    overlay: Path, prepared: dict[str, LabelledSet], tmp_path: Path
 ) -> None:
     """All of it learns, and the written network predicts the same."""
     pairs = prepared["measured"]
     config = settings(overlay, pairs)
-    model, tile = network(config), PairTiles(pairs, "train")[0]
+    model, tile = network(config), Tiles(pairs, "train")[0]
     randomise(model, std=0.05)
     found = predict(model, tile, pairs)
     assert found.shape == (1, 32, 32) and int(found.max()) < 7
@@ -81,7 +82,7 @@ def test_an_overlay_builds_a_network_that_reads_prepared_tiles(
 
 @each_overlay
 def test_an_overlay_begins_with_a_pretrained_encoder(
-    overlay: Path, prepared: dict[str, PairSet], tmp_path: Path
+    overlay: Path, prepared: dict[str, LabelledSet], tmp_path: Path
 ) -> None:
     torch.manual_seed(5)
     encoder = AllianceEncoder(model_config(NANO).encoder)
@@ -93,7 +94,7 @@ def test_an_overlay_begins_with_a_pretrained_encoder(
 
 
 @each_overlay
-def test_tiles_with_released_constants_are_refused(overlay: Path, prepared: dict[str, PairSet]) -> None:
+def test_tiles_with_released_constants_are_refused(overlay: Path, prepared: dict[str, LabelledSet]) -> None:
     """They have the bands of the file backwards and SAR three times, which these sensors are not."""
     with pytest.raises(InputError) as refused:
         network(settings(overlay, prepared["released"]))

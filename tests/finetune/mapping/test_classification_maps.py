@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
-from datasets.labelled import Benchmark, LabelledScene, Layout, PatchSet, open_patches, scene_patches
+from datasets.labelled import LabelledScene, PatchSet, open_patches, scene_patches
 from datasets.sampling.splits import Split
 from finetune.mapping.map_pictures import ERRORS, error_map, write_maps
 from finetune.mapping.pixels import PALETTE, ClassMap, classify_scenes, colour, mosaic, predict_places, write_geotiff
 from finetune.s2fin.network import Prediction
-from tests.helpers.labelled_files import made_scene
+from tests.helpers.labelled_files import made_scene, own_set
 from tests.helpers.rasters import write_tiff
 
 NUMBERS = np.array([1, 3, 7])  # classes of the files; others do not occur
@@ -120,8 +120,8 @@ def test_the_geotiff_lies_where_the_scene_does(tmp_path):
     write_tiff(tmp_path / "sar.tif", whole[None].astype(np.float32))
     write_tiff(tmp_path / "gt.tif", scene(SHAPES[0]).labels[None].astype(np.uint8))
     names = ("water", "-", "reed", "-", "-", "-", "mud")
-    layout = Layout(passive="hsi.tif", active="sar.tif", labels="gt.tif")
-    patches = open_patches(Benchmark(layouts=(layout,), classes=names), tmp_path, patch=3)
+    layout = {"passive": "hsi.tif", "active": "sar.tif", "labels": "gt.tif"}
+    patches = open_patches(own_set(tmp_path, layouts=[layout], classes=names), patch=3)
     picture, raster = write_maps(tmp_path / "maps", reader(patches, SHAPES[:1]), patches)
     assert picture.suffix == ".png" and raster == picture.with_suffix(".tif")
     with rasterio.open(raster) as found, rasterio.open(tmp_path / "hsi.tif") as source:
@@ -194,7 +194,7 @@ def test_ready_patches_give_their_blocks_side_by_side(tmp_path):
         row=np.tile(np.arange(10) // 5, 4), col=np.tile(np.arange(10) % 5, 4),
         neighbour_index=np.repeat(np.arange(count), 9).reshape(count, 3, 3),
     )  # fmt: skip
-    patches = open_patches(Benchmark(patches="pixels.npz"), tmp_path, patch=3)
+    patches = open_patches(own_set(tmp_path, patches="pixels.npz"), patch=3)
     levels = torch.tensor((NUMBERS - label.mean()) / label.std(), dtype=torch.float32)
     (found,) = classify_scenes(Reader(levels), patches)
     assert np.array_equal(found.predicted, found.truth)

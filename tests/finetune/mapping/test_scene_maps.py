@@ -17,7 +17,9 @@ from rasterio.transform import Affine, from_origin
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import ImageSource, LabelSource, PairSet
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import LabelSource
+from datasets.labelled.description import LabelledSet
 from datasets.synthetic.pair_trees import write_plain
 from finetune.mapping.blending import cover
 from finetune.mapping.command import main
@@ -29,8 +31,8 @@ from tests.helpers.rasters import write_tiff
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = {"farmland": (204, 102, 0), "water": (0, 0, 255), "rest & roads": (1, 2, 3)}
-OPTICAL = ImageSource(bands=(3, 2, 1), mean=(100, 110, 120), std=(40, 50, 60))
-SAR = ImageSource(bands=(1, 1, 1), mean=(90,) * 3, std=(45,) * 3)
+OPTICAL = ImageSource(bands=(3, 2, 1), dtype="uint8", mean=(100, 110, 120), std=(40, 50, 60))
+SAR = ImageSource(bands=(1, 1, 1), dtype="uint8", mean=(90,) * 3, std=(45,) * 3)
 INPUTS = Inputs(classes=CLASSES, sources={"rgb": OPTICAL, "sar": SAR})
 SMALL = SceneOptions(window=64, overlap=16, batch=3)
 ATTO = PadConfig(size="atto", classes=3)
@@ -258,7 +260,7 @@ def test_scenes_without_a_place_give_a_map_without_a_place(tmp_path: Path) -> No
 def test_a_real_tile_keeps_its_place(tmp_path: Path, shared_data: Path) -> None:
     tiles, name = shared_data / "terramesh_tiles", "282D_485L_3_3.tif"
     sources = {
-        "rgb": ImageSource(bands=(1, 2, 3), mean=(80,) * 3, std=(40,) * 3),
+        "rgb": ImageSource(bands=(1, 2, 3), dtype="uint8", mean=(80,) * 3, std=(40,) * 3),
         "sar": ImageSource(bands=(1, 2, 2), dtype="float32", mean=(-12, -18, -18), std=(5,) * 3),
     }
     files = {"rgb": tiles / "S2RGB" / name, "sar": tiles / "S1RTC" / name}
@@ -357,10 +359,10 @@ def test_outputs_that_would_overwrite_something_are_refused(tmp_path: Path) -> N
 # What a network was trained on
 
 
-def pair_set() -> PairSet:
+def pair_set() -> LabelledSet:
     optical = replace(OPTICAL, files="opt", dtype="uint16", nodata=0)
-    return PairSet(
-        name="three", root=Path("."), optical=optical, sar=replace(SAR, files="sar"), label=LabelSource(files="lbl"),
+    return LabelledSet(
+        name="three", root=Path("."), images={"optical": optical, "sar": replace(SAR, files="sar")}, label=LabelSource(files="lbl"),
         classes=CLASSES, splits={"all": None},
     )  # fmt: skip
 

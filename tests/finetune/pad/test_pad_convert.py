@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.foreign import read_weights
-from datasets.labelled.pair_set import ImageSource
+from datasets.imagery.images import ImageSource
 from finetune.conversion import main
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.convert import convert, from_release, release_name
@@ -139,8 +139,8 @@ def test_a_converted_network_knows_its_inputs_and_classes(tmp_path: Path, classe
     inputs = read_inputs(tmp_path / "out")
     assert len(inputs.classes) == classes and next(iter(inputs.classes)) == first
     assert inputs.sources == {
-        "rgb": ImageSource(bands=(3, 2, 1), mean=(80.475, 98.217, 106.364), std=(29.48, 26.953, 24.829)),
-        "sar": ImageSource(bands=(1, 1, 1), mean=(53.837,) * 3, std=(48.475,) * 3),
+        "rgb": ImageSource(bands=(3, 2, 1), dtype="uint8", mean=(80.475, 98.217, 106.364), std=(29.48, 26.953, 24.829)),
+        "sar": ImageSource(bands=(1, 1, 1), dtype="uint8", mean=(53.837,) * 3, std=(48.475,) * 3),
     }
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.labelled.pair_set import ImageSource
-from datasets.labelled.tiles import Pair
+from datasets.imagery.images import ImageSource
+from datasets.labelled.tiles import Sample
 from finetune.pictures import CORRECT, WRONG, colour_channels, draw_segmentation
 from tests.helpers.models import natural_image
 
@@ -18,13 +18,13 @@ CLASSES = {"dry": (200, 120, 40), "wet": (20, 60, 220)}
 
 
 @pytest.fixture
-def pair() -> Pair:
+def pair() -> Sample:
     """Three samples of 40 x 40 pixels, above dry, below wet; the left quarter has no label, the corner no pixels."""
     label = torch.zeros(3, 40, 40, dtype=torch.int64)
     label[:, 20:], label[:, :, :10] = 1, 255
     optical, sar = natural_image(3, 3, 40, 40), natural_image(3, 1, 40, 40, seed=1)
     optical[:, :, :5, :5] = torch.nan
-    return Pair(optical, sar, label)
+    return Sample({"optical": optical, "sar": sar}, label)
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -32,7 +32,7 @@ def drawn(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def shares(path: Path, pair: Pair, predicted: Tensor) -> dict[tuple[int, int, int], float]:
+def shares(path: Path, pair: Sample, predicted: Tensor) -> dict[tuple[int, int, int], float]:
     """How much of a panel's area, summed over all panels, has exactly this colour."""
     draw_segmentation(path, pair, predicted, CLASSES, title="made up", rows=1)
     pixels = drawn(path)
@@ -40,7 +40,7 @@ def shares(path: Path, pair: Pair, predicted: Tensor) -> dict[tuple[int, int, in
     return {colour: (pixels == colour).all(axis=-1).sum() / panel for colour in (*CLASSES.values(), CORRECT, WRONG)}
 
 
-def test_panels_show_the_classes_and_what_is_wrong(tmp_path: Path, pair: Pair) -> None:
+def test_panels_show_the_classes_and_what_is_wrong(tmp_path: Path, pair: Sample) -> None:
     right = shares(tmp_path / "new" / "right.png", pair, pair.label.clamp(max=1))
     dry, wet = CLASSES.values()
     assert right[dry] == pytest.approx(3 / 8 + 3 / 8, abs=0.1)  # truth and prediction, unlabelled quarter as wet
@@ -50,8 +50,9 @@ def test_panels_show_the_classes_and_what_is_wrong(tmp_path: Path, pair: Pair) -
     assert wrong[WRONG] == pytest.approx(3 / 4, abs=0.1) and wrong[CORRECT] < 0.05
 
 
-def test_samples_without_labels_or_pixels_can_be_drawn(tmp_path: Path, pair: Pair) -> None:
-    empty = Pair(torch.full_like(pair.optical, torch.nan), pair.sar * 0, torch.full_like(pair.label, 255))
+def test_samples_without_labels_or_pixels_can_be_drawn(tmp_path: Path, pair: Sample) -> None:
+    images = {"optical": torch.full_like(pair.images["optical"], torch.nan), "sar": pair.images["sar"] * 0}
+    empty = Sample(images, torch.full_like(pair.label, 255))
     draw_segmentation(tmp_path / "empty.png", empty, torch.zeros_like(pair.label), CLASSES, title="empty")
     draw_segmentation(tmp_path / "one.png", empty, torch.zeros_like(pair.label), CLASSES, title="empty", rows=1)
     assert len(drawn(tmp_path / "one.png")) < len(drawn(tmp_path / "empty.png")) / 2
@@ -64,6 +65,6 @@ def test_bands_1_2_3_of_the_file_are_shown_as_red_green_blue() -> None:
     assert colour_channels(ImageSource(bands=(1,))) == [0, 0, 0]
 
 
-def test_predictions_of_another_size_are_refused(tmp_path: Path, pair: Pair) -> None:
+def test_predictions_of_another_size_are_refused(tmp_path: Path, pair: Sample) -> None:
     with pytest.raises(InputError, match=r"predictions are \(3, 40, 39\), labels \(3, 40, 40\)"):
         draw_segmentation(tmp_path / "a.png", pair, pair.label[..., 1:], CLASSES, title="made up")

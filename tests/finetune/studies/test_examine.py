@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from datasets.imagery.labels import IGNORE
-from datasets.labelled.pair_set import write_pair_set
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.parse import write_set
+from datasets.labelled.tiles import Tiles
 from datasets.synthetic.pairs import make_pair
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.fusion import FusionConfig
@@ -34,11 +34,11 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> PairTiles:
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Tiles:
     """Two pairs of 32 x 48 pixels and their description, pairs.yaml."""
     root = tmp_path_factory.mktemp("pairs")
     tiles = write_tiles(root, [make_pair(32, 48, CLASSES, np.random.default_rng(seed)) for seed in range(2)], CLASSES)
-    write_pair_set(tiles.pairs, root / "pairs.yaml")
+    write_set(tiles.described, root / "pairs.yaml")
     return tiles
 
 
@@ -54,9 +54,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def examine(run: Path, tiles: PairTiles, out: Path, *arguments: str) -> list[dict[str, str]]:
+def examine(run: Path, tiles: Tiles, out: Path, *arguments: str) -> list[dict[str, str]]:
     """Rows of robustness.csv."""
-    description = str(tiles.pairs.root / "pairs.yaml")
+    description = str(tiles.described.root / "pairs.yaml")
     main(["--checkpoint", str(run), "--pairs", description, "--out", str(out), "--device", "cpu", *arguments])
     return rows_of(out / "robustness.csv")
 
@@ -67,7 +67,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_tables_and_figures_are_written(
-    tiles: PairTiles, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiles: Tiles, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A row per condition; that of clean images as scikit-learn counts them."""
     rows = examine(runs / "both", tiles, tmp_path / "out", "--stage", "1", "--clouds", "0.5", "0.25")
@@ -78,7 +78,7 @@ def test_tables_and_figures_are_written(
     truth, found = (
         np.concatenate(parts)
         for parts in zip(
-            *((pair.label.numpy().ravel(), predict(network, pair, tiles.pairs).numpy().ravel())
+            *((pair.label.numpy().ravel(), predict(network, pair, tiles.described).numpy().ravel())
               for pair in (tiles[0], tiles[1])), strict=True,
         )
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_tables_and_figures_are_written(
     assert said[-1] == f"tables and figures are in {tmp_path / 'out'}" and len(said) == 5 + 3 + 1
 
 
-def test_features_are_compared_before_and_after_fusion(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+def test_features_are_compared_before_and_after_fusion(tiles: Tiles, runs: Path, tmp_path: Path) -> None:
     """Stage 2 has stride 8: 4 x 6 cells in each of two images."""
     examine(runs / "both", tiles, tmp_path, "--stage", "2", "--clouds", "0.5")
     rows = rows_of(tmp_path / "features.csv")
@@ -104,7 +104,7 @@ def test_features_are_compared_before_and_after_fusion(tiles: PairTiles, runs: P
     assert all(-1 <= float(row["silhouette"]) <= 1 for row in rows)
 
 
-def test_a_network_of_one_image_has_no_fusion_to_compare(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+def test_a_network_of_one_image_has_no_fusion_to_compare(tiles: Tiles, runs: Path, tmp_path: Path) -> None:
     rows = examine(runs / "sar" / "model", tiles, tmp_path, "--clouds", "0.5")
     assert not list(tmp_path.glob("features.*"))
     clean, no_rgb, clouds = rows
@@ -112,12 +112,12 @@ def test_a_network_of_one_image_has_no_fusion_to_compare(tiles: PairTiles, runs:
     assert list(clean.values())[1:] == list(no_rgb.values())[1:] == list(clouds.values())[1:]
 
 
-def test_after_early_fusion_stage_1_is_compared(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+def test_after_early_fusion_stage_1_is_compared(tiles: Tiles, runs: Path, tmp_path: Path) -> None:
     examine(runs / "early", tiles, tmp_path, "--clouds", "0.5", "--stage", "4")
     assert {row["stage"] for row in rows_of(tmp_path / "features.csv")} == {"1"}
 
 
-def test_clouds_may_be_white_and_the_seed_moves_them(tiles: PairTiles, runs: Path, tmp_path: Path) -> None:
+def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, tmp_path: Path) -> None:
     """Clean images and those without SAR stay; what is under the clouds differs."""
     options = ({}, {"--cloud-value": "255"}, {"--seed": "3"})
     masked, white, moved = (
@@ -144,11 +144,11 @@ def test_clouds_may_be_white_and_the_seed_moves_them(tiles: PairTiles, runs: Pat
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(
-    tiles: PairTiles, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiles: Tiles, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], change: dict[str, str], message: str,
 ) -> None:  # fmt: skip
     (tmp_path / "runs").symlink_to(runs)
-    write_pair_set(tiles.pairs, tmp_path / "pairs.yaml")
+    write_set(tiles.described, tmp_path / "pairs.yaml")
     monkeypatch.chdir(tmp_path)
     given = {"--checkpoint": "runs/both", "--pairs": "pairs.yaml", "--out": "out", "--device": "cpu"} | change
     with pytest.raises(SystemExit, match="2"):

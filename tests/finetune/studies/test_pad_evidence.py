@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, davies_bouldin_score, silhouette_s
 
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.tiles import Tiles
 from datasets.synthetic.pairs import make_pair
 from finetune.pad.model import Pad, PadConfig
 from finetune.studies.feature_separation import cell_features, embed, feature_figure, sample_cells, separation
@@ -33,7 +33,7 @@ def halves(sar: int) -> Any:
 
 
 @pytest.fixture
-def two_tiles(tmp_path: Path) -> PairTiles:
+def two_tiles(tmp_path: Path) -> Tiles:
     """SAR is at its mean in the first image, so that it says nothing; in the second it is three deviations above."""
     return write_tiles(tmp_path, [halves(60), halves(150)], 2)
 
@@ -41,7 +41,7 @@ def two_tiles(tmp_path: Path) -> PairTiles:
 # Evaluation
 
 
-def test_confusions_are_those_of_a_hand_worked_case(two_tiles: PairTiles):
+def test_confusions_are_those_of_a_hand_worked_case(two_tiles: Tiles):
     """First image: all right. Second: SAR lifts the dark half (-2 + 3) above zero, so all is called class 1."""
     counts = evaluate(Threshold(), two_tiles)
     half = 39 * 25
@@ -49,7 +49,7 @@ def test_confusions_are_those_of_a_hand_worked_case(two_tiles: PairTiles):
     assert counts.dtype == torch.int64
 
 
-def test_confusions_follow_the_list_of_images_that_is_given(two_tiles: PairTiles):
+def test_confusions_follow_the_list_of_images_that_is_given(two_tiles: Tiles):
     every = evaluate(Threshold(), two_tiles)
     assert torch.equal(evaluate(Threshold(), two_tiles, [1, 0, 0]), every[[1, 0, 0]])
     assert torch.equal(evaluate(Threshold(), two_tiles, range(1, 2, 2)), every[1:])
@@ -65,12 +65,12 @@ def test_whole_images_of_any_size_are_scored_as_scikit_learn_does(tmp_path: Path
     model.eval()
     for index, confusion in enumerate(counts):
         with torch.no_grad():
-            predicted = model(**network_images(tiles[index], tiles.pairs, model.config)).logits.argmax(1)
+            predicted = model(**network_images(tiles[index], tiles.described, model.config)).logits.argmax(1)
         truth = tiles[index].label.flatten()
         assert np.array_equal(confusion, confusion_matrix(truth, predicted.flatten(), labels=[0, 1, 2]))
 
 
-def test_a_part_that_was_frozen_in_evaluation_mode_stays_so(two_tiles: PairTiles):
+def test_a_part_that_was_frozen_in_evaluation_mode_stays_so(two_tiles: Tiles):
     model = Threshold().train()
     model.classify.eval()
     evaluate(model, two_tiles, [0])
@@ -78,9 +78,12 @@ def test_a_part_that_was_frozen_in_evaluation_mode_stays_so(two_tiles: PairTiles
 
 
 @pytest.mark.parametrize(("wanted", "names"), [("both", {"rgb", "sar"}), ("rgb", {"rgb"}), ("sar", {"sar"})])
-def test_a_network_gets_the_modalities_that_it_uses(two_tiles: PairTiles, wanted: Any, names: set[str]):
+def test_a_network_gets_the_modalities_that_it_uses(two_tiles: Tiles, wanted: Any, names: set[str]):
     images = network_images(two_tiles[1], two_tiles.pairs, PadConfig(input=wanted))
-    expected = {"rgb": (two_tiles[1].optical - OPTICAL[0]) / OPTICAL[1], "sar": (two_tiles[1].sar - SAR[0]) / SAR[1]}
+    expected = {
+        "rgb": (two_tiles[1].images["optical"] - OPTICAL[0]) / OPTICAL[1],
+        "sar": (two_tiles[1].images["sar"] - SAR[0]) / SAR[1],
+    }
     assert images.keys() == names
     assert all(torch.allclose(images[name][0], expected[name]) for name in names)
 
@@ -88,13 +91,13 @@ def test_a_network_gets_the_modalities_that_it_uses(two_tiles: PairTiles, wanted
 # Robustness
 
 
-def shown(tiles: PairTiles, name: str, config: RobustnessConfig) -> dict[str, torch.Tensor]:
+def shown(tiles: Tiles, name: str, config: RobustnessConfig) -> dict[str, torch.Tensor]:
     """What the network gets of the first pair under a condition."""
     corrupt = {each.name: each.corrupt for each in conditions(config)}[name]
-    return network_images(corrupt(tiles[0], 0), tiles.pairs, PadConfig())
+    return network_images(corrupt(tiles[0], 0), tiles.described, PadConfig())
 
 
-def test_a_missing_modality_is_all_zeros_and_the_other_one_as_it_was(two_tiles: PairTiles):
+def test_a_missing_modality_is_all_zeros_and_the_other_one_as_it_was(two_tiles: Tiles):
     clean = network_images(two_tiles[0], two_tiles.pairs, PadConfig())
     for name, gone, kept in ((NO_RGB, "rgb", "sar"), (NO_SAR, "sar", "rgb")):
         images = shown(two_tiles, name, RobustnessConfig())
@@ -102,7 +105,7 @@ def test_a_missing_modality_is_all_zeros_and_the_other_one_as_it_was(two_tiles: 
 
 
 @pytest.mark.parametrize(("value", "seen"), [(math.nan, 0.0), (255.0, (255 - OPTICAL[0]) / OPTICAL[1])])
-def test_clouds_cover_their_share_of_the_optical_image_alone(two_tiles: PairTiles, value: float, seen: float):
+def test_clouds_cover_their_share_of_the_optical_image_alone(two_tiles: Tiles, value: float, seen: float):
     config = RobustnessConfig(clouds=(0.25,), cloud_value=value)
     clean = network_images(two_tiles[0], two_tiles.pairs, PadConfig())
     images = shown(two_tiles, "clouds 25%", config)
@@ -111,7 +114,7 @@ def test_clouds_cover_their_share_of_the_optical_image_alone(two_tiles: PairTile
     assert torch.equal(images["sar"], clean["sar"])
 
 
-def test_scores_under_each_condition_are_those_of_a_hand_worked_case(two_tiles: PairTiles):
+def test_scores_under_each_condition_are_those_of_a_hand_worked_case(two_tiles: Tiles):
     """Without RGB, SAR alone decides: 0 is no class 1 in the first image, 3 is everywhere in the second."""
     scores = robustness(Threshold(), two_tiles, config=RobustnessConfig(clouds=(0.5, 1.0)))
     assert list(scores) == [CLEAN, NO_RGB, NO_SAR, "clouds 50%", "clouds 100%"]
@@ -131,7 +134,7 @@ def test_a_network_of_one_modality_is_spoilt_by_what_it_sees_alone(tmp_path: Pat
         assert (scores["clouds 50%"] is scores[CLEAN]) == (name == "sar")
 
 
-def test_the_table_holds_percentages_and_the_figure_is_drawn(two_tiles: PairTiles, tmp_path: Path):
+def test_the_table_holds_percentages_and_the_figure_is_drawn(two_tiles: Tiles, tmp_path: Path):
     config = RobustnessConfig(clouds=(0.5,))
     scores = robustness(Threshold(), two_tiles, config=config)
     write_rows(tmp_path / "out" / "robustness.csv", score_rows(scores, list(two_tiles.pairs.classes)))
@@ -173,14 +176,14 @@ def test_far_apart_classes_stay_so_in_the_embedding():
 
 
 @pytest.fixture
-def patchwork(tmp_path: Path) -> PairTiles:
+def patchwork(tmp_path: Path) -> Tiles:
     pairs = [make_pair(134, 150, 6, np.random.default_rng(seed)) for seed in range(3)]
     for pair in pairs:
         pair.label[:40] = IGNORE
     return write_tiles(tmp_path / "tiles", pairs, 6)
 
 
-def test_drawn_cells_are_labelled_different_and_balanced(patchwork: PairTiles):
+def test_drawn_cells_are_labelled_different_and_balanced(patchwork: Tiles):
     cells = sample_cells(patchwork, stage=2, per_class=15, images=2, seed=0)
     assert set(np.bincount(cells.label)) == {15}
     assert len(set(zip(*cells[:3], strict=True))) == 90
@@ -191,26 +194,26 @@ def test_drawn_cells_are_labelled_different_and_balanced(patchwork: PairTiles):
     assert np.array_equal(cells, again) and not np.array_equal(cells, other)
 
 
-def test_a_class_with_few_places_gives_all_of_them(patchwork: PairTiles):
+def test_a_class_with_few_places_gives_all_of_them(patchwork: Tiles):
     """At stride 32 a map of 134 x 150 pixels has 4 x 4 cells; the first row's middle lies in the unlabelled part."""
     cells = sample_cells(patchwork, stage=4, per_class=100, images=3, seed=0)
     assert len(cells.label) == 3 * 3 * 4
 
 
-def test_features_are_those_of_the_maps_at_the_cells(patchwork: PairTiles):
+def test_features_are_those_of_the_maps_at_the_cells(patchwork: Tiles):
     cells = sample_cells(patchwork, stage=3, per_class=5, images=3, seed=0)
     features = cell_features(averaging_pad(6), patchwork, cells, 3)
     rows = zip(*cells[:3], *features.values(), strict=True)
     for image, row, column, rgb, sar, fused in rows:
         place = (slice(None), slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16))
-        optical = (patchwork[image].optical[place].mean(dim=(1, 2)).numpy() - OPTICAL[0]) / OPTICAL[1]
-        radar = (patchwork[image].sar[place].mean(dim=(1, 2)).numpy() - SAR[0]) / SAR[1]
+        optical = (patchwork[image].images["optical"][place].mean(dim=(1, 2)).numpy() - OPTICAL[0]) / OPTICAL[1]
+        radar = (patchwork[image].images["sar"][place].mean(dim=(1, 2)).numpy() - SAR[0]) / SAR[1]
         assert rgb == pytest.approx([*optical, 0], abs=1e-4)
         assert sar == pytest.approx([0, 0, 0, *radar], abs=1e-4)
         assert fused == pytest.approx([*optical, *radar], abs=1e-4)
 
 
-def test_both_modalities_separate_what_one_alone_cannot(patchwork: PairTiles, tmp_path: Path):
+def test_both_modalities_separate_what_one_alone_cannot(patchwork: Tiles, tmp_path: Path):
     """Two classes share each colour and each backscatter: by construction, only their sum knows all six."""
     path = tmp_path / "figures" / "features.png"
     found = feature_figure(averaging_pad(6), patchwork, path, stage=1, per_class=40)
@@ -223,7 +226,7 @@ def test_both_modalities_separate_what_one_alone_cannot(patchwork: PairTiles, tm
     assert path.stat().st_size > 0
 
 
-def test_features_that_cannot_be_compared_are_refused(patchwork: PairTiles, tmp_path: Path):
+def test_features_that_cannot_be_compared_are_refused(patchwork: Tiles, tmp_path: Path):
     alone = Pad(PadConfig(size="atto", classes=6, input="rgb"))
     with pytest.raises(InputError, match="input is 'rgb', stage 4"):
         feature_figure(alone, patchwork, tmp_path / "figure.png")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.labelled import find_benchmark
+from datasets.labelled import find_set
 from engine.runs import RunConfig
 from engine.settings import parse_settings
 from finetune.s2fin import S2Fin, classification_loss
@@ -40,7 +40,7 @@ def built(name: str) -> S2Fin:
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_every_task_is_understood(path):
     tree = parsed(path)
-    assert find_benchmark(tree.data.benchmark)
+    assert find_set(tree.data.benchmark)
     assert tree.seeds == list(range(10))
     assert (tree.optim.batch, tree.optim.lr, tree.optim.betas) == (64, 1e-3, (0.9, 0.999))
     assert f"--config configs/finetune/{path.name}" in path.read_text()  # the command that runs it
@@ -53,7 +53,7 @@ def test_all_data_sets_have_a_task():
 
 
 def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
-    """0.6 to 0.7 million parameters, s2fin.md 4.9."""
+    """0.6 to 0.7 million parameters, docs/model.md 14.9."""
     model = parsed(FOLDER / "classify_augsburg.yaml").network
     count = sum(p.numel() for p in S2Fin(model, bands=180, components=30, channels=4, classes=7).parameters())
     assert 0.6e6 < count < 0.7e6

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alliance.errors import InputError
-from datasets.labelled.augment import PairAugmentConfig
+from datasets.labelled.augment import AugmentConfig
 from engine.optim import OptimConfig
 from engine.settings import parse_settings
 from finetune.pad.fusion import FusionConfig
@@ -42,7 +42,7 @@ def atto(config: PadConfig) -> Pad:
 
 def test_the_recipe_is_the_released_one():
     tree = parsed("segment_whu_opt_sar")
-    assert (tree.model, tree.loss, tree.augment) == (PadConfig(), LossConfig(), PairAugmentConfig())
+    assert (tree.model, tree.loss, tree.augment) == (PadConfig(), LossConfig(), AugmentConfig())
     assert (tree.run.steps, tree.evaluate_every, tree.optim) == (80_000, 8_000, PAPER)
 
 

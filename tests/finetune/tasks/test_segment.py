@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
-from datasets.labelled.pair_set import read_pair_set
-from datasets.labelled.tiles import PairTiles
+from datasets.labelled.parse import find_set
+from datasets.labelled.tiles import Tiles
 from datasets.releases.command import main as prepare
 from datasets.synthetic.pair_trees import write_whu
 from engine.ranks import World
@@ -82,8 +82,8 @@ def losses(folder: Path) -> list[list[object]]:
 
 def predictions(folder: Path, pairs: Path) -> tuple[np.ndarray, np.ndarray]:
     """Truth and prediction of all labelled test pixels, by the exported network."""
-    model, described = load_pad(folder / "model"), read_pair_set(pairs)
-    test = [PairTiles(described, "test")[index] for index in range(len(PairTiles(described, "test")))]
+    model, described = load_pad(folder / "model"), find_set(pairs)
+    test = [Tiles(described, "test")[index] for index in range(len(Tiles(described, "test")))]
     truth = np.concatenate([pair.label.numpy().ravel() for pair in test])
     found = np.concatenate([predict(model, pair, described).numpy().ravel() for pair in test])
     return truth[truth != IGNORE], found[truth != IGNORE]
@@ -93,7 +93,7 @@ def test_a_run_ends_with_scores_a_network_and_a_picture(finished: Path, tiles: P
     """The exported network gives the scores that are written, as scikit-learn counts them."""
     scores = json.loads((finished / "scores.json").read_text())
     truth, found = predictions(finished, tiles)
-    names = list(read_pair_set(tiles).classes)
+    names = list(find_set(tiles).classes)
     present = sorted({*truth, *found})
     assert scores["oa"] == pytest.approx(100 * accuracy_score(truth, found), abs=0.006)
     assert scores["miou"] == pytest.approx(
@@ -110,9 +110,9 @@ def test_a_run_ends_with_scores_a_network_and_a_picture(finished: Path, tiles: P
 
 def test_the_network_knows_what_its_images_are(finished: Path, tiles: Path) -> None:
     record = json.loads((finished / "model" / "config.json").read_text())
-    described = read_pair_set(tiles)
+    described = find_set(tiles)
     assert record["classes"] == {name: list(colour) for name, colour in described.classes.items()}
-    assert record["normalisation"]["rgb"]["mean"] == list(described.optical.mean)
+    assert record["normalisation"]["rgb"]["mean"] == list(described.images["optical"].mean)
 
 
 def test_an_interrupted_run_goes_on_exactly(finished: Path, tiles: Path, tmp_path: Path) -> None:
