@@ -80,6 +80,8 @@ def _lists(arrays: Arrays, key: str) -> Iterator[_List]:
 def _of_attributes(attributes: Any, rank: int) -> Iterator[_List]:
     units = {key.lower(): str(value) for key, value in attributes.items()}
     for name, value in attributes.items():
+        if isinstance(value, np.number):  # of an array of one band
+            value = np.array([value])
         if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iufb":
             stem = name.lower().removesuffix("s")
             found = next((units[word] for end in ("_units", "s_units", "_unit") if (word := stem + end) in units), "")

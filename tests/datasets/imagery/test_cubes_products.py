@@ -19,10 +19,6 @@ TRANSFORM = (10, 0, 5e5, 0, -10, 5e6)  # of the corners; coordinates are the pix
 UTM = CRS.from_epsg(32632).to_wkt()
 
 
-def bands_of_their_own(**further: Any) -> dict[str, Any]:
-    return {"arrays": dict(zip(NAMES, CUBE, strict=True)) | further}
-
-
 @pytest.mark.parametrize("time", [False, True])
 def test_one_variable_per_band_is_one_scene(tmp_path: Path, time: bool) -> None:
     arrays = {name: band[None] if time else band for name, band in zip(NAMES, CUBE, strict=True)}
@@ -193,3 +189,11 @@ def test_complex_numbers_are_refused_with_a_mend(tmp_path: Path) -> None:
     for name in ("a.npy", "a.h5", "b.h5"):
         with pytest.raises(Unreadable, match="complex64 values.* take the amplitude"):
             seen(tmp_path / name)
+
+
+def test_variables_may_each_give_their_wavelength(tmp_path: Path) -> None:
+    nm = (443.0, 492.0, 560.0, 665.0, 833.0)
+    names = [f"rhos_{value:.0f}" for value in nm]
+    attributes = {name: {"wavelength": value} for name, value in zip(names, nm, strict=True)}
+    scene, _ = seen(write_h5(tmp_path / "a.nc", dict(zip(names, CUBE, strict=True)), attributes))
+    assert (scene.band_names, scene.wavelengths) == (tuple(names), nm)
