@@ -1,16 +1,15 @@
 """A task's network as two files, weights as safetensors and settings as JSON, written so that neither is half there."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alliance.checkpoint import CONFIG, WEIGHTS, differences
+from alliance.checkpoint import CONFIG, WEIGHTS, differences, save_tensors
 from alliance.errors import InputError
 from engine.runs import write_whole
 
@@ -26,12 +25,7 @@ def write_model(folder: str | Path, record: Mapping[str, Any], weights: Mapping[
         name: (value.detach().float() if value.is_floating_point() else value.detach()).cpu().contiguous().clone()
         for name, value in weights.items()
     }
-    partial = folder / f"{WEIGHTS}.partial"
-    try:
-        save_file(state, partial)
-        os.replace(partial, folder / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)  # what a full disk left
+    save_tensors(state, folder / WEIGHTS)
     write_whole(folder / CONFIG, json.dumps({"format": FORMAT, **record}, indent=2))
     return folder
 

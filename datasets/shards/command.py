@@ -60,13 +60,26 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
         constant = [band.name for band, _, std, _, _ in rows if std == 0]
         lines.extend([f"  constant, so of no use to a model: {', '.join(constant)}"] if constant else [])
     lines.extend(_unnamed(plan) if plan else [])
+    lines.extend(f"note: {note}" for note in (plan.notes if plan else ()))
     lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
-    lines.extend([f"skipped {len(index.skipped)} file{'s' * (len(index.skipped) > 1)}:"] if index.skipped else [])
+    lines.extend(_counted(index, plan))
     lines.extend(f"  {line}" for line in summarise(index.skipped))
     source = f"[{{shards: {folder}, weight: 1.0}}]"
     command = "python launch/pretrain.py --config configs/pretrain/nano.yaml"
     lines.append(f"next: {command} --run.dir runs/{folder.name} --data.sources '{source}'")
     return lines
+
+
+def _counted(index: Index, plan: Plan | None) -> list[str]:
+    """How many files were found, used and left out."""
+    skipped = {entry.file for entry in index.skipped}
+    left_out = f"skipped {len(skipped)} file{'s' * (len(skipped) > 1)}:" if skipped else ""
+    if plan is None:
+        return [left_out] if skipped else []
+    used = {source for each in plan.footprints for layer in each.layers for source in layer.scene.sources} - skipped
+    found = len(used) + len(skipped)
+    counted = f"found {found} file{'s' * (found > 1)}, used {len(used)}"
+    return [f"{counted}, {left_out}" if skipped else counted]
 
 
 def _unnamed(plan: Plan) -> list[str]:
@@ -111,7 +124,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
     paths: dict[str, list[Path]] = {}
     for text in options.scenes:
         sensor, equals, path = text.partition("=")
-        named = bool(equals) and not Path(text).exists()
+        named = bool(equals) and not Path(text).exists() and ("/" not in sensor or sensor.endswith((".yaml", ".yml")))
         paths.setdefault(sensor if named else options.sensor, []).append(Path(path if named else text))
     cube = CubeOptions(key=options.key, axes=options.axes)
     generated = Generated(
@@ -122,7 +135,8 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         nodata=options.nodata,
     )
     return [
-        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated) for sensor, group in paths.items()
+        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated, drop=options.drop)
+        for sensor, group in paths.items()
     ]
 
 
@@ -143,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes (default %(default)s)")
     add("--shard-mb", type=float, default=256.0, help="largest shard, MB (default %(default)s)")
     add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
+    add(
+        "--drop",
+        metavar="BANDS",
+        help="bands to leave out: numbers from 1, ranges, names (3-5,9); none: not even bad ones",
+    )
     add("--overwrite", action="store_true", help="replace the shards that are in --out")
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
     cube("--key", help="name of the array, or of the group of arrays (default: the only image)")

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -14,9 +16,10 @@ import numpy as np
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
+from datasets.descriptors import only_writer
 from datasets.imagery import cubes, rasters
 from datasets.imagery.scenes import Skipped, Unreadable
-from datasets.shards.index import Index, Sidecar, collect
+from datasets.shards.index import NAME, Index, Sidecar, collect
 from datasets.shards.scan import members, read_header, scan
 from datasets.shards.write import run_jobs
 
@@ -58,9 +61,11 @@ def index_folder(
     _check_sizes(tars, field, shape)
     fingerprint = state_of(tars, sensor, field, shape)
     jobs = [ScanJob(tar, fingerprint) for tar in tars]
-    run_jobs(jobs, partial(_scan_shard, sensor=sensor, field=field, shape=shape), workers)
-    index = collect(tars, {sensor.name: sensor}, {sensor.name: shape})
-    index.write(folder)
+    with only_writer(folder):
+        _check_index_ours(folder)
+        run_jobs(jobs, partial(_scan_shard, sensor=sensor, field=field, shape=shape), workers)
+        index = collect(tars, {sensor.name: sensor}, {sensor.name: shape})
+        index.write(folder)
     return index
 
 
@@ -104,6 +109,21 @@ def _members(tars: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
             yield from ((key, field, tar) for key, field, _ in members(stream, tar, []))
 
 
+def _check_index_ours(folder: Path) -> None:
+    """Raise InputError where an index.json is neither ours nor lies beside sidecars of ours."""
+    path = folder / NAME
+    if not path.exists():
+        return
+    try:
+        Index.read(folder)
+    except InputError as error:
+        for sidecar in folder.glob("*.npz"):
+            with suppress(InputError):
+                _check_ours(sidecar)
+                return
+        raise InputError(f"{path} is in the way: the index is kept under this name; move it") from error
+
+
 def _scan_shard(job: ScanJob, *, sensor: Sensor, field: str, shape: tuple[int, int, int]) -> None:
     sidecar = scan(job.path, {sensor.name: sensor}, {sensor.name: shape}, {sensor.name: field})
     path = job.path.with_suffix(".npz")
@@ -115,7 +135,7 @@ def _scan_shard(job: ScanJob, *, sensor: Sensor, field: str, shape: tuple[int, i
 def _check_ours(path: Path) -> None:
     try:
         Sidecar.load(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is in the way: the index of its tar is kept under this name; move it") from error
 
 

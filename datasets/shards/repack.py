@@ -13,8 +13,10 @@ from typing import Any, BinaryIO
 from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
+from alliance.files import scratch_file
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
+from datasets.descriptors import only_writer
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
@@ -72,10 +74,12 @@ def repack_folder(
             raise InputError(other_size(tar, found, tars[0], shape))
     fingerprint = state_of(tars, sensor, fields[0], axes, shape)
     jobs = [RepackJob(tar, out / f"shard-{number:06d}.tar", fingerprint) for number, tar in enumerate(tars)]
-    prepare_folder(out, fingerprint, overwrite=overwrite)
-    run_jobs(jobs, partial(_repack, field=fields[0], sensor=sensor, options=options, shape=shape), workers)
-    index = collect([job.path for job in jobs], {sensor.name: sensor}, {sensor.name: shape})
-    index.write(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        prepare_folder(out, fingerprint, overwrite=overwrite)
+        run_jobs(jobs, partial(_repack, field=fields[0], sensor=sensor, options=options, shape=shape), workers)
+        index = collect([job.path for job in jobs], {sensor.name: sensor}, {sensor.name: shape})
+        index.write(out)
     return index
 
 
@@ -90,17 +94,21 @@ def _first_shape(tar: Path, field: str, sensor: Sensor, options: CubeOptions) ->
 
 
 def _repack(job: RepackJob, *, field: str, sensor: Sensor, options: CubeOptions, shape: tuple[int, int, int]) -> None:
-    part = job.path.with_name(job.path.name + ".tmp")
     skipped: list[Skipped] = []
-    with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
-        for sample, found in _samples(job.source, field, sensor, options, skipped):
-            if found is not None and found != shape:
-                reason = f"shape {found}, expected {shape} (bands, rows, columns) as the first; convert each size apart"
-                skipped.append(Skipped(f"{job.source.name}: {sample['__key__']}.{field}", reason))
-            elif found is not None:
-                tar.write(sample)
-    sidecar = scan(part, {sensor.name: sensor}, {sensor.name: shape})
-    finish_shard(part, job, sidecar, dropped=0, skipped=skipped)
+    written = 0
+    with scratch_file(job.path) as part:
+        with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
+            for sample, found in _samples(job.source, field, sensor, options, skipped):
+                if found is not None and found != shape:
+                    reason = (
+                        f"shape {found}, expected {shape} (bands, rows, columns) as the first; convert each size apart"
+                    )
+                    skipped.append(Skipped(f"{job.source.name}: {sample['__key__']}.{field}", reason))
+                elif found is not None:
+                    tar.write(sample)
+                    written += 1
+        sidecar = scan(part, {sensor.name: sensor}, {sensor.name: shape})
+        finish_shard(part, job, sidecar, written=written, skipped=skipped)
 
 
 Sample = tuple[

@@ -15,7 +15,7 @@ from datasets.labelled import PatchSet
 from engine.command import run_command
 from engine.log import setup_logging
 from engine.ranks import World, from_main, together
-from engine.runs import write_whole
+from engine.runs import RunFolder, write_whole
 from engine.settings import to_record
 from engine.training import refuse_another_run
 from finetune.records import write_scores
@@ -141,6 +141,9 @@ def _claim(config: ClassifyConfig) -> None:
         raise InputError(
             f"run folder {folder} already holds runs; go on with --run.resume auto, or choose another --run.dir"
         )
+    ours = RunFolder(folder)  # or refused, for it holds what is no run
+    ours.claim("auto")
+    ours.release()  # every seed has a folder and a lock of its own
     if (folder / CONFIG).is_file():
         saved = yaml.safe_load((folder / CONFIG).read_text())
         data = {name: value for name, value in now["data"].items() if name != "path"}

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from alliance.errors import InputError
+from datasets.children import end_with_parent
 from engine.command import run_command
 from engine.log import logger
 from engine.ranks import World, forget_launcher
@@ -42,8 +42,7 @@ def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: Worl
                 folder / "process_*.log")  # fmt: skip
     _wait(started, seeds, folder, world)
     for process, log in started:
-        unheard = world.stop and process.exitcode == -signal.SIGTERM  # it came before the process listened
-        if process.exitcode and not unheard:
+        if process.exitcode and not world.stop:  # asked to stop, it may end in many ways
             last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
             raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
 
@@ -73,6 +72,7 @@ def train_part(arguments: Sequence[str], log: str, threads: int) -> None:
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)
         torch.set_num_threads(threads)
+        end_with_parent()
         forget_launcher()
         run_command(ClassifyConfig, __doc__, _part, arguments)
 
