@@ -36,12 +36,14 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def tif(array: np.ndarray, names: Sequence[str] = (), nodata: float | None = None) -> bytes:
+def tif(array: np.ndarray, names: Sequence[str] = (), nodata: float | None = None, scale: float = 1) -> bytes:
     profile = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
     with MemoryFile() as memory:
         place = {"crs": "EPSG:32632", "transform": from_origin(5e5, 5e6, 10, 10)}
         with memory.open(driver="GTiff", nodata=nodata, **profile, **place) as file:
             file.write(array)
+            if scale != 1:
+                file.scales = (scale,) * len(array)
             if names:
                 file.descriptions = names
         return bytes(memory.read())
@@ -145,7 +147,8 @@ def test_unusable_members_are_named_and_the_others_kept(tmp_path: Path) -> None:
     members = [
         ("bad.tif", b"II*\0nothing of use"),
         ("few.tif", tif(image(0)[:4])),
-        ("good.tif", tif(image(1), S2)),
+        ("other.tif", tif(image(0), S2, scale=0.5)),
+        ("good.tif", tif(image(1), S2, scale=1e-4)),
         ("../../escaped.tif", tif(image(2), S2)),
         ("list.vrt", vrt),
     ]
@@ -154,6 +157,7 @@ def test_unusable_members_are_named_and_the_others_kept(tmp_path: Path) -> None:
     assert index.samples == 2
     reasons = {entry.file: entry.reason for entry in index.skipped}
     assert "cannot be read" in reasons["0.tar: bad.tif"] and "4 bands" in reasons["0.tar: few.tif"]
+    assert "scale 0.5" in reasons["0.tar: other.tif"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
 
 
