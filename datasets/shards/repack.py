@@ -18,6 +18,7 @@ from alliance.sensors.catalog import find_sensor, fit
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
+from datasets.imagery.units import settle_units
 from datasets.shards.foreign import IMAGES, find_tars, image_fields, other_size, state_of
 from datasets.shards.index import Index
 from datasets.shards.plan import Layer
@@ -139,6 +140,9 @@ def _image(
         else:
             scene = rasters.describe_raster(file, scratch)
         bands = fit(sensor, scene.band_names, scene.shape[0], scene.dtype)
+        if settle_units(sensor, scene, bands) != sensor:
+            said = f"says scale {scene.scales[0]:g} and offset {scene.offsets[0]:g} itself"
+            raise Unreadable(f"{said}, sensor {sensor.name} none; write them into a sensor file of your own")
         with scene.open(bands) as read:
             array, _ = settle(read(0, 0, *scene.shape[1:]), Layer(sensor, scene, bands))
     finally:

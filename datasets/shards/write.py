@@ -281,7 +281,7 @@ def _holds(dtype: np.dtype, value: float) -> bool:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as the bytes of a little-endian .npy file."""
+    """An array (c, h, w) as the bytes of a little-endian .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))), allow_pickle=False)
     return buffer.getvalue()
