@@ -70,7 +70,7 @@ def load_encoder(
         InputError: nothing to load there, damaged files, or weights that do not fit.
     """
     folder = find_export(Path(path))
-    encoder = AllianceEncoder(_read_config(folder / CONFIG), _read_sensors(folder / SENSORS))
+    encoder = AllianceEncoder(_read_config(folder / CONFIG), read_sensors(folder / SENSORS))
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -129,7 +129,8 @@ def _read_config(path: Path) -> EncoderConfig:
         raise InputError(f"{path} holds wrong values ({error}); export the encoder again") from error
 
 
-def _read_sensors(path: Path) -> list[Sensor]:
+def read_sensors(path: Path) -> list[Sensor]:
+    """The sensors of an export, from its `sensors.json`."""
     try:
         return [Sensor.from_dict(entry, source=str(path)) for entry in _read_json(path)]
     except (TypeError, ValueError, AttributeError) as error:

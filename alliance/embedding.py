@@ -109,7 +109,7 @@ class GroupKernels(nn.Module):
     def forward(self, code: Tensor, sensor: Sensor, groups: Groups) -> tuple[Tensor, Tensor | None, Tensor]:
         """-> kernels (g, m, fan_in, fan_out), zero beyond a group's bands; biases (g, m, fan_out); real (g, m)."""
         kernels, bias = self.source(code) if isinstance(self.source, BandKernels) else self.source(sensor)
-        index, real = group_table(groups, kernels.device)
+        index, real, *_ = group_table(groups, kernels.device)
         kernels = kernels[index] * rearrange(real, "g m -> g m 1 1").to(kernels.dtype)
         return kernels, None if bias is None else bias[index], real
 
@@ -123,7 +123,8 @@ class SpectralPosition(nn.Module):
 
     def forward(self, code: Tensor, groups: Groups) -> Tensor:
         """Codes of all bands (c, CODE_WIDTH) -> (g, d)."""
-        mean = torch.stack([code[list(group)].mean(0) for group in groups])
+        members = group_table(groups, code.device).members
+        mean = torch.stack([code[channels].mean(0) for channels in members])
         return self.mlp(mean.to(self.mlp.fc1.weight.dtype))
 
 
@@ -190,7 +191,7 @@ class PatchEmbedding(nn.Module):
             Tokens (b, g, n, d) and the codes of all bands (c, CODE_WIDTH).
         """
         code = self.code(sensor.bands)
-        index, _ = group_table(groups, patches.device)
+        index = group_table(groups, patches.device).channels
         tokens = self._project(patches[:, index], self.kernels, code, sensor, groups)
         if self.amplitude_kernels is not None:
             amplitude = patch_log_amplitude(patches, self.patch)[:, index]

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from alliance.embedding import FrequencyEmbedding, PatchEmbedding, PlainTokens, PositionLayout, SpecialTokens
 from alliance.errors import InputError
+from alliance.images import as_float
 from alliance.sensors import CLAMP, Sensor
+from alliance.sensors.plausible import drift, faults, look, statistics_fit
 from alliance.tokens import Groups, patchify, take, token_grid_shape
 
 
@@ -166,15 +168,18 @@ class AllianceEncoder(nn.Module):
 
     def forward_features(self, image: Tensor, sensor: Sensor | str) -> Tensor:
         """Physical image (b, c, h, w), NaN where missing -> token sequence (b, prefix + g * n, d), normalised."""
-        return self._encode_image(image, sensor)[-1]
+        return self._encode_image(self._as_batch(image), sensor)[-1]
 
     def forward(self, image: Tensor, sensor: Sensor | str) -> Features:
         """Physical image (b, c, h, w) float32 in the sensor's units and band order, NaN where missing -> `Features`.
 
+        Other floats, integers, NumPy arrays, images on another device and one image (c, h, w) are converted.
+
         Raises:
             InputError: sensor, channel count, size or values do not fit; the message says the mend.
         """
-        sequence = self.forward_features(image, sensor)
+        image = self._as_batch(image)
+        sequence = self._encode_image(image, sensor)[-1]
         prefix = self.num_prefix_tokens
         n = image.shape[-2] * image.shape[-1] // self.patch_size**2
         tokens = rearrange(sequence[:, prefix:], "b (g n) d -> b g n d", n=n)
@@ -199,6 +204,7 @@ class AllianceEncoder(nn.Module):
         Returns:
             One map per index: (b, d, h / patch, w / patch), or (b, g, d, h / patch, w / patch).
         """
+        image = self._as_batch(image)
         depth = len(self.blocks)
         if isinstance(indices, int):
             wanted = [depth * (i + 1) // indices - 1 for i in range(indices if 0 < indices <= depth else 0)]
@@ -220,6 +226,8 @@ class AllianceEncoder(nn.Module):
 
     def find_sensor(self, sensor: Sensor | str) -> Sensor:
         """A sensor by name among those of this encoder. One given without statistics takes them from its namesake."""
+        if not isinstance(sensor, str | Sensor):
+            raise InputError(f"sensor is {type(sensor).__name__}; give an alliance.Sensor, or the name of one")
         name = sensor if isinstance(sensor, str) else sensor.name
         known = self.sensors.get(name)
         if isinstance(sensor, str):
@@ -233,6 +241,15 @@ class AllianceEncoder(nn.Module):
             return known.select(sensor.band_names)
         return sensor
 
+    def _as_batch(self, image: Any) -> Tensor:
+        """An image of any kind and place as floats (b, c, h, w) on this encoder's device."""
+        image = as_float(image, self.norm.weight.device)
+        if image.ndim == 3:
+            return rearrange(image, "c h w -> 1 c h w")
+        if image.ndim != 4 or not image.numel():
+            raise InputError(f"image of shape {tuple(image.shape)}: give (b, c, h, w), or (c, h, w) of one image")
+        return image
+
     def _encode_image(
         self, image: Tensor, sensor: Sensor | str, indices: Sequence[int] = (), *, standardised: bool = False
     ) -> list[Tensor]:
@@ -243,19 +260,27 @@ class AllianceEncoder(nn.Module):
         else:
             values, _ = sensor.standardise(image)
             if not torch.compiler.is_compiling():
-                refuse_wrong_units(values, image, sensor)
+                refuse_wrong_units(image, sensor)
         return self.encode(self.embed(values, sensor, sensor.group_indices), indices=indices)
 
 
-def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> None:
-    """Raise when most pixels of (b, c, h, w) lie beyond the clamp: stored numbers were given, or the like."""
-    if standardised.numel() and (standardised.abs() >= CLAMP).float().mean() > 0.5:
-        seen = image[torch.isfinite(image)].float().mean().item()
+def refuse_wrong_units(image: Tensor, sensor: Sensor) -> None:
+    """Raise when an image (b, c, h, w) cannot be in the sensor's unit: not scaled, scaled twice, linear power for dB."""
+    seen = look(sensor, image)
+    found = faults(sensor, seen) if sensor.compiled(_statistics_fit, torch.device("cpu")) else []
+    found = found or drift(sensor, seen)
+    if found:
+        middle = seen.median.nanmean().item()
         expected = sum(band.mean or 0.0 for band in sensor.bands) / len(sensor.bands)
         raise InputError(
-            f"image values (mean {seen:.4g}) are not {sensor.bands[0].unit} as sensor {sensor.name} measures it "
-            f"(mean {expected:.4g}); convert stored numbers with sensor.to_physical(image)"
+            f"image values (median {middle:.4g}) are not {sensor.bands[0].unit} as sensor {sensor.name} measures it "
+            f"(mean {expected:.4g}): {found[0]}; convert stored numbers with sensor.to_physical(image), or give the "
+            f"sensor that the image has"
         )
+
+
+def _statistics_fit(sensor: Sensor, _: torch.device) -> bool:
+    return statistics_fit(sensor)
 
 
 def run_block(block: nn.Module, *arguments: Any, recompute: bool) -> Tensor:

@@ -84,8 +84,11 @@ def band_spread(sensor: Sensor, config: LossConfig, device: torch.device) -> Ten
             f"loss.targets 'increments' needs the spread of every band of sensor {sensor.name}, and {missing[0]} has "
             f"none; add it with sensor.with_spread(measure_spread(images, ...))"
         )
-    spread = torch.tensor([band.spread for band in sensor.bands], device=device)
-    return rearrange(spread, "c k -> k 1 c 1 1")
+    return sensor.compiled(_spread, device)
+
+
+def _spread(sensor: Sensor, device: torch.device) -> Tensor:
+    return rearrange(torch.tensor([band.spread for band in sensor.bands], device=device), "c k -> k 1 c 1 1")
 
 
 def assemble(stages: Tensor, sensor: Sensor, config: LossConfig) -> Tensor:
@@ -126,7 +129,7 @@ def stage_weights(progress: float, stages: int, config: LossConfig, *, sar: bool
 
 def group_patches(image: Tensor, patch: int, groups: Groups) -> Tensor:
     """(..., c, h, w) -> (..., g, n, m, p); places beyond a group's bands repeat its first one."""
-    index, _ = group_table(groups, image.device)
+    index = group_table(groups, image.device).channels
     lead = image.shape[:-3]
     patches = patchify(image.flatten(0, -4), patch)[:, index].unflatten(0, lead)
     return rearrange(patches, "... g m n p -> ... g n m p")

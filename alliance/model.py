@@ -106,7 +106,7 @@ class Alliance(nn.Module):
         h, w = image.shape[-2] // patch, image.shape[-1] // patch
         prediction = self.predict(image, sensor, noise, groups)
         stages, target = prediction.stages.float(), prediction.standardised
-        index, real = group_table(groups, image.device)
+        index, real, *_ = group_table(groups, image.device)
         if config.normalise == "patch_group":
             mean, deviation = patch_statistics(group_patches(target, patch, groups), real)
             stages = torch.cat([stages[:-1], stages[-1:] * deviation + mean])
@@ -120,7 +120,7 @@ class Alliance(nn.Module):
     def _losses(self, prediction: Prediction, sensor: Sensor, progress: float, groups: Groups) -> Losses:
         config, patch = self.config.loss, self.config.encoder.patch
         k = len(prediction.stages)
-        _, real = group_table(groups, prediction.valid.device)
+        real = group_table(groups, prediction.valid.device).real
         with torch.no_grad():
             images = stage_targets(prediction.standardised, sensor, patch, k, config)
             targets = group_patches(images, patch, groups)

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -52,14 +53,33 @@ class BandCode(nn.Module):
 
     def forward(self, bands: Sequence[Band]) -> Tensor:
         """-> (c, CODE_WIDTH) float32."""
-        device = self.modality.device
-        wavelength = _decades([band.wavelength for band in bands], self.no_wavelength)
-        bandwidth = _decades([band.bandwidth for band in bands], self.no_bandwidth)
-        kind = torch.tensor([MODALITIES.index(band.modality) for band in bands], device=device)
-        return torch.cat([wavelength, bandwidth, self.modality.float()[kind]], dim=-1)
+        key = tuple((band.wavelength, band.bandwidth, MODALITIES.index(band.modality)) for band in bands)
+        table = (_band_table if torch.compiler.is_compiling() else _kept_table)(key, self.modality.device)
+        wavelength = torch.where(table.has_wavelength, table.wavelength, self.no_wavelength.float())
+        bandwidth = torch.where(table.has_bandwidth, table.bandwidth, self.no_bandwidth.float())
+        return torch.cat([wavelength, bandwidth, self.modality.float()[table.modality]], dim=-1)
 
 
-def _decades(values: Sequence[float | None], missing: Tensor) -> Tensor:
-    known = torch.tensor([value is not None for value in values], device=missing.device)
-    decades = torch.tensor([math.log10(value) if value else 0.0 for value in values], device=missing.device)
-    return torch.where(rearrange(known, "c -> c 1"), fourier(decades), missing.float())
+class _BandTable(NamedTuple):
+    """What of a code does not depend on weights."""
+
+    wavelength: Tensor  # (c, 2 * PERIODS) float32; of 1 nm where there is none
+    has_wavelength: Tensor  # (c, 1) bool
+    bandwidth: Tensor
+    has_bandwidth: Tensor
+    modality: Tensor  # (c,) int64
+
+
+def _band_table(bands: Sequence[tuple[float | None, float | None, int]], device: torch.device) -> _BandTable:
+    columns: list[Tensor] = []
+    for values in ([band[0] for band in bands], [band[1] for band in bands]):
+        known = torch.tensor([value is not None for value in values], device=device)
+        decades = torch.tensor([math.log10(value) if value else 0.0 for value in values], device=device)
+        columns += [fourier(decades), rearrange(known, "c -> c 1")]
+    return _BandTable._make([*columns, torch.tensor([band[2] for band in bands], device=device)])
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_table(bands: Sequence[tuple[float | None, float | None, int]], device: torch.device) -> _BandTable:
+    with torch.inference_mode(False):
+        return _band_table(bands, device)

@@ -1,5 +1,6 @@
 """Patches, band groups and 3-D masks: pure functions that turn images into tokens and back."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -63,21 +64,42 @@ def unpatchify(patches: Tensor, h: int, w: int) -> Tensor:
     return rearrange(patches, "... c (y x) (i j) -> ... c (y i) (x j)", y=h, x=w, i=patch, j=patch)
 
 
-def group_table(groups: Groups, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Groups of unequal size as one table: channel indices (g, m) and where they are real (g, m) bool."""
+class GroupTable(NamedTuple):
+    """Band groups of unequal size as tensors."""
+
+    channels: Tensor  # (g, m) int64, indices; beyond a group's bands its first one
+    real: Tensor  # (g, m) bool, whether it is one of the group's bands
+    members: tuple[Tensor, ...]  # channel indices of each group
+    places: Tensor  # of the real entries among the g * m, (c,) int64
+
+
+def group_table(groups: Groups, device: torch.device) -> GroupTable:
+    """The tensors of band groups; made once per device."""
+    key = tuple(tuple(group) for group in groups)
+    return _make_table(key, device) if torch.compiler.is_compiling() else _kept_table(key, device)
+
+
+@functools.lru_cache(maxsize=1024)  # random subsets of a sensor's groups are drawn each step
+def _kept_table(groups: tuple[tuple[int, ...], ...], device: torch.device) -> GroupTable:
+    with torch.inference_mode(False):
+        return _make_table(groups, device)
+
+
+def _make_table(groups: tuple[tuple[int, ...], ...], device: torch.device) -> GroupTable:
     longest = max(len(group) for group in groups)
     index = torch.tensor([[*group, *[group[0]] * (longest - len(group))] for group in groups], device=device)
-    size = torch.tensor([len(group) for group in groups], device=device)
-    return index, torch.arange(longest, device=device)[None, :] < size[:, None]
+    real = torch.tensor([[place < len(group) for place in range(longest)] for group in groups], device=device)
+    places = [row * longest + place for row, group in enumerate(groups) for place in range(len(group))]
+    members = tuple(torch.tensor(group, device=device) for group in groups)
+    return GroupTable(index, real, members, torch.tensor(places, device=device))
 
 
 def ungroup(grouped: Tensor, groups: Groups, channels: int) -> Tensor:
     """Put grouped channels (..., g, n, m, p) back in order: (..., channels, n, p); channels of no group are NaN."""
-    index, real = group_table(groups, grouped.device)
+    table = group_table(groups, grouped.device)
     flat = rearrange(grouped, "... g n m p -> ... (g m) n p")
     image = flat.new_full((*flat.shape[:-3], channels, *flat.shape[-2:]), torch.nan)
-    keep = rearrange(real, "g m -> (g m)").nonzero()[:, 0]
-    image[..., rearrange(index, "g m -> (g m)")[keep], :, :] = flat[..., keep, :, :]
+    image[..., rearrange(table.channels, "g m -> (g m)")[table.places], :, :] = flat[..., table.places, :, :]
     return image
 
 

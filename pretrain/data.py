@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from alliance.losses import LossConfig, measure_spread
 from alliance.sensors import Sensor
+from alliance.sensors.plausible import faults, recall
 from alliance.tokens import token_grid_shape
 from datasets.sampling.faults import BrokenSample
 from datasets.sampling.placement import size_of_crop
@@ -24,6 +26,7 @@ from engine.ranks import World
 from engine.settings import to_record
 from pretrain.config import PretrainConfig
 
+APART = 8.0  # deviations between the means of two folders of one sensor, in the middle one of its bands
 SPREAD_SAMPLES = 256  # on which the frequency increments of a sensor are measured
 NOT_LEARNT = (
     "sources",
@@ -113,6 +116,7 @@ def _pool(name: str, sources: Sequence[Source]) -> Sensor:
                 f"{sources[0].folder} and {source.folder} mean different things by sensor {name} (bands, wavelengths, "
                 f"scale, offset or nodata); make one of them anew under another sensor name"
             )
+    _refuse_unlike(name, sources)
     count, mean, std = (
         np.array([source.index.statistics[name][field] for source in sources]) for field in ("count", "mean", "std")
     )
@@ -122,10 +126,39 @@ def _pool(name: str, sources: Sequence[Source]) -> Sensor:
     return first.with_statistics(pooled.tolist(), np.where(variance > 0, np.sqrt(variance), 1.0).tolist())
 
 
+def _refuse_unlike(name: str, sources: Sequence[Source]) -> None:
+    """Images of one unit may differ, summer from winter and sea from city; numbers of two units must not be mixed."""
+    if len(sources) < 2:
+        return
+    figures = [source.index.statistics[name] for source in sources]
+    for source, one in zip(sources, figures, strict=True):
+        sensor = source.sensors[name]
+        unknown = [math.nan] * len(sensor.bands)
+        low, high = one.get("min", unknown), one.get("max", unknown)
+        found = faults(sensor, recall(sensor, one["mean"], one["std"], low, high))
+        if found:
+            others = ", ".join(str(other.folder) for other in sources if other is not source)
+            raise InputError(
+                f"{source.folder} does not go with {others}: its {name} is none: {found[0]}; "
+                f"make it anew with the right sensor, or train on it alone"
+            )
+    means, stds = (np.array([one[field] for one in figures]) for field in ("mean", "std"))
+    apart = np.abs(means[1:] - means[0]) / np.maximum(np.sqrt((stds[1:] ** 2 + stds[0] ** 2) / 2), 1e-12)
+    gaps = np.median(np.where(means[1:] == means[0], 0.0, apart), axis=1)
+    if gaps.max() > APART:
+        other = sources[1 + int(gaps.argmax())]
+        raise InputError(
+            f"{sources[0].folder} and {other.folder} hold different numbers under sensor {name}: their means are "
+            f"{gaps.max():.3g} deviations apart ({means[0][0]:.4g} and {means[1 + int(gaps.argmax())][0]:.4g} in band "
+            f"{sources[0].sensors[name].bands[0].name}); look at both with launch/inspect.py, and make one anew"
+        )
+
+
 def _bare(sensor: Sensor) -> Sensor:
-    """The sensor without what was measured of it."""
-    bands = (dataclasses.replace(band, mean=None, std=None, spread=None) for band in sensor.bands)
-    return dataclasses.replace(sensor, bands=tuple(bands), description="")
+    """The sensor without what was measured of it, and without what only its files are checked by."""
+    checked = {"valid": None, "typical": None, "aliases": ()}
+    bands = (dataclasses.replace(band, mean=None, std=None, spread=None, **checked) for band in sensor.bands)
+    return dataclasses.replace(sensor, bands=tuple(bands), description="", dtypes=(), product="")
 
 
 def fixed_samples(sources: Sequence[Source], sensor: Sensor, count: int, crop: int | None) -> Tensor:

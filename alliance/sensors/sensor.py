@@ -7,23 +7,38 @@ and travels inside every checkpoint, so that an image is never standardised with
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.images import as_tensor
+from alliance.sensors.checks import (
+    as_number,
+    as_numbers,
+    as_range,
+    as_text,
+    as_texts,
+    check_bandwidth,
+    check_wavelength,
+)
 from alliance.sensors.standardise import standardise
+
+T = TypeVar("T")
 
 # The order is part of every checkpoint: append, never reorder.
 MODALITIES = ("optical", "thermal", "sar", "sar-vv", "sar-vh", "sar-hh", "sar-hv", "elevation", "other")
 CLAMP = 5.0  # standard deviations
 MAX_GROUPS = 12
 BANDS_PER_GROUP = 16
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+DTYPES = (*INTEGERS, "float16", "float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +53,44 @@ class Band:
     unit: str = "reflectance"
     scale: float = 1.0
     offset: float = 0.0
+    valid: tuple[float, float] | None = None  # physical values that can occur; None: what the unit allows
+    typical: tuple[float, float] | None = None  # where the median of an image can lie; None: what the unit allows
     mean: float | None = None  # of the physical values
     std: float | None = None
     spread: tuple[float, ...] | None = None  # rms of each frequency increment, in standard deviations
 
     def __post_init__(self) -> None:
+        as_text(self.name, "a band's name")
+        here = f"band {self.name}"
         if self.modality not in MODALITIES:
-            raise InputError(f"band {self.name}: modality {self.modality!r} is not one of {', '.join(MODALITIES)}")
-        for field in ("wavelength", "bandwidth", "std"):
+            raise InputError(f"{here}: modality {self.modality!r} is not one of {', '.join(MODALITIES)}")
+        as_text(self.unit, f"{here}: unit")
+        checked: dict[str, Any] = {"aliases": as_texts(self.aliases, f"{here}: aliases")}
+        for field in ("scale", "offset", "mean", "std"):
             value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise InputError(f"band {self.name}: {field} must be positive, got {value}")
-        object.__setattr__(self, "aliases", tuple(self.aliases))
+            checked[field] = (
+                None if value is None and field in ("mean", "std") else as_number(value, f"{here}: {field}")
+            )
+        if checked["scale"] == 0:
+            raise InputError(f"{here}: scale must not be 0, or every pixel is {checked['offset']:g}")
+        if checked["std"] is not None and not checked["std"] > 0:
+            raise InputError(f"{here}: std must be positive, got {checked['std']}")
+        own = {"wavelength": check_wavelength, "bandwidth": check_bandwidth}
+        checked |= {field: check(getattr(self, field), self.name) for field, check in own.items() if self._has(field)}
+        ranges = ("valid", "typical")
+        checked |= {field: as_range(getattr(self, field), f"{here}: {field}") for field in ranges if self._has(field)}
         if self.spread is not None:
-            object.__setattr__(self, "spread", tuple(self.spread))
+            checked["spread"] = as_numbers(self.spread, f"{here}: spread")
+        for field, value in checked.items():
+            object.__setattr__(self, field, value)
+
+    def _has(self, field: str) -> bool:
+        return getattr(self, field) is not None
 
     @property
     def known_as(self) -> set[str]:
         """Name and aliases in the form in which names are compared."""
-        return {_plain(name) for name in (self.name, *self.aliases)}
+        return {plain_name(name) for name in (self.name, *self.aliases)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +102,58 @@ class Sensor:
     gsd_m: float | None = None  # ground sampling distance, metres
     nodata: float | None = None  # stored value that marks a missing pixel; NaN is always missing
     groups: tuple[tuple[str, ...], ...] = ()  # bands of one token, by name; empty: windows by wavelength
+    dtypes: tuple[str, ...] = ()  # in which the numbers may be stored; empty: in any
+    product: str = ""  # regular expression that the paths of this product's files, and of no other, match
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w-]+", self.name):
+        if not re.fullmatch(r"[\w-]+", as_text(self.name, "a sensor's name")):
             raise InputError(f"sensor name {self.name!r}: use letters, digits, - and _ only; it names files")
+        here = f"sensor {self.name}"
+        if not self.bands:
+            raise InputError(f"{here} has no bands")
+        for field in ("gsd_m", "nodata"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, as_number(getattr(self, field), f"{here}: {field}"))
+        if self.gsd_m is not None and not self.gsd_m > 0:
+            raise InputError(f"{here}: gsd_m must be positive, got {self.gsd_m}")
+        object.__setattr__(self, "dtypes", as_texts(self.dtypes, f"{here}: dtypes"))
+        unknown = [dtype for dtype in self.dtypes if dtype not in DTYPES]
+        if unknown:
+            raise InputError(f"{here}: dtypes holds {unknown[0]!r}, known are {', '.join(DTYPES)}")
+        self._check_names()
+
+    def _check_names(self) -> None:
         names = [band.name for band in self.bands]
-        if not names:
-            raise InputError(f"sensor {self.name} has no bands")
         known = [name for band in self.bands for name in band.known_as]
-        repeated = sorted({name for name in known if known.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(known).items() if count > 1)
         if repeated:
             raise InputError(f"sensor {self.name}: band names and aliases must differ, repeated: {', '.join(repeated)}")
-        grouped = [name for group in self.groups for name in group]
-        if self.groups and sorted(grouped) != sorted(names):
-            raise InputError(f"sensor {self.name}: its groups must hold each band once, got {self.groups}")
+        groups = tuple(as_texts(group, f"sensor {self.name}: groups") for group in self.groups)
+        object.__setattr__(self, "groups", groups)
+        if groups and sorted(name for group in groups for name in group) != sorted(names):
+            raise InputError(f"sensor {self.name}: its groups must hold each band once, got {groups}")
+        try:
+            re.compile(self.product)
+        except (re.error, TypeError) as error:
+            raise InputError(f"sensor {self.name}: product {self.product!r} is no regular expression") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables of `compiled`, which belong to this process and its devices."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
+    def _tables(self) -> dict[Any, Any]:
+        return {}
+
+    def compiled(self, build: Callable[["Sensor", torch.device], T], device: torch.device) -> T:
+        """`build(sensor, device)`, done once for each device: small tensors need no copy in every pass."""
+        if torch.compiler.is_compiling():  # constants of the graph
+            return build(self, device)
+        if (build, device) not in self._tables:
+            with torch.inference_mode(False), torch.no_grad():
+                self._tables[build, device] = build(self, device)
+        return self._tables[build, device]
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -116,7 +187,7 @@ class Sensor:
         Raises:
             InputError: a band is missing or stands twice; surplus names are allowed.
         """
-        seen = [_plain(name) for name in names]
+        seen = [plain_name(name) for name in names]
         places, missing = [], []
         for band in self.bands:
             wanted = band.known_as
@@ -132,19 +203,24 @@ class Sensor:
             )
         return places
 
-    def arrange(self, image: Tensor, names: Sequence[str]) -> Tensor:
+    def arrange(self, image: Tensor | np.ndarray, names: Sequence[str]) -> Tensor:
         """Channels of `image` (..., c, h, w), which are called `names`, in this sensor's order."""
-        if image.shape[-3] != len(names):
-            raise InputError(f"image has {image.shape[-3]} channels but {len(names)} band names were given")
+        image = as_tensor(image)
+        if image.ndim < 3 or image.shape[-3] != len(names):
+            channels = image.shape[-3] if image.ndim >= 3 else "no"
+            raise InputError(
+                f"image of shape {tuple(image.shape)} has {channels} channels but {len(names)} band names were given; "
+                f"give (c, h, w) or (b, c, h, w) and one name per channel"
+            )
         return image[..., self.match(names), :, :]
 
     def select(self, names: Sequence[str]) -> "Sensor":
         """The same sensor with these bands only, in this order."""
         places = {name: band for band in self.bands for name in band.known_as}
-        unknown = [name for name in names if _plain(name) not in places]
+        unknown = [name for name in names if plain_name(name) not in places]
         if unknown:
             raise InputError(f"sensor {self.name} has no band {_brief(unknown)}; it has {_brief(self.band_names)}")
-        bands = tuple(places[_plain(name)] for name in names)
+        bands = tuple(places[plain_name(name)] for name in names)
         kept = {band.name for band in bands}
         groups = tuple(tuple(name for name in group if name in kept) for group in self.groups)
         return dataclasses.replace(self, bands=bands, groups=tuple(group for group in groups if group))
@@ -162,15 +238,17 @@ class Sensor:
         bands = (dataclasses.replace(band, spread=tuple(s)) for band, s in zip(self.bands, spread, strict=True))
         return dataclasses.replace(self, bands=tuple(bands))
 
-    def to_physical(self, stored: Tensor) -> Tensor:
+    def to_physical(self, stored: Tensor | np.ndarray) -> Tensor:
         """Stored numbers (..., c, h, w) of any dtype -> float32 in physical units, NaN where data is missing."""
+        stored = as_tensor(stored)
         self.check(stored)
         value = stored.float()
         if self.nodata is not None:
             value = value.masked_fill(value == self.nodata, math.nan)  # of `stored`, -9999 would wrap to 241 in uint8
-        return value * self._column("scale", value) + self._column("offset", value)
+        columns = self.compiled(_columns, value.device)
+        return value * columns.scale + columns.offset
 
-    def standardise(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def standardise(self, image: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
         """Physical image -> zero mean, unit deviation per channel, clamped to +-5; pixels that miss a channel are 0.
 
         Args:
@@ -180,29 +258,33 @@ class Sensor:
         Raises:
             InputError: the channel count differs, or the sensor has no statistics.
         """
+        image = as_tensor(image)
         self.check(image)
+        columns = self._statistics(image.device)
+        return standardise(image, columns.mean, columns.std, clamp=CLAMP)
+
+    def restore(self, standardised: Tensor) -> Tensor:
+        """Inverse of `standardise`: (..., c, h, w) standard deviations -> physical units."""
+        columns = self._statistics(standardised.device)
+        return standardised * columns.std + columns.mean
+
+    def _statistics(self, device: torch.device) -> "_Columns":
         if not self.has_statistics:
             raise InputError(
                 f"sensor {self.name} has no mean and std; take the sensor from a shards index or a checkpoint, "
                 f"or give them with sensor.with_statistics(mean, std)"
             )
-        return standardise(image, self._column("mean", image), self._column("std", image), clamp=CLAMP)
-
-    def restore(self, standardised: Tensor) -> Tensor:
-        """Inverse of `standardise`: (..., c, h, w) standard deviations -> physical units."""
-        return standardised * self._column("std", standardised) + self._column("mean", standardised)
+        return self.compiled(_columns, device)
 
     def check(self, image: Tensor) -> None:
         """Refuse an image (..., c, h, w) whose channel count is not this sensor's."""
         if image.ndim < 3 or image.shape[-3] != len(self.bands):
+            last = image.ndim >= 3 and image.shape[-1] == len(self.bands)
             raise InputError(
                 f"image of shape {tuple(image.shape)} does not fit sensor {self.name}, which has {len(self.bands)} "
                 f"bands ({_brief(self.band_names)}); give (b, c, h, w) in that order, see sensor.arrange and .select"
+                + ("; its channels stand last: image.movedim(-1, -3)" if last else "")
             )
-
-    def _column(self, field: str, like: Tensor) -> Tensor:
-        values = [getattr(band, field) for band in self.bands]
-        return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None, None]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; fields at their default are left out."""
@@ -211,44 +293,52 @@ class Sensor:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], *, source: str = "sensor") -> "Sensor":
         """From `to_dict` or YAML. Keys of `Band` beside `bands` are defaults for every band."""
-        record = dict(record)
         band_fields = {field.name for field in dataclasses.fields(Band)}
         own_fields = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(record) - band_fields - own_fields)
+        if not isinstance(record, Mapping):
+            raise InputError(f"{source}: a sensor has keys such as name and bands, got {record!r:.80}")
+        own = {key: value for key, value in record.items() if key in own_fields}
+        shared = {key: value for key, value in record.items() if key in band_fields - own_fields}
+        unknown = [key for key in record if key not in own | shared]
         if unknown:
             raise InputError(f"{source}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(own_fields))}")
-        shared = {key: record.pop(key) for key in band_fields - own_fields & set(record) if key in record}
-        bands = []
-        for entry in record.pop("bands", None) or ():
-            wrong = sorted(set(entry) - band_fields)
-            if wrong:
-                raise InputError(f"{source}: unknown band key {wrong[0]!r}; known: {', '.join(sorted(band_fields))}")
-            bands.append(Band(**(shared | dict(entry))))
-        groups = tuple(tuple(group) for group in record.pop("groups", ()))
-        return cls(**record, bands=tuple(bands), groups=groups)
+        bands = own.pop("bands", None) or ()
+        if isinstance(bands, str | Mapping) or not all(isinstance(entry, Mapping) for entry in bands):
+            raise InputError(f"{source}: bands is a list with keys such as name and wavelength for each band")
+        wrong = [key for entry in bands for key in entry if key not in band_fields]
+        if wrong:
+            raise InputError(f"{source}: unknown band key {wrong[0]!r}; known: {', '.join(sorted(band_fields))}")
+        lacking = (
+            ["name"] if "name" not in own else [f"name of band {i + 1}" for i, b in enumerate(bands) if "name" not in b]
+        )
+        if lacking:
+            raise InputError(f"{source}: the {lacking[0]} is missing")
+        try:
+            own["groups"] = tuple(as_texts(group, "groups") for group in own.get("groups") or ())
+            return cls(**own, bands=tuple(Band(**(shared | dict(entry))) for entry in bands))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
 
 
-def read_sensor(path: Path) -> Sensor:
-    """Read one YAML file. `extends: NAME` starts from the file NAME.yaml beside it and overrides its keys."""
-    return Sensor.from_dict(_read_record(path), source=str(path))
+class _Columns(NamedTuple):
+    """One number per band, (c, 1, 1) float32."""
+
+    scale: Tensor
+    offset: Tensor
+    mean: Tensor  # NaN where it is not known
+    std: Tensor
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: there is no such sensor file; check the name, or write one beside the others"
-        ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: a sensor file holds keys such as name, gsd_m and bands")
-    parent = record.pop("extends", None)
-    return record if parent is None else _read_record(path.with_name(f"{parent}.yaml")) | record
+def _columns(sensor: Sensor, device: torch.device) -> _Columns:
+    columns = []
+    for field in _Columns._fields:
+        values = [getattr(band, field) for band in sensor.bands]
+        numbers = [math.nan if value is None else value for value in values]
+        columns.append(torch.tensor(numbers, dtype=torch.float32, device=device)[:, None, None])
+    return _Columns(*columns)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A band name without case, separators and leading zeros: `B02`, `b2` and `B_02` are one band, 40.2 and 402 two."""
     return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"[\s_\-]|(?<!\d)\.|\.(?!\d)", "", name.casefold()))
 

@@ -1,5 +1,6 @@
 """What stored numbers mean: the file's own scale and offset against the sensor's."""
 
+import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def _settle(band: Band, line: Line) -> Band | None:
 
 def _mend(sensor: Sensor, lines: Sequence[Line]) -> str:
     """The shipped sensor of the same bands that says what the file says, else how to write one."""
-    for name in sensor_names():
+    for name in difflib.get_close_matches(sensor.name, sensor_names(), n=len(sensor_names()), cutoff=0):
         other = find_sensor(name)
         if other.band_names == sensor.band_names and all(map(_agree, map(_line, other.bands), lines)):
             return f"pass --sensor {name}"

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from alliance.errors import InputError
 from alliance.sensors.catalog import sensor_names
+from alliance.sensors.templates import template_names
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import summarise
 from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
+from datasets.shards.guess import COUNTS
 from datasets.shards.index import Index
+from datasets.shards.inspection import show
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.repack import repack_folder
 from datasets.shards.write import write_shards
@@ -21,6 +24,7 @@ EPILOG = """examples:
   python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/
   python launch/shards.py sentinel2-l2a=optical/ sentinel1-grd-db=radar/ --out shards/     several sensors per sample
   python launch/shards.py cube.h5 --sensor hsi --name neon --scale 1e-4 --tile 24 --out shards/
+  python launch/shards.py --inspect scenes/ --out histograms.png                           nothing else is written
   python launch/shards.py --index foreign/ --sensor rgb-uint8               tars of others with .npy, read in place
   python launch/shards.py --index foreign/ --sensor rgb-uint8 --out shards/ tars of others with .tif, .jpg, ...
 
@@ -32,14 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are stopped as by Ctrl-C
     options = _parser().parse_args(arguments)
     try:
-        index, plan = _index_foreign(options) if options.index else _make(options)
+        if options.inspect:
+            lines = [line for request in _requests(options) for line in show(request, options.out)]
+        else:
+            index, plan = _index_foreign(options) if options.index else _make(options)
+            lines = report(index, options.out or options.index, plan)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the finished shards are kept: give the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    for line in report(index, options.out or options.index, plan):
+    for line in lines:
         print(line)
 
 
@@ -61,6 +69,7 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
         lines.extend([f"  constant, so of no use to a model: {', '.join(constant)}"] if constant else [])
     lines.extend(_unnamed(plan) if plan else [])
     lines.extend(f"note: {note}" for note in (plan.notes if plan else ()))
+    lines.extend(_forced(index, plan))
     lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
     lines.extend(_counted(index, plan))
     lines.extend(f"  {line}" for line in summarise(index.skipped))
@@ -68,6 +77,14 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
     command = "python launch/pretrain.py --config configs/pretrain/nano.yaml"
     lines.append(f"next: {command} --run.dir runs/{folder.name} --data.sources '{source}'")
     return lines
+
+
+def _forced(index: Index, plan: Plan | None) -> list[str]:
+    """What was taken against the evidence."""
+    if not index.forced:
+        return []
+    lines = summarise(plan.forced) if plan else []
+    return ["forced: scenes whose numbers are not what their sensor says", *(f"  {line}" for line in lines)]
 
 
 def _counted(index: Index, plan: Plan | None) -> list[str]:
@@ -88,9 +105,12 @@ def _unnamed(plan: Plan) -> list[str]:
     for name, sensor in plan.sensors.items():
         scenes = [layer.scene for each in plan.footprints for layer in each.layers if layer.sensor.name == name]
         count = sum(scene.band_names is None for scene in scenes)
-        if count and not sensor.description.startswith("generated"):
+        generated = sensor.description.startswith("generated")
+        if count and not generated:
             order = ", ".join(sensor.band_names[:13])
             lines.append(f"note: {count} of {len(scenes)} scenes have no band names; taken in the order {order}")
+        if generated and all(band.unit == COUNTS for band in sensor.bands):
+            lines.append(f"note: {name} holds {COUNTS}s; where 10000 is a reflectance of 1, pass --scale 1e-4")
         if all(band.wavelength is None and band.modality == "optical" for band in sensor.bands):
             lines.append(f"note: {name} has no wavelengths; give them with --wavelengths FILE or start:stop")
     return lines
@@ -113,7 +133,7 @@ def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
         raise InputError("--index reads one folder of tars; give no scenes beside it")
     if options.sensor in (AUTO, GENERATED):
         raise InputError(f"--index needs the sensor of the tars: pass --sensor NAME ({', '.join(sensor_names())})")
-    how = {"member": options.member, "axes": options.axes, "workers": options.workers}
+    how = {"member": options.member, "axes": options.axes, "workers": options.workers, "force": options.force}
     if options.out is None:
         return index_folder(options.index, options.sensor, **how), None
     return repack_folder(options.index, options.sensor, options.out, overwrite=options.overwrite, **how), None
@@ -135,7 +155,14 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         nodata=options.nodata,
     )
     return [
-        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated, drop=options.drop)
+        Request(
+            sensor=sensor,
+            paths=tuple(group),
+            cube=cube,
+            generated=generated,
+            drop=options.drop,
+            force=options.force,
+        )
         for sensor, group in paths.items()
     ]
 
@@ -144,12 +171,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch/shards.py",
         description="Cut imagery into tiles and pack them into WebDataset shards with an index and statistics.",
-        epilog=f"shipped sensors:\n  {', '.join(sensor_names())}\n\n{EPILOG}",
+        epilog=f"shipped sensors:\n  {', '.join(sensor_names())}\nimaging spectrometers, whose files give the "
+        f"wavelengths:\n  {', '.join(template_names())}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("scenes", nargs="*", metavar="SCENES", help="files or folders, or SENSOR=PATH for several sensors per sample")
-    known = f"a shipped sensor, a YAML file, {AUTO} (default: told by band names), or {GENERATED} for a cube"
+    known = f"a shipped sensor, a YAML file, {AUTO} (default: told by all that files say), or {GENERATED} for a cube"
+    add("--inspect", action="store_true", help="say what the scenes hold and which sensors fit; --out: a .png of it")
     add("--sensor", default=AUTO, metavar="NAME", help=known)
     add("--out", type=Path, metavar="DIR", help="folder to write into")
     add("--tile", type=int, default=96, help="tile side in pixels of the first sensor (default %(default)s)")
@@ -157,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes (default %(default)s)")
     add("--shard-mb", type=float, default=256.0, help="largest shard, MB (default %(default)s)")
     add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
+    add(
+        "--force", action="store_true", help="take scenes whose numbers are not what the sensor says; the index says so"
+    )
     add(
         "--drop",
         metavar="BANDS",
@@ -169,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     made = parser.add_argument_group("a sensor for hyperspectral cubes (--sensor hsi)").add_argument
     made("--name", help="its name (default hsi and the band count)")
     made("--wavelengths", metavar="W", help="file with a number per band, or start:stop in nm (default: of the image)")
-    made("--unit", default="reflectance", help="of the physical values (default %(default)s)")
+    made("--unit", help="of the physical values (default reflectance, or digital number where they are none)")
     made("--scale", type=float, default=1.0, help="physical value of a stored 1 (default %(default)s)")
     made("--nodata", type=float, help="stored value of missing pixels (default: of the image)")
     foreign = parser.add_argument_group("tars made by others").add_argument

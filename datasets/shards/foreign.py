@@ -16,6 +16,7 @@ import numpy as np
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
+from alliance.sensors.plausible import faults, recall
 from datasets.descriptors import only_writer
 from datasets.imagery import cubes, rasters
 from datasets.imagery.scenes import Skipped, Unreadable
@@ -43,13 +44,20 @@ class _Array(NamedTuple):
 
 
 def index_folder(
-    folder: Path, sensor_name: str, *, member: str | None = None, axes: str | None = None, workers: int = 1
+    folder: Path,
+    sensor_name: str,
+    *,
+    member: str | None = None,
+    axes: str | None = None,
+    workers: int = 1,
+    force: bool = False,
 ) -> Index:
     """Read every tar of a folder once and write the sidecars and the index beside them.
 
     Args:
         member: field of the image (`npy` of `<key>.npy`); default the only `.npy` field there is.
         axes: order of the arrays' axes where the band count does not tell; only "chw" is read in place.
+        force: take numbers that are not what the sensor says; the index says so.
     Raises:
         InputError: no tars, no arrays or several to choose from, another band count than the sensor's, another order
             of axes, or tiles of several sizes.
@@ -64,7 +72,7 @@ def index_folder(
     with only_writer(folder):
         _check_index_ours(folder)
         run_jobs(jobs, partial(_scan_shard, sensor=sensor, field=field, shape=shape), workers)
-        index = collect(tars, {sensor.name: sensor}, {sensor.name: shape})
+        index = held_to_sensor(collect(tars, {sensor.name: sensor}, {sensor.name: shape}), folder, force=force)
         index.write(folder)
     return index
 
@@ -82,6 +90,24 @@ def _check_index_ours(folder: Path) -> None:
                 _check_ours(sidecar)
                 return
         raise InputError(f"{path} is in the way: the index is kept under this name; move it") from error
+
+
+def held_to_sensor(index: Index, folder: Path, *, force: bool) -> Index:
+    """The index, if the statistics of its arrays are what their sensor says, or marked as forced.
+
+    Raises:
+        InputError: they are not, and it is not forced.
+    """
+    for name, sensor in index.sensors.items():
+        figures = index.statistics[name]
+        found = faults(sensor, recall(sensor, figures["mean"], figures["std"], figures["min"], figures["max"]))
+        if found and not force:
+            raise InputError(
+                f"{folder}: these arrays are not {name}: {found[0]}; give a sensor file with their scale and offset, or "
+                f"--force to take them as they are"
+            )
+        index = replace(index, forced=index.forced or bool(found))
+    return index
 
 
 def find_tars(folder: Path) -> list[Path]:

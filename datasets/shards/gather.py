@@ -1,6 +1,6 @@
 """Find the scenes of one sensor in files and folders."""
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +11,12 @@ from tqdm import tqdm
 from alliance.errors import InputError
 from alliance.sensors import Band, Sensor
 from alliance.sensors.catalog import (
-    candidates,
     find_sensor,
-    fit,
     generated_sensor,
     sensor_names,
     to_nanometres,
 )
+from alliance.sensors.templates import Template, find_template
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.duplicates import find_repeats
@@ -27,6 +26,7 @@ from datasets.imagery.rasters import RasterScene, describe_raster
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.imagery.units import settle_units
 from datasets.shards.choose import choices, common_choice
+from datasets.shards.guess import INSPECT, fit_scene, guess_sensor, name_unit, sift
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
 WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
@@ -38,7 +38,7 @@ class Generated:
 
     name: str | None = None  # default hsi<band count>
     wavelengths: str | None = None  # file with one number per band, or start:stop in nm; None: as in the image
-    unit: str = "reflectance"
+    unit: str | None = None  # None: reflectance, or digital numbers where the values are none
     scale: float = 1.0  # stored value to unit
     nodata: float | None = None  # None: as in the image
 
@@ -52,6 +52,7 @@ class Request:
     cube: CubeOptions = CubeOptions()
     generated: Generated = Generated()
     drop: str | None = None  # bands that are left out: numbers from 1, ranges, names; "none": not even the bad ones
+    force: bool = False  # take scenes whose numbers are not what the sensor says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Collection:
     scenes: tuple[tuple[Scene, tuple[int, ...]], ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()  # what was chosen for the user, in words
+    forced: tuple[Skipped, ...] = ()  # scenes that are kept against the evidence, and what that is
 
 
 @dataclass
@@ -83,6 +85,8 @@ def gather(request: Request) -> Collection:
     Raises:
         InputError: a path does not exist, the sensor is unknown or not to be told, or no image is of it.
     """
+    template = find_template(request.sensor)
+    request = _by_template(request, template) if template else request
     named = None if request.sensor in (AUTO, GENERATED) else find_sensor(request.sensor)
     found = _describe_all(request, named)
     if request.sensor != GENERATED:
@@ -90,20 +94,61 @@ def gather(request: Request) -> Collection:
     if not found.scenes:
         raise InputError(_nothing(request, found.skipped))
     found.scenes.sort(key=lambda scene: (scene.name, scene.sources))
-    if request.sensor == GENERATED:
-        sensor, kept = _as_generated(request, found)
-    else:
-        sensor = named or _guess(found.scenes)
-        kept = _of_sensor(sensor, request, found)
+    if request.sensor == AUTO:
+        request, named = _guess(request, found)
+    sensor, kept = _of_sensor(named, request, found) if named else _as_generated(request, found)
     repeated = find_repeats([scene for scene, _ in kept])
     for index in repeated:
         found.skip(kept[index][0], repeated[index].reason)
     kept = [entry for index, entry in enumerate(kept) if index not in repeated]
     sensor, kept = _settle(sensor, kept, found)
+    if kept and request.sensor == GENERATED and request.generated.unit is None:
+        sensor = name_unit(sensor, kept)
+    doubtful = sift(sensor, kept)
+    if not request.force:
+        refused = {entry.file for entry in doubtful}
+        kept = [(scene, bands) for scene, bands in kept if not refused.intersection(scene.sources)]
+        found.skipped.extend(doubtful)
     if not kept:
         raise InputError(_nothing(request, found.skipped))
-    notes = (*found.notes, *_notes(kept))
-    return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)), notes=notes)
+    return Collection(
+        sensor=sensor,
+        scenes=tuple(kept),
+        skipped=tuple(sorted(found.skipped)),
+        notes=(*found.notes, *_notes(kept)),
+        forced=tuple(doubtful) if request.force else (),
+    )
+
+
+def _guess(request: Request, found: _Found) -> tuple[Request, Sensor | None]:
+    """The sensor that all files speak for; None: the request is one for cubes with wavelengths now."""
+    guessed = guess_sensor(found.scenes)
+    if isinstance(guessed, Sensor):
+        return request, guessed
+    for scene in found.scenes:
+        if scene.wavelengths is None:
+            found.skip(scene, "it gives no wavelengths; pass --sensor hsi for it")
+    found.scenes = [scene for scene in found.scenes if scene.wavelengths is not None]
+    return _by_template(request, guessed), None
+
+
+def find_scenes(request: Request) -> tuple[list[Scene], list[Skipped]]:
+    """All images below the request's paths, whatever they are of, and the files that cannot be used."""
+    cubes_only = request.sensor in (AUTO, GENERATED) or find_template(request.sensor)
+    found = _describe_all(request, None if cubes_only else find_sensor(request.sensor))
+    _join_singles(found, None if cubes_only else find_sensor(request.sensor))
+    return sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)), found.skipped
+
+
+def _by_template(request: Request, template: Template | None) -> Request:
+    """The request as one for cubes of any instrument, with what is known of this one where nobody said otherwise."""
+    given, made = request.generated, {}
+    if template is not None:
+        scale = template.scale if template.scale is not None and given.scale == Generated.scale else given.scale
+        nodata = template.nodata if given.nodata is None else given.nodata
+        unit = given.unit or template.unit
+        made = {"name": given.name or template.name, "scale": scale, "nodata": nodata, "unit": unit}
+    return replace(request, sensor=GENERATED, generated=replace(given, **made))
 
 
 def _describe_all(request: Request, sensor: Sensor | None) -> _Found:
@@ -137,24 +182,23 @@ def _as_generated(request: Request, found: _Found) -> tuple[Sensor, Chosen]:
     return _generate(request, first, kept), [(scene, kept) for scene in alike]
 
 
-def _of_sensor(sensor: Sensor, request: Request, found: _Found) -> Chosen:
-    """The scenes that have the sensor's bands."""
+def _of_sensor(sensor: Sensor, request: Request, found: _Found) -> tuple[Sensor, Chosen]:
+    """The sensor, and the scenes that have its bands."""
     kept: Chosen = []
     for scene in found.scenes:
         try:
             kept.append((scene, _places(sensor, scene, request.drop)))
         except InputError as error:
             found.skip(scene, str(error))
-    return kept
+    return sensor, kept
 
 
 def _places(sensor: Sensor, scene: Scene, drop: str | None) -> tuple[int, ...]:
     """Where the sensor's bands stand in a scene; without names, among the bands that are good or hold values."""
     refused: list[InputError] = []
     for places in choices(scene, len(sensor.bands), drop):
-        names = None if scene.band_names is None else [scene.band_names[place] for place in places]
         try:
-            return tuple(places[index] for index in fit(sensor, names, len(places), scene.dtype))
+            return fit_scene(sensor, scene, places)
         except InputError as error:
             refused.append(error)
     surplus = scene.band_names is None and scene.shape[0] > len(sensor.bands)
@@ -213,21 +257,6 @@ def _join_singles(found: _Found, sensor: Sensor | None) -> None:
     found.skipped.extend(left_out)
 
 
-def _guess(scenes: Sequence[Scene]) -> Sensor:
-    """The one sensor that fits the scenes; scenes that fit none (labels, say) have no voice."""
-    votes: Counter[str] = Counter()
-    for scene in scenes:
-        votes.update(sensor.name for sensor in candidates(scene.band_names, scene.shape[0], scene.dtype))
-    if len(votes) == 1:
-        return find_sensor(next(iter(votes)))
-    if votes:
-        listed = ", ".join(f"{name} ({count} scenes)" for name, count in votes.most_common())
-        raise InputError(f"the sensor is not to be told from the bands, it may be: {listed}; pass --sensor NAME")
-    bands = Counter(f"{scene.shape[0]} bands of {scene.dtype}" for scene in scenes).most_common(1)[0][0]
-    known = ", ".join(sensor_names())
-    raise InputError(f"no shipped sensor fits {bands} ({scenes[0].name}); pass --sensor NAME ({known}) or --sensor hsi")
-
-
 def _refuse_other_cube(scene: Scene, first: Scene) -> None:
     """The first cube makes the sensor: another one must measure the same wavelengths."""
     ours, theirs = (to_nanometres(one.wavelengths or ()) for one in (scene, first))
@@ -241,9 +270,11 @@ def _generate(request: Request, scene: Scene, kept: Sequence[int]) -> Sensor:
     if count < 2:
         raise InputError(f"{scene.sources[0]}: one band is no hyperspectral cube; save it as (bands, rows, columns)")
     nodata = next(iter(scene.nodata), None) if options.nodata is None else options.nodata
+    nodata = None if nodata is not None and math.isnan(nodata) else nodata  # NaN is always missing
     wavelengths = scene.wavelengths if options.wavelengths is None else _wavelengths(options.wavelengths, count)
     name = options.name or f"{GENERATED}{len(kept)}"
-    sensor = generated_sensor(name, count, wavelengths, unit=options.unit, scale=options.scale, nodata=nodata)
+    unit = options.unit or "reflectance"
+    sensor = generated_sensor(name, count, wavelengths, unit=unit, scale=options.scale, nodata=nodata)
     if len(kept) == count:
         return sensor
     chosen = sensor.select([sensor.band_names[place] for place in kept])
@@ -264,4 +295,6 @@ def _nothing(request: Request, skipped: Sequence[Skipped]) -> str:
     where = ", ".join(map(str, request.paths))
     if not skipped:
         return f"{where}: no images; known suffixes: {' '.join((*rasters.SUFFIXES, *cubes.SUFFIXES))}"
-    return f"{where}: no usable image of sensor {request.sensor}: {'; '.join(summarise(skipped)[:3])}"
+    reasons = "; ".join(summarise(skipped)[:3])
+    advice = "" if INSPECT in reasons else f"; {INSPECT} {where}"
+    return f"{where}: no usable image of sensor {request.sensor}: {reasons}{advice}"

@@ -95,6 +95,7 @@ class Index:
     dropped: int = 0
     skipped: tuple[Skipped, ...] = ()
     fingerprint: str = ""
+    forced: bool = False  # some numbers are not what their sensor says, and were taken all the same
 
     @property
     def samples(self) -> int:
@@ -113,6 +114,7 @@ class Index:
             "shards": [shard._asdict() for shard in self.shards],
             "skipped": [entry._asdict() for entry in self.skipped],
             "fingerprint": self.fingerprint,
+            "forced": self.forced,
         }
         replace_file(folder / NAME, (json.dumps(record, indent=1) + "\n").encode())
 
@@ -157,6 +159,7 @@ class Index:
                 dropped=record["dropped"],
                 skipped=tuple(Skipped(**entry) for entry in record["skipped"]),
                 fingerprint=record["fingerprint"],
+                forced=bool(record.get("forced", False)),
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{where} is damaged ({error!r}); run launch/shards.py again") from error

@@ -116,6 +116,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     options: TileOptions
     notes: tuple[str, ...] = ()
+    forced: tuple[Skipped, ...] = ()  # scenes that are kept although their numbers are not what the sensor says
 
     @property
     def sensors(self) -> dict[str, Sensor]:
@@ -193,7 +194,8 @@ def make_plan(collections: Sequence[Collection], options: TileOptions) -> Plan:
     keys = _unique_keys([layers[0].scene.name for layers in aligned])
     footprints = tuple(Footprint(key, layers) for key, layers in zip(keys, aligned, strict=True))
     notes = tuple(f"{each.sensor.name}: {note}" for each in collections for note in each.notes)
-    return Plan(footprints, tuple(skipped), options, notes)
+    forced = tuple(entry for collection in collections for entry in collection.forced)
+    return Plan(footprints, tuple(skipped), options, notes, forced)
 
 
 def _pair(collections: Sequence[Collection]) -> tuple[list[list[Layer]], list[Skipped]]:

@@ -19,7 +19,7 @@ from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
 from datasets.imagery.units import settle_units
-from datasets.shards.foreign import IMAGES, find_tars, image_fields, other_size, state_of
+from datasets.shards.foreign import IMAGES, find_tars, held_to_sensor, image_fields, other_size, state_of
 from datasets.shards.index import Index
 from datasets.shards.plan import Layer
 from datasets.shards.scan import members
@@ -48,6 +48,7 @@ def repack_folder(
     axes: str | None = None,
     workers: int = 1,
     overwrite: bool = False,
+    force: bool = False,
 ) -> Index:
     """Read the images of every tar, in any format and order of axes, and write them into shards and their index.
 
@@ -56,6 +57,7 @@ def repack_folder(
     Args:
         member: field of the image (`tif` of `<key>.tif`); default the only image there is.
         axes: order of the axes of arrays, where the sensor's band count does not tell.
+        force: take numbers that are not what the sensor says; the index says so.
     Raises:
         InputError: no tars or images, several images to choose from, a tar with none of this sensor, tiles of several
             sizes, or a folder in use.
@@ -76,6 +78,7 @@ def repack_folder(
     with own_folder(out, fingerprint, overwrite=overwrite):
         run_jobs(jobs, partial(_repack, field=fields[0], sensor=sensor, options=options, shape=shape), workers)
         index = collect_finished(jobs, {sensor.name: sensor}, {sensor.name: shape})
+        index = held_to_sensor(index, folder, force=force)
         index.write(out)
     return index
 

@@ -56,6 +56,7 @@ def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = F
     with own_folder(out, plan.fingerprint, overwrite=overwrite):
         run_jobs(jobs, work, workers)
         index = collect_finished(jobs, plan.sensors, plan.shapes, plan.skipped)
+        index = dataclasses.replace(index, forced=bool(plan.forced))
         index.write(out)
     return index
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -152,6 +153,74 @@ def test_stored_numbers_instead_of_reflectance_are_refused_with_the_mend(encoder
     gaps = reflectance()
     gaps[:, :, :6] = torch.nan
     assert all(part.isfinite().all() for part in encoder(gaps, "optical"))
+
+
+def test_images_of_every_kind_and_place_are_taken(encoder):
+    image = reflectance()
+    expected = encoder(image, "optical").cls
+    for same in (
+        image.double(),
+        image.numpy(),
+        image.numpy().astype(">f8"),
+        image.numpy()[:, :, ::-1].copy()[:, :, ::-1],
+    ):
+        torch.testing.assert_close(encoder(same, "optical").cls, expected)
+    torch.testing.assert_close(encoder(image[0], "optical").cls, expected[:1])
+    torch.testing.assert_close(
+        encoder.forward_features(image[0].numpy(), "optical"), encoder.forward_features(image[:1], "optical")
+    )
+    assert encoder.forward_intermediates(image[0], "optical", indices=1)[0].shape == (1, 48, 2, 3)
+    counts = torch.ones(1, 4, 8, 8, dtype=torch.uint16)
+    torch.testing.assert_close(encoder(counts, FOUR_BANDS).cls, encoder(counts.float(), FOUR_BANDS).cls)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.zeros(8, 12), "give .b, c, h, w., or .c, h, w. of one image"),
+        (torch.zeros(0, 3, 8, 12), "give .b, c, h, w."),
+        (torch.zeros(1, 8, 12, 3), "its channels stand last: image.movedim"),
+        (torch.zeros(1, 3, 8, 12, dtype=torch.complex64), "dense tensor of real numbers"),
+        (np.array([["a"]]), "NumPy array of real numbers"),
+        ([[1.0]], "is list; give a tensor"),
+        ("image.tif", "is str; give a tensor"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_words(encoder, image, said):
+    for call in (encoder, encoder.forward_features, partial(encoder.forward_intermediates, indices=1)):
+        with pytest.raises(InputError, match=said):
+            call(image, "optical")
+
+
+def test_what_is_no_sensor_is_refused_in_words(encoder):
+    with pytest.raises(InputError, match="sensor is dict; give an alliance.Sensor"):
+        encoder(reflectance(), {"name": "optical"})
+
+
+def test_numbers_of_another_unit_are_refused_with_the_mend(encoder):
+    """However bright or dark, an image of the ground has the spread of one."""
+    radar = Sensor(
+        name="radar",
+        bands=tuple(
+            Band(name=name, modality=f"sar-{name}", unit="dB", mean=mean, std=3.0)
+            for name, mean in (("vv", -11.0), ("vh", -18.0))
+        ),
+    )
+    noise = natural_image(2, 2, 8, 12)
+    decibels = torch.tensor([-11.0, -18.0])[:, None, None] + 3 * noise
+    assert encoder(decibels, radar).cls.isfinite().all()
+    assert encoder(decibels - 12, radar).cls.isfinite().all()  # open water
+    power = 10 ** (decibels / 10)
+    for wrong, cause in (
+        (power, "linear power"),
+        ((power.sqrt() * 600).round(), "amplitudes or counts"),
+        (100 * decibels, "x 100"),
+    ):
+        with pytest.raises(InputError, match=rf"not dB as sensor radar measures it.*{cause}.*to_physical"):
+            encoder(wrong, radar)
+    for factor in (1e-4, 1e4):
+        with pytest.raises(InputError, match=r"not reflectance as sensor optical.*to_physical"):
+            encoder(reflectance().abs() * factor, "optical")
 
 
 # Files that do not fit

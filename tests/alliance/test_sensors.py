@@ -1,5 +1,6 @@
 """Sensors: shipped files, matching by name, physical units, standardisation, groups."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -76,16 +77,17 @@ def test_the_offset_of_baseline_4_is_a_thousand_stored_numbers() -> None:
         assert after.band_names == before.band_names
 
 
-@pytest.mark.parametrize(("alias", "band"), [("red", "B04"), ("R", "B04"), ("Band 4", "B04"), ("b_4", "B04")])
+@pytest.mark.parametrize(("alias", "band"), [("red", "B04"), ("R", "B04"), ("b_4", "B04")])
 def test_usual_names_of_a_band_are_known(alias: str, band: str) -> None:
     for name in ("sentinel2-l1c", "sentinel2-l2a", "synthetic-optical"):
         assert shipped(name).select([alias]).band_names == (band,)
 
 
-def test_numbered_channels_never_pass_for_sentinel_2() -> None:
+@pytest.mark.parametrize("form", ["Band {}", "Band_{}", "B{}"])
+def test_numbered_channels_never_pass_for_sentinel_2(form: str) -> None:
     """`Band 9` may be the ninth channel (B8A) or B09: a stack with numbers alone is refused."""
-    with pytest.raises(InputError, match="lack B8A"):
-        shipped("sentinel2-l2a").match([f"Band {number}" for number in range(1, 13)])
+    with pytest.raises(InputError, match="lack .*B8A"):
+        shipped("sentinel2-l2a").match([form.format(number) for number in range(1, 13)])
 
 
 @given(st.permutations(range(13)), st.sampled_from([str, str.lower, str.upper, lambda name: name.replace("B0", "B_")]))
@@ -207,6 +209,112 @@ def test_unknown_keys_are_refused() -> None:
 def test_a_sensor_that_makes_no_sense_is_refused(record: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Sensor.from_dict({"name": "s"} | record)
+
+
+@pytest.mark.parametrize(
+    ("band", "message"),
+    [
+        ({"wavelength": 0.49}, "give nanometres: 490"),
+        ({"wavelength": 4.9e-7}, "give nanometres: 490"),
+        ({"wavelength": 49000}, "give nanometres: 4900"),
+        ({"wavelength": -490}, "not between 200 and 20,000 nm"),
+        ({"wavelength": math.nan}, "wavelength must be finite"),
+        ({"bandwidth": 0.065}, "give nanometres: 65"),
+        ({"scale": 0}, "scale must not be 0"),
+        ({"scale": "small"}, "scale must be a number, got 'small'"),
+        ({"scale": math.inf}, "scale must be finite"),
+        ({"offset": math.nan}, "offset must be finite"),
+        ({"offset": None}, "offset must be a number"),
+        ({"mean": math.nan}, "mean must be finite"),
+        ({"std": math.inf}, "std must be finite"),
+        ({"std": -1}, "std must be positive"),
+        ({"std": True}, "std must be a number, got True"),
+        ({"valid": [1, 0]}, "valid must rise"),
+        ({"typical": 3}, "typical must be two numbers"),
+        ({"aliases": "red"}, "aliases must be a list of texts"),
+        ({"name": False}, "put it into quotation marks"),
+        ({"unit": 7}, "unit must be a text"),
+        ({"spread": [1, math.nan]}, "spread must be finite"),
+    ],
+)
+def test_numbers_of_a_band_are_checked_wherever_it_comes_from(band: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Band(**({"name": "a"} | band))
+    with pytest.raises(InputError, match=message):
+        Sensor.from_dict({"name": "s", "bands": [{"name": "a"} | band]}, source="index.json")
+
+
+@pytest.mark.parametrize(
+    ("sensor", "message"),
+    [
+        ({"nodata": math.inf}, "nodata must be finite"),
+        ({"nodata": "none"}, "nodata must be a number"),
+        ({"gsd_m": 0}, "gsd_m must be positive"),
+        ({"dtypes": ["uint12"]}, "dtypes holds 'uint12'"),
+        ({"product": "("}, "no regular expression"),
+        ({"name": "a/b"}, "it names files"),
+        ({"bands": "abc"}, "bands is a list"),
+        ({"bands": [{"wavelength": 490}]}, "the name of band 1 is missing"),
+        ({"groups": ["a"]}, "groups must be a list of texts"),
+    ],
+)
+def test_what_a_sensor_says_of_itself_is_checked(sensor: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sensor.from_dict({"name": "s", "bands": [{"name": "a"}]} | sensor)
+
+
+def test_yaml_writes_small_numbers_as_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\nscale: 1e-4\nbands: [{name: x}]\n")
+    assert read_sensor(tmp_path / "a.yaml").bands[0].scale == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("scale: 1\nscale: 2\nbands: [{name: x}]", "scale"), ("bands: [{name: x, name: y}]", "name")]
+)
+def test_a_key_stands_once(tmp_path: Path, text: str, key: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"name: a\n{text}\n")
+    with pytest.raises(InputError, match=f"'{key}' stands twice"):
+        read_sensor(tmp_path / "a.yaml")
+
+
+def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b\nname: a\n")
+    (tmp_path / "b.yaml").write_text("extends: a\nname: b\n")
+    with pytest.raises(InputError, match="extends"):
+        read_sensor(tmp_path / "a.yaml")
+
+
+def test_tables_are_made_once_per_device_and_do_not_travel(pair: Sensor) -> None:
+    image = torch.zeros(1, 2, 4, 4)
+    pair.standardise(image)
+    made: list[torch.device] = []
+
+    def count(sensor: Sensor, device: torch.device) -> int:
+        made.append(device)
+        return len(sensor.bands)
+
+    assert [pair.compiled(count, image.device) for _ in range(3)] == [2, 2, 2]
+    assert len(made) == 1
+    copied = copy.deepcopy(pair)
+    assert copied == pair and copied.compiled(count, image.device) == 2
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">i2", ">f4", "float64", "uint16"])
+def test_arrays_are_taken_as_they_are(pair: Sensor, dtype: str) -> None:
+    stored = np.arange(1, 9).reshape(2, 2, 2).astype(dtype)
+    expected = pair.to_physical(torch.arange(1, 9).reshape(2, 2, 2))
+    torch.testing.assert_close(pair.to_physical(stored), expected)
+    torch.testing.assert_close(pair.to_physical(stored[:, ::-1].copy()[:, ::-1]), expected)
+    torch.testing.assert_close(
+        pair.arrange(stored[::-1], ["VV", "blue"]).double(), torch.from_numpy(stored.astype("f8"))
+    )
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 4, 4), complex), np.array([["a"]]), [[1.0]], None])
+def test_what_is_no_image_is_refused_in_words(pair: Sensor, image: object) -> None:
+    with pytest.raises(InputError, match="give a tensor or a NumPy array of real numbers"):
+        pair.to_physical(image)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_file_extends_another_through_several_steps(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import rasterio
 import scipy.io
 
 from alliance.errors import InputError
-from alliance.sensors.catalog import candidates, find_sensor, fit, generated_sensor, sensor_names
+from alliance.sensors.catalog import Header, candidates, find_sensor, fit, generated_sensor, judge_all, sensor_names
 from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.rasters import describe_raster
 from datasets.imagery.scenes import Scene, Unreadable, find_date
@@ -92,14 +92,19 @@ def test_an_8_bit_sensor_holds_8_bits() -> None:
 
 
 def test_sensors_that_differ_only_in_offset_are_both_named() -> None:
-    found = [sensor.name for sensor in candidates(S2_NAMES, 13, "uint16")]
-    assert found == ["sentinel2-l1c", "sentinel2-l1c-baseline4"]
+    found = candidates(judge_all(Header(count=13, dtype="uint16", names=S2_NAMES)))
+    assert [verdict.sensor.name for verdict in found] == ["sentinel2-l1c", "sentinel2-l1c-baseline4"]
 
 
 def test_auto_asks_when_several_sensors_fit(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "a.tif", counts((13, 20, 20)), names=S2_NAMES)
-    with pytest.raises(InputError, match="sentinel2-l1c .*sentinel2-l1c-baseline4 .*pass --sensor NAME"):
+    write_tiff(tmp_path / "a.tif", counts((13, 20, 20)), names=S2_NAMES)  # about .2 or .1, both can be
+    with pytest.raises(InputError, match="sentinel2-l1c fits.*sentinel2-l1c-baseline4 fits.*pass --sensor NAME"):
         gather(Request(sensor="auto", paths=(tmp_path,)))
+
+
+def test_values_decide_where_one_sensor_alone_explains_them(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", counts((13, 20, 20), low=200, high=900), names=S2_NAMES)  # .05, or -.05
+    assert gather(Request(sensor="auto", paths=(tmp_path,))).sensor.name == "sentinel2-l1c"
 
 
 def test_an_unknown_sensor_is_answered_with_its_neighbours() -> None:

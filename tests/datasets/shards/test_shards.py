@@ -249,7 +249,8 @@ def test_tiles_that_lack_too_much_are_dropped(tmp_path: Path) -> None:
 
 def test_several_sensors_of_one_footprint_are_one_sample(tmp_path: Path) -> None:
     optical = write_tiff(tmp_path / "s2" / "a" / "x.tif", counts((13, 96, 64)), names=S2_NAMES)
-    radar = write_tiff(tmp_path / "s1" / "a" / "x.tif", counts((2, 48, 32)).astype("f4"), names=("VH", "VV"), pixel=20)
+    decibels = -counts((2, 48, 32)).astype("f4") / 200
+    radar = write_tiff(tmp_path / "s1" / "a" / "x.tif", decibels, names=("VH", "VV"), pixel=20)
     write_tiff(tmp_path / "s1" / "a" / "alone.tif", radar, names=("VH", "VV"), pixel=20)
     write_tiff(tmp_path / "s2" / "b" / "moved.tif", optical, names=S2_NAMES)
     write_tiff(tmp_path / "s1" / "b" / "moved.tif", radar, names=("VH", "VV"), pixel=20.5)
@@ -297,7 +298,7 @@ def test_a_cube_becomes_shards_of_a_generated_sensor(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere", "--sensor", SENSOR, "--out", "out"], "no such file or folder"),
-        (["in", "--sensor", "landsat9", "--out", "out"], "unknown sensor 'landsat9'; did you mean landsat8"),
+        (["in", "--sensor", "landsat88", "--out", "out"], "unknown sensor 'landsat88'; did you mean landsat8"),
         (["in", "--sensor", SENSOR], "pass --out DIR"),
         (["in", "--sensor", "rgb-uint8", "--out", "out"], "no usable image of sensor rgb-uint8"),
         (["in", "--sensor", SENSOR, "--out", "out", "--tile", "99"], "70 x 70 px, smaller than a tile; pass --tile 70"),

@@ -47,6 +47,36 @@ def test_one_name_for_two_scales_is_refused(sar_shards: Path, tmp_path: Path):
         pooled_sensors([ShardSource(sar_shards), other], [[SENSOR], [SENSOR]])
 
 
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (
+            {"mean": [0.08, 0.02], "std": [0.05, 0.01], "min": [1e-3, 1e-4], "max": [3.0, 0.9]},
+            "without one negative value",
+        ),
+        (
+            {"mean": [-1100.0, -1800.0], "std": [300.0, 300.0], "min": [-4e3, -4e3], "max": [900.0, 10.0]},
+            "likely dB x 100",
+        ),
+        ({"mean": [-40.0, -44.0], "std": [1.0, 1.0], "min": [-50.0, -50.0], "max": [-30.0, -30.0]}, "deviations apart"),
+    ],
+)
+def test_folders_whose_numbers_differ_in_kind_are_not_mixed(
+    figures: dict[str, list[float]], said: str, sar_shards: Path, tmp_path: Path
+):
+    one, other = ShardSource(sar_shards), ShardSource(shutil.copytree(sar_shards, tmp_path / "other"))
+    usual = {"mean": [-11.0, -18.0], "std": [2.0, 2.0], "min": [-30.0, -36.0], "max": [4.0, -2.0], "count": [9.0, 9.0]}
+    one.index = dataclasses.replace(one.index, statistics={SENSOR: usual})
+    other.index = dataclasses.replace(other.index, statistics={SENSOR: usual | figures})
+    with pytest.raises(InputError) as refused:
+        pooled_sensors([one, other], [[SENSOR], [SENSOR]])
+    assert said in str(refused.value)
+    assert str(one.folder) in str(refused.value) and str(other.folder) in str(refused.value)
+    water = {"mean": [-24.0, -30.0], "std": [1.5, 1.0]}
+    other.index = dataclasses.replace(other.index, statistics={SENSOR: usual | water})
+    pooled_sensors([one, other], [[SENSOR], [SENSOR]])  # open water beside land is the same kind
+
+
 def test_fixed_samples_are_the_same_and_cropped_in_the_middle(sar_shards: Path):
     source = ShardSource(sar_shards)
     sensor = source.sensors[SENSOR]
