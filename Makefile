@@ -17,12 +17,13 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
 VENV := .venv/bin
 TILING = --tile $(TILE) --workers $(WORKERS)
 # DATA is a folder of scenes, or sources of several sensors: SENSOR[@TILE]=FOLDER[,FOLDER] ...
+# What exists is a path, also with "=" in it (lake/year=2023); so is what has a "/" before its first "=".
 # Shards of a folder are named like it, those of a source like its sensor.
-MIXED = $(findstring =,$(DATA))
+MIXED = $(if $(findstring =,$(DATA)),$(if $(findstring /,$(call HEAD,$(firstword $(DATA)))),,$(shell test -e '$(DATA)' || echo =)))
 HEAD = $(subst @, ,$(firstword $(subst =, ,$(1))))
 SENSOR_OF = $(word 1,$(call HEAD,$(1)))
 TILE_OF = $(or $(word 2,$(call HEAD,$(1))),$(TILE))
-FOLDERS_OF = $(subst $(COMMA), ,$(word 2,$(subst =, ,$(1))))
+FOLDERS_OF = $(subst $(COMMA), ,$(patsubst $(firstword $(subst =, ,$(1)))=%,%,$(1)))
 OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')" | tr ' ' _)
 MADE = $(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN))
 MADE_UP = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar","weight":1}
@@ -33,6 +34,9 @@ SPACE := $(subst ,, )
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help pretrain test lint clean install shards unused-run
+
+# No process of theirs runs code that lies in the current folder.
+pretrain shards data/synthetic: export PYTHONSAFEPATH = 1
 
 pretrain: unused-run shards ## pretrain on made-up scenes, on DATA=<folder>, or on DATA='SENSOR=<folder> ...'
 	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed -q --num_gpus $(RANKS) launch/pretrain.py \
@@ -46,9 +50,10 @@ lint: install ## ruff and pyright, as in pre-commit
 	$(VENV)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/pyright
 
-clean: ## remove what `make pretrain` made of the made-up scenes, and caches; keeps .venv and other runs
-	rm -rf runs/quickstart data/synthetic data/synthetic.part $(SHARDS)/optical $(SHARDS)/sar
-	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+# Fixed places alone, whatever SHARDS and RUN say: what lies elsewhere is for its owner to remove.
+clean: ## remove what `make pretrain` made of the made-up scenes in its usual places, and caches; keeps .venv and other runs
+	rm -rf -- 'runs/quickstart' 'data/synthetic' 'data/synthetic.part' 'data/shards/optical' 'data/shards/sar'
+	rm -rf -- .pytest_cache .ruff_cache .hypothesis build 'alliance_rs.egg-info'
 
 help: ## list the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -79,8 +84,8 @@ unused-run:
 # Complete shards are found complete; interrupted ones are gone on with.
 shards: install $(if $(DATA),,data/synthetic)
 ifneq ($(MIXED),)
-	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(call FOLDERS_OF,$(item)) \
-		--sensor $(call SENSOR_OF,$(item)) --out $(SHARDS)/$(call SENSOR_OF,$(item)) \
+	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(foreach folder,$(call FOLDERS_OF,$(item)),'$(folder)') \
+		--sensor $(call SENSOR_OF,$(item)) --out '$(SHARDS)/$(call SENSOR_OF,$(item))' \
 		--tile $(call TILE_OF,$(item)) --workers $(WORKERS) && )true
 else ifneq ($(DATA),)
 	$(VENV)/python launch/shards.py '$(DATA)' --sensor '$(SENSOR)' --out '$(OWN)' $(TILING)
@@ -90,6 +95,6 @@ else
 endif
 
 data/synthetic: | .venv/.installed
-	rm -rf $@.part
+	rm -rf -- '$@.part'
 	$(VENV)/python launch/synthetic.py --out $@.part --cube 0
 	mv $@.part $@

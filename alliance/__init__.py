@@ -11,6 +11,10 @@ from alliance.encoder import AllianceEncoder, EncoderConfig, Features
 from alliance.errors import InputError
 from alliance.model import Alliance, AllianceConfig, create_model, list_models
 from alliance.sensors import Band, Sensor, read_sensor
+from alliance.sensors.catalog import find_sensor
+from alliance.sensors.catalog import sensor_names as list_sensors
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Alliance",
@@ -22,7 +26,9 @@ __all__ = [
     "InputError",
     "Sensor",
     "create_model",
+    "find_sensor",
     "list_models",
+    "list_sensors",
     "load_encoder",
     "read_sensor",
     "save_encoder",

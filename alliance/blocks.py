@@ -126,6 +126,7 @@ class GroupMixing(nn.Module):
         self.convolution = nn.Conv1d(f, f, 3, padding=1, groups=f)
 
     def reset_parameters(self) -> None:
+        """Zero the convolution: at first there is the gate alone."""
         zero(self.convolution)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -181,6 +182,7 @@ class TripleDomainFusionAttention(nn.Module):
         self.scale = nn.Parameter(torch.empty(d)) if config.fusion != "replace" else None
 
     def reset_parameters(self) -> None:
+        """The frequency branch as the identity, and little of it."""
         self.mixing.reset_parameters()
         self.spectral.reset_parameters()
         if self.scale is not None:
@@ -217,5 +219,6 @@ class FusionBlock(nn.Module):
         self.mlp = Mlp(d, 4 * d, d)
 
     def forward(self, sequence: Tensor, grid: Grid) -> Tensor:
+        """(b, 1 + g * n, d) -> the same shape."""
         sequence = sequence + self.attn(self.norm1(sequence), sequence, grid)
         return sequence + self.mlp(self.norm2(sequence))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
+from alliance.files import new_file, remove_tree, replace_file, sync
 from alliance.sensors import Sensor
 
 FORMAT = 1
@@ -28,24 +28,34 @@ def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[
         weights: state dict to write instead of the encoder's own (sharded training gathers them elsewhere).
     """
     folder = Path(folder)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, aside = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    for left in (partial, aside):  # by a kill
+        remove_tree(left)
     partial.mkdir(parents=True)
     state = encoder.state_dict() if weights is None else weights
-    save_file(
+    save_tensors(
         {name: value.detach().float().cpu().contiguous().clone() for name, value in state.items()}, partial / WEIGHTS
     )
     record = {"format": FORMAT, "encoder": dataclasses.asdict(encoder.config)}
-    (partial / CONFIG).write_text(json.dumps(record, indent=2))
+    replace_file(partial / CONFIG, json.dumps(record, indent=2).encode())
     sensors = [sensor.to_dict() for sensor in encoder.sensors.values()]
-    (partial / SENSORS).write_text(json.dumps(sensors, indent=2))
-    aside = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    replace_file(partial / SENSORS, json.dumps(sensors, indent=2).encode())
     if folder.exists():
         os.replace(folder, aside)
     os.replace(partial, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_tree(aside)
     return folder
+
+
+def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, whole and on the disk, with the rights that the umask gives.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written; an older file stays.
+    """
+    with new_file(path) as part:
+        save_file(dict(weights), part)
+        sync(part)
 
 
 def load_encoder(

@@ -40,7 +40,11 @@ class BandKernels(nn.Module):
         self.basis_bias = nn.Parameter(torch.empty(RANK, fan_out)) if bias else None
 
     def reset_parameters(self, reference: Tensor, gain: float = 1.0) -> None:
-        """Xavier for each basis kernel; the mixer scaled so that sum_r a_r^2 is 1 on average over `reference`."""
+        """Xavier for each basis kernel; the mixer scaled so that sum_r a_r^2 is 1 on average over `reference`.
+
+        Args:
+            reference: codes (c, CODE_WIDTH).
+        """
         bound = gain * math.sqrt(6 / (self.basis.shape[1] + self.basis.shape[2]))
         nn.init.uniform_(self.basis, -bound, bound)
         if self.basis_bias is not None:
@@ -70,11 +74,17 @@ class FixedKernels(nn.Module):
         self.biases = nn.ParameterDict({name: torch.zeros(c, fan_out) for name, c in counts.items()} if bias else {})
 
     def reset_parameters(self, gain: float = 1.0) -> None:
+        """Xavier for every band's kernel, times `gain`."""
         for kernel in self.kernels.values():
             bound = gain * math.sqrt(6 / (kernel.shape[1] + kernel.shape[2]))
             nn.init.uniform_(kernel, -bound, bound)
 
     def forward(self, sensor: Sensor) -> tuple[Tensor, Tensor | None]:
+        """Kernels (c, fan_in, fan_out) and biases (c, fan_out) or None of a known sensor with all its bands.
+
+        Raises:
+            InputError: another sensor, or other bands.
+        """
         if self.bands.get(sensor.name) != sensor.band_names:
             raise InputError(
                 f"a fixed tokenizer knows {', '.join(self.bands)} with all their bands in order, not sensor "
@@ -112,6 +122,7 @@ class SpectralPosition(nn.Module):
         self.mlp = Mlp(CODE_WIDTH, d, d)
 
     def forward(self, code: Tensor, groups: Groups) -> Tensor:
+        """Codes of all bands (c, CODE_WIDTH) -> (g, d)."""
         mean = torch.stack([code[list(group)].mean(0) for group in groups])
         return self.mlp(mean.to(self.mlp.fc1.weight.dtype))
 
@@ -128,6 +139,7 @@ class TokenPosition(nn.Module):
         self.spectral = SpectralPosition(self.spectral_width)
 
     def forward(self, code: Tensor, groups: Groups, h: int, w: int) -> Tensor:
+        """Codes of all bands (c, CODE_WIDTH) -> (g, n, d), n = h * w tokens."""
         spectral = rearrange(self.spectral(code, groups), "g d -> g 1 d")
         spatial = spatial_position(h, w, self.spatial_width, code.device).to(spectral.dtype)
         if self.layout == "add":
@@ -158,6 +170,7 @@ class PatchEmbedding(nn.Module):
         self.position = TokenPosition(d, layout)
 
     def reset_parameters(self) -> None:
+        """Kernels at unit gain over the reference bands, no bias."""
         nn.init.zeros_(self.bias)
         self.code.reset_parameters()
         with torch.no_grad():
@@ -194,6 +207,8 @@ class PatchEmbedding(nn.Module):
 
 
 class SpecialTokens(NamedTuple):
+    """Tokens that stand before those of the image, the same for every image."""
+
     cls: Tensor  # (1, d)
     frequency: Tensor  # (k, d), low to high; k = 0 for plain tokens
 
@@ -221,6 +236,7 @@ class FrequencyEmbedding(nn.Module):
         )
 
     def reset_parameters(self) -> None:
+        """Every wave on its own third of the width, with a little noise."""
         bands, wide = self.waves.shape
         edges = [wide // bands * band for band in range(bands)] + [wide]
         with torch.no_grad():
@@ -231,6 +247,7 @@ class FrequencyEmbedding(nn.Module):
                 self.waves[band, start:stop] += 0.1 * torch.cos(math.pi * periods * place / (stop - start))
 
     def forward(self) -> SpecialTokens:
+        """cls (1, d) and frequency tokens (3, d), low to high."""
         parts = zip(self.waves, self.refine, self.project, strict=True)
         frequency = torch.cat([project(wave[None] + refine(wave[None])) for wave, refine, project in parts])
         return SpecialTokens(self.fuse(rearrange(frequency, "k d -> 1 (k d)")), frequency)
@@ -244,7 +261,9 @@ class PlainTokens(nn.Module):
         self.cls = nn.Parameter(torch.empty(1, d))
 
     def reset_parameters(self) -> None:
+        """Normal with deviation 0.02, as in MAE."""
         nn.init.normal_(self.cls, std=0.02)
 
     def forward(self) -> SpecialTokens:
+        """cls (1, d) and no frequency tokens (0, d)."""
         return SpecialTokens(self.cls, self.cls[:0])

@@ -69,6 +69,8 @@ class Features(NamedTuple):
 
 
 class Embedded(NamedTuple):
+    """An image on its way into the blocks."""
+
     tokens: Tensor  # (b, g, n, d)
     special: SpecialTokens
     code: Tensor  # (c, CODE_WIDTH), of all bands
@@ -115,6 +117,7 @@ class AllianceEncoder(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
+        """Tokens of a sequence that stand before those of the image."""
         return 4 if self.config.tokens == "frequency" else 1
 
     def embed(self, standardised: Tensor, sensor: Sensor, groups: Groups) -> Embedded:
@@ -132,6 +135,7 @@ class AllianceEncoder(nn.Module):
         return kept
 
     def train(self, mode: bool = True) -> "AllianceEncoder":
+        """As of any module; tokens that were computed before are forgotten."""
         self._forget()
         return super().train(mode)
 
@@ -244,7 +248,7 @@ class AllianceEncoder(nn.Module):
 
 
 def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> None:
-    """Raise when most pixels lie beyond the clamp: stored numbers were given instead of physical ones, or the like."""
+    """Raise when most pixels of (b, c, h, w) lie beyond the clamp: stored numbers were given, or the like."""
     if standardised.numel() and (standardised.abs() >= CLAMP).float().mean() > 0.5:
         seen = image[torch.isfinite(image)].float().mean().item()
         expected = sum(band.mean or 0.0 for band in sensor.bands) / len(sensor.bands)
@@ -255,7 +259,7 @@ def refuse_wrong_units(standardised: Tensor, image: Tensor, sensor: Sensor) -> N
 
 
 def run_block(block: nn.Module, *arguments: Any, recompute: bool) -> Tensor:
-    """Apply a block, keeping only its input for the backward pass when `recompute`."""
+    """Apply a block to a sequence (b, n, d), keeping only its input for the backward pass when `recompute`."""
     return checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
 
 

@@ -1,14 +1,85 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, under names that nobody could plant beforehand."""
 
 import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{16}\.tmp")
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # where the system has them
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old or the new one, never half of it, also after a power cut."""
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "wb") as file:
+    with replacing(path) as file:
         file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path`, whole and on the disk, when the block ends; nothing stays if it fails.
+
+    It is made beside `path`, with the rights that the umask gives, and follows no link.
+    """
+    with new_file(path) as part, open(part, "r+b") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """An empty file of our own beside `path`, for a writer that wants a name; it gets the name `path` when the block ends.
+
+    Whatever the writer makes of it has the rights that the umask gives. Nothing stays if the block fails.
+    """
+    with scratch_file(path) as part:
+        rights = part.stat().st_mode & 0o777
+        yield part
+        part.chmod(rights)
+        os.replace(part, path)
+
+
+@contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """An empty file of our own beside `path`, under a name that nobody can foresee; it is removed when the block ends."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666))
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def final_name(path: Path) -> str:
+    """The name that a file gets, or has: `a.tar` of `a.tar.0123456789abcdef.tmp`."""
+    made = TEMPORARY.fullmatch(path.name)
+    return made["name"] if made else path.name
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder which nobody else writes into now."""
+    for path in folder.glob("*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder or a file, of a link the link alone; what cannot be removed stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

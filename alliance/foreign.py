@@ -93,6 +93,7 @@ class RestrictedUnpickler(pickle.Unpickler):
     """Knows ordered dictionaries and torch's rebuilding of tensors and parameters; the rest is a `Placeholder`."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """A harmless stand-in for all that is not a tensor."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         rebuild = REBUILDS.get((module, name))

@@ -61,7 +61,7 @@ def dct2(image: Tensor) -> Tensor:
 
 
 def idct2(coefficients: Tensor) -> Tensor:
-    """Inverse of `dct2`."""
+    """Inverse of `dct2`: (..., h, w) -> (..., h, w) float32."""
     with float32_island(coefficients):
         rows, columns = (dct_matrix(size, coefficients.device) for size in coefficients.shape[-2:])
         return rows.mT @ coefficients.float() @ columns
@@ -75,7 +75,7 @@ def radial_frequency(h: int, w: int, *, half: bool = False, device: torch.device
 
 
 def pass_response(frequency: Tensor, cutoff: float, edge: Edge) -> Tensor:
-    """Gain of a low-pass filter at each frequency: a step, or a raised cosine from 0.75 to 1.25 of the cut-off."""
+    """Gain of a low-pass filter at each frequency (...,), same shape, float32: a step, or a raised cosine from 0.75 to 1.25 of the cut-off."""
     if edge == "ideal":
         return (frequency <= cutoff).float()
     ramp = ((frequency / cutoff - 0.75) / 0.5).clamp(0, 1)

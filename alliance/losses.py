@@ -47,10 +47,13 @@ class LossConfig:
             raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'")
 
     def cutoffs_for(self, patch: int) -> tuple[float, float]:
+        """Borders of the bands for a patch side in pixels, cycles per pixel."""
         return self.cutoffs or (1 / (2 * patch), 1 / patch)
 
 
 class Losses(NamedTuple):
+    """What a step is trained on, and what it reports."""
+
     total: Tensor  # scalar float32
     stages: Tensor  # (k,) float32, low to high, before weighting
 

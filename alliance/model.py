@@ -42,6 +42,8 @@ class AllianceConfig:
 
 
 class Prediction(NamedTuple):
+    """What the decoder says of one batch, and what it could see."""
+
     stages: Tensor  # (k, b, g, n, m, p), low to high
     mask: Mask
     standardised: Tensor  # (b, c, h, w)
@@ -72,7 +74,7 @@ class Alliance(nn.Module):
         self.decoder.reset_parameters(self.encoder.patch_embed.code)
 
     def predict(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups) -> Prediction:
-        """Hide, encode, decode: the overview figure of the paper."""
+        """Hide, encode, decode: the overview figure of the paper. Arguments as of `forward`: (b, c, h, w), (b, g * n)."""
         patch = self.config.encoder.patch
         standardised, valid = sensor.standardise(image)
         h, w = image.shape[-2] // patch, image.shape[-1] // patch
@@ -98,7 +100,7 @@ class Alliance(nn.Module):
             return self._losses(prediction, sensor, progress, groups)
 
     def reconstruct(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None) -> Reconstruction:
-        """What the model makes of the masked image, stage by stage."""
+        """What the model makes of the masked image (b, c, h, w), stage by stage; arguments as of `forward`."""
         groups = groups or sensor.group_indices
         config, patch, c = self.config.loss, self.config.encoder.patch, len(sensor.bands)
         h, w = image.shape[-2] // patch, image.shape[-1] // patch

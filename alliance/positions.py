@@ -46,6 +46,7 @@ class BandCode(nn.Module):
         self.no_bandwidth = nn.Parameter(torch.empty(2 * PERIODS))
 
     def reset_parameters(self) -> None:
+        """Learned parts as strong as sines."""
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=math.sqrt(0.5))  # the rms of a sine
 

@@ -32,10 +32,13 @@ class MaskingConfig:
             raise InputError(f"masking.ratio must lie between 0 and 1, got {self.ratio}")
 
     def ratio_for(self, groups: int) -> float:
+        """Share of hidden tokens for a number of band groups."""
         return self.ratio if self.ratio is not None else 0.75 if groups <= 3 else 0.90
 
 
 class Mask(NamedTuple):
+    """Which tokens the encoder sees."""
+
     visible: Tensor  # (b, v) int64, indices into the g * n tokens, ascending noise
     masked: Tensor  # (b, g * n) bool, True where the encoder does not look
 

@@ -1,7 +1,8 @@
 """The DeepSpeed engine: our settings in, an engine out. Batch, clipping and precision live once, in our config."""
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,8 +12,10 @@ from torch import nn
 from alliance.encoder import set_explicit_attention
 from alliance.errors import InputError
 from engine.checkpoints import Layout
+from engine.deepspeed_internals import SETTINGS, forget_gradients, forget_stale_gradients, own_part
+from engine.errors import AgreedError
 from engine.optim import OptimConfig
-from engine.ranks import World
+from engine.ranks import World, count_over_ranks
 
 OWNED_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
@@ -45,12 +48,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self.resolve(on_cpu=False)
-        inner = {f"{key}.{name}" for key, value in self.deepspeed.items() if isinstance(value, dict) for name in value}
-        owned = sorted((set(self.deepspeed) | inner) & set(OWNED_KEYS))
-        if owned:
-            raise InputError(
-                f"engine.deepspeed.{owned[0]} is derived or not supported; set optim.* or engine.* instead"
-            )
+        refuse_further_settings(self.deepspeed)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise InputError(
                 f"engine.micro_batch must be at least 1, got {self.micro_batch}; leave it out for the whole share"
@@ -76,6 +74,39 @@ class EngineConfig:
             )
         precision, stage = self.resolve(on_cpu=world.device.type == "cpu")
         return Layout(world.size, stage, precision)
+
+
+def refuse_further_settings(given: Mapping[str, Any]) -> None:
+    """Raise InputError where `engine.deepspeed` holds what we set ourselves, what DeepSpeed would ignore, or no plain values.
+
+    Its settings may name files to write, programs and modules; those of `SETTINGS` do not.
+    """
+    inner = {
+        (key, name): each for key, value in given.items() if isinstance(value, dict) for name, each in value.items()
+    }
+    owned = sorted((set(given) | {f"{key}.{name}" for key, name in inner}) & set(OWNED_KEYS), key=str)
+    if owned:
+        raise InputError(f"engine.deepspeed.{owned[0]} is derived or not supported; set optim.* or engine.* instead")
+    for key, value in given.items():
+        _refuse_unknown(str(key), SETTINGS, "")
+        if bool(SETTINGS[key]) != isinstance(value, dict):
+            wanted = f"settings such as {min(SETTINGS[key])}" if SETTINGS[key] else "one value"
+            raise InputError(f"engine.deepspeed.{key} is {value!r:.60}; give it {wanted}")
+    for (key, name), _ in inner.items():
+        _refuse_unknown(str(name), SETTINGS[key], f"{key}.")
+    plain = {f"{key}.{name}": each for (key, name), each in inner.items()}
+    plain |= {key: value for key, value in given.items() if not isinstance(value, dict)}
+    for name, value in plain.items():
+        if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"engine.deepspeed.{name} is {value!r:.60}; give a finite number, true, false or a word")
+
+
+def _refuse_unknown(name: str, known: Collection[str], place: str) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {place}{near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+    raise InputError(f"engine.deepspeed.{place}{name} is no setting that is passed on to DeepSpeed; {hint}")
 
 
 @dataclass(frozen=True)
@@ -181,28 +212,28 @@ def take_step(engine: Any) -> float | None:
         return None
     if engine.zero_optimization_stage():  # leaves such a step out by itself
         engine.step()
-        _forget_stale_gradients(engine)
+        forget_stale_gradients(engine)
         return float(engine.get_global_grad_norm())
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
     if math.isfinite(norm):
         engine.step()
     else:
-        drop_gradients(engine)
+        forget_gradients(engine)
     return norm
 
 
-def drop_gradients(engine: Any) -> None:
-    """Forget the gradients of the passes since the last step; the next pass is the first one of a step."""
-    engine.micro_steps -= engine.micro_steps % engine.gradient_accumulation_steps()
-    engine.module.zero_grad(set_to_none=True)
-    if engine.zero_optimization_stage():
-        engine.optimizer.zero_grad(set_to_none=True)
-        for held in ("averaged_gradients", "all_grad_tensors"):
-            getattr(engine.optimizer, held, {}).clear()
-        _forget_stale_gradients(engine)
+def refuse_broken_weights(engine: Any, step: int, device: torch.device) -> None:
+    """Raise AgreedError, on all ranks, where a weight or a running statistic is not finite: that is no network.
 
-
-def _forget_stale_gradients(engine: Any) -> None:
-    """ZeRO 3 would apply the last gradient once more to a parameter that gets none in the next step."""
-    if engine.zero_optimization_stage() == 3:
-        engine.optimizer.grad_partitions_flat_buffer.zero_()
+    Args:
+        step: steps done, to be named.
+    """
+    tensors = [own_part(each) for each in engine.module.parameters()]
+    tensors += [each for each in engine.module.buffers() if each.is_floating_point()]
+    broken = not all(bool(torch.isfinite(each).all()) for each in tensors)
+    ranks = count_over_ranks(broken, device=device)[0]
+    if ranks:
+        raise AgreedError(
+            f"after step {step} weights are not finite on {ranks} ranks; nothing of it is saved or exported: lower optim.lr, "
+            f"then go on from the last good checkpoint with --run.resume auto"
+        )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from alliance.files import remove_tree, sync
+from engine.deepspeed_internals import save_checkpoint
 from engine.log import report_disk_errors
 from engine.ranks import World, gather
 from engine.runs import write_whole
@@ -17,6 +20,8 @@ from engine.runs import write_whole
 MANIFEST = "MANIFEST.json"
 LOOP = "loop.json"
 PREFIX = "step_"
+OURS = re.compile(rf"{PREFIX}\d{{8}}")  # any other name is a copy of the user's, which is neither read nor removed
+LEFT_BY_A_KILL = re.compile(rf"{OURS.pattern}\.(partial|universal|universal\.log|log)")
 
 
 class Layout(NamedTuple):
@@ -34,32 +39,8 @@ class NotSaved(Exception):
     """A checkpoint could not be written, on all ranks; the earlier ones are as they were."""
 
 
-class _Patient:
-    """DeepSpeed's writer, whose errors wait until every rank is past the barriers of `save_checkpoint`."""
-
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
-        self.error: Exception | None = None
-        self.written: list[Path] = []
-
-    def save(self, state_dict: Any, path: str) -> None:
-        self.written.append(Path(path))
-        try:
-            self.writer.save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
-            self.error = error
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        try:
-            os.makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            self.error = error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.writer, name)
-
-
 def tag_of(step: int) -> str:
+    """Name of the checkpoint folder of a step."""
     return f"{PREFIX}{step:08d}"
 
 
@@ -74,7 +55,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
     """
     partial, final = (folder / f"{tag_of(state['step'])}{suffix}" for suffix in (".partial", ""))
     if world.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
     dist.barrier()
     written, error = _write_states(engine, partial, state, world)
     records = _settled(written, partial, world, error)
@@ -82,7 +63,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
         manifest = {"step": state["step"], "layout": layout._asdict(), "files": records}
         try:
             write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
+            remove_tree(final)  # a damaged one that was passed over
             os.replace(partial, final)
         except OSError as failure:
             error = failure
@@ -90,15 +71,27 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
     if world.is_main:
         with report_disk_errors("the name of the newest checkpoint"):  # for people; restoring looks at the manifests
             write_whole(folder / "latest", final.name)
-            _sync(folder)
+            sync(folder)
         for other in _superseded(folder, final, keep):
-            shutil.rmtree(other, ignore_errors=True)
+            remove_tree(other)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / MANIFEST).is_file() and not path.suffix)
+    return [path for path in list_folders(folder) if (path / MANIFEST).is_file()]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Folders with the name of a checkpoint, oldest first; one without a manifest was whole once, and is damaged."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if OURS.fullmatch(path.name) and path.is_dir())
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a kill left of our own writing and converting."""
+    for path in folder.glob(f"{PREFIX}*"):
+        if LEFT_BY_A_KILL.fullmatch(path.name):
+            remove_tree(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -109,9 +102,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        return manifest | {"layout": Layout(**manifest["layout"]), "files": dict(manifest["files"])}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        layout, files = Layout(**manifest["layout"]), dict(manifest["files"])
+        for name, record in files.items():
+            if Path(name).name != name or not isinstance(record["bytes"], int) or not isinstance(record["sha256"], str):
+                raise ValueError(f"{name} is no file of a checkpoint")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"its manifest cannot be read ({error})") from error
+    if not isinstance(layout.ranks, int) or layout.zero not in (0, 1, 2, 3) or not isinstance(layout.precision, str):
+        raise ValueError(f"its manifest cannot be read (a layout of {tuple(layout)})")
+    return manifest | {"layout": layout, "files": files}
 
 
 def verify(path: Path, files: dict[str, Any], *, part: int = 0, parts: int = 1) -> str | None:
@@ -132,22 +131,15 @@ def _write_states(
     engine: Any, partial: Path, state: dict[str, Any], world: World
 ) -> tuple[list[Path], Exception | None]:
     """The files of this rank; an error is returned, for a rank that stopped here would leave the others waiting."""
-    writer = engine.checkpoint_engine
-    engine.checkpoint_engine = patient = _Patient(writer)
-    engine._copy_recovery_script = lambda path: None  # a copy of DeepSpeed's script, written without the writer
-    try:
-        names = {"updated": _updated_names(engine)}
-        engine.save_checkpoint(str(partial.parent), tag=partial.name, client_state=names, save_latest=False)
-    finally:
-        engine.checkpoint_engine = writer
+    written, error = save_checkpoint(engine, partial.parent, partial.name, {"updated": _updated_names(engine)})
     random, own = partial / f"random_rank{world.rank}.pt", [partial / LOOP] * world.is_main
     try:
         torch.save(_random_state(), random)
         for path in own:
             write_whole(path, json.dumps(state))
-    except (OSError, RuntimeError) as error:
-        patient.error = error
-    return [*patient.written, random, *own], patient.error
+    except (OSError, RuntimeError) as failure:
+        error = failure
+    return [*written, random, *own], error
 
 
 def _updated_names(engine: Any) -> list[str]:
@@ -169,10 +161,10 @@ def _settled(written: list[Path], partial: Path, world: World, error: Exception 
     error = None
     try:
         for path in written:
-            _sync(path)
+            sync(path)
             name = str(path.relative_to(partial))
             records[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _sync(partial)
+        sync(partial)
     except OSError as failure:
         error = failure
     _agree(error, partial, world)
@@ -184,7 +176,7 @@ def _agree(error: Exception | None, partial: Path, world: World) -> None:
     met = [(rank, text) for rank, text in enumerate(gather(None if error is None else _said(error))) if text]
     if met:
         if world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
         free = shutil.disk_usage(partial.parent).free / 2**30
         raise NotSaved(f"rank {met[0][0]}: {met[0][1]}; {free:.1f} GB are free in {partial.parent}")
 
@@ -192,23 +184,16 @@ def _agree(error: Exception | None, partial: Path, world: World) -> None:
 def _said(error: Exception) -> str:
     """An error in one line."""
     lines = str(error).splitlines() or [""]
+    if "unexpected pos" in lines[0]:  # as torch's writer puts it
+        return "a file could be written in part only"
     return (error.strerror if isinstance(error, OSError) else None) or lines[0][:120]
 
 
 def _superseded(folder: Path, newest: Path, keep: int) -> list[Path]:
-    """Checkpoints to remove: all but the last `keep` up to the newest, and later ones that a resumed run left behind."""
-    found = list_checkpoints(folder)
-    current = [path for path in found if path.name <= newest.name]
-    return [*current[:-keep], *(path for path in found if path.name > newest.name)]
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or the names in a folder, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Checkpoints to remove: all but the last `keep` up to the newest, later ones that a resumed run left, damaged ones."""
+    current = [path for path in list_checkpoints(folder) if path.name <= newest.name]
+    kept = current[-keep:]
+    return [path for path in list_folders(folder) if path not in kept]
 
 
 def _sha256(path: Path) -> str:

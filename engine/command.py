@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from alliance.errors import InputError
+from datasets.children import safe_path
 from engine.errors import AgreedError
 from engine.ranks import World, finish, leave, start
 from engine.settings import parse_settings
 
 Settings = TypeVar("Settings")
+INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 
 
 def run_command(
@@ -21,22 +23,29 @@ def run_command(
 ) -> None:
     """Parse `kind` from the command line and run `body` on every rank; what it returns is called when all have ended.
 
-    A user's mistake is one line and exit code 2; a rank that dies is named by the others, with exit code 1.
+    A user's mistake is one line and exit code 2; a rank that dies is named by the others, with exit code 1; after
+    Ctrl-C, at which it saves as at SIGTERM, the exit code is 130.
     """
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     first_here = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
     tell = first_here  # all ranks of a node read the same command line
     try:
         config = parse_settings(kind, description, arguments)
         tell = True
         world = start()
-        with world.watch.guard():
+        with world.watch.guard(), safe_path():
             afterwards = body(config, world)
             finish(world)
         afterwards()
+        if world.stop.name == "SIGINT":
+            sys.exit(INTERRUPTED)
     except InputError as error:
-        if rank == 0 or (tell and not isinstance(error, AgreedError)):
-            print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        if rank == "0" or (tell and not isinstance(error, AgreedError)):
+            print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         if isinstance(error, AgreedError):
             leave()
         sys.exit(2)
+    except KeyboardInterrupt:
+        if first_here:
+            print("stopped before the first step", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # other ranks may never answer

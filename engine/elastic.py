@@ -1,8 +1,6 @@
 """Training states by parameter name: out of a checkpoint of any layout, into an engine of any other."""
 
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alliance.files import remove_tree
 from engine.checkpoints import Layout
+from engine.deepspeed_internals import MODEL_STATES, base_optimizer, converter_command, create_moments, load_states
 from engine.errors import AgreedError
 from engine.ranks import World, from_main
 
@@ -29,23 +29,23 @@ class States(NamedTuple):
     def weights(self) -> dict[str, Tensor]:
         """Trained weights by parameter name."""
         if self.zero == 0:
-            return {name: value.float() for name, value in _model_states(self.folder)["module"].items()}
-        states = torch.load(next(self.folder.glob("*model_states.pt")), map_location="cpu", weights_only=False)
+            return {name: value.float() for name, value in load_states(self.folder / MODEL_STATES)["module"].items()}
+        states = load_states(next(self.folder.glob("*model_states.pt")))
         buffers = {name: states["module"][name] for name in states["buffer_names"]}
         return {path.parent.name: _tensor(path) for path in self._files("fp32")} | buffers
 
     def moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Adam's moments and its `step` by parameter name; of parameters that were updated."""
         if self.zero == 0:
-            states = _model_states(self.folder)
+            states = load_states(self.folder / MODEL_STATES)
             for number, state in states["optimizer"]["state"].items():
                 yield states["updated"][number], dict(state)
             return
-        shared = torch.load(self.folder / "zero" / "optimizer_state.pt", map_location="cpu", weights_only=False)
+        shared = load_states(self.folder / "zero" / "optimizer_state.pt")
         for path in self._files(MOMENTS[0]):
             state = {key: _tensor(path.with_name(f"{key}.pt")) for key in MOMENTS}
             step = path.with_name("step.pt")
-            count = torch.load(step, weights_only=False) if step.is_file() else _shared_step(shared)
+            count = load_states(step) if step.is_file() else _shared_step(shared)
             yield path.parent.name, state | {"step": torch.as_tensor(count, dtype=torch.float32)}
 
     def _files(self, key: str) -> list[Path]:
@@ -61,12 +61,12 @@ def open_states(checkpoint: Path, saved: Layout, world: World) -> States:
     if saved.zero == 0:
         return States(checkpoint, 0)
     universal = checkpoint.with_name(f"{checkpoint.name}.universal")
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(checkpoint), "--output_folder", str(universal)]
+    command = converter_command(checkpoint, universal)
     process, log = None, universal.with_suffix(".log")
     if world.is_main:
-        shutil.rmtree(universal, ignore_errors=True)
-        with open(log, "w") as output:
+        remove_tree(universal)
+        remove_tree(log)
+        with open(log, "x") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     code = None
     while code is None:  # in short waits, so that no collective times out on a large model
@@ -98,7 +98,7 @@ def load_moments(engine: Any, states: States) -> None:
     from deepspeed.utils import safe_get_local_fp32_param, safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     stage, parameters = engine.zero_optimization_stage(), dict(engine.module.named_parameters())
-    _create_moments(engine)
+    create_moments(engine, MOMENTS)
     step = torch.tensor(0.0)
     for name, state in states.moments():
         parameter, step = parameters[name], state["step"]
@@ -114,35 +114,12 @@ def load_moments(engine: Any, states: States) -> None:
                 start, size = engine.global_rank * local.numel(), local.numel()
                 part = value.flatten()[start : start + size]
                 safe_set_local_optimizer_state(parameter, functional.pad(part, (0, size - part.numel())), key)
-    for state in _base_optimizer(engine).state.values():
+    for state in base_optimizer(engine).state.values():
         state["step"] = step.clone()
 
 
-def _create_moments(engine: Any) -> None:
-    """Zero moments, which Adam itself would create in its first step."""
-    optimiser = engine.optimizer
-    stage, state = engine.zero_optimization_stage(), _base_optimizer(engine).state
-    if stage == 0:
-        updated = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    else:
-        updated = optimiser.fp32_partitioned_groups_flat if stage == 3 else optimiser.single_partition_of_fp32_groups
-    for values in updated:
-        state[values] = {"step": torch.tensor(0.0)} | {key: torch.zeros_like(values) for key in MOMENTS}
-    if stage in (1, 2):
-        optimiser._lazy_init_hp_params_optimizer_state()
-
-
-def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
-
-
-def _model_states(folder: Path) -> dict[str, Any]:
-    """DeepSpeed's file of a run without ZeRO, of our own run folder."""
-    return torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-
-
 def _tensor(path: Path) -> Tensor:
-    value = torch.load(path, map_location="cpu", weights_only=False)
+    value = load_states(path)
     return value["param"] if isinstance(value, dict) else value
 
 

@@ -64,9 +64,11 @@ class FaultLog:
         self._reported = time.monotonic()
 
     def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps: broken samples so far, by kind."""
         return dict(self.total)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting from `state_dict`."""
         self.total = Counter(state)
 
     @staticmethod

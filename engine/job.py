@@ -31,22 +31,37 @@ class Batch(Protocol):
     """What one rank takes for one pass."""
 
     @property
-    def keys(self) -> Sequence[str]: ...  # names of its samples
+    def keys(self) -> Sequence[str]:
+        """Names of its samples."""
+        ...
+
     @property
-    def faults(self) -> Sequence[Fault]: ...  # samples that could not be used
+    def faults(self) -> Sequence[Fault]:
+        """Samples that could not be used."""
+        ...
 
 
 class Running(Protocol):
     """What a job sees of its run."""
 
     @property
-    def engine(self) -> Any: ...  # DeepSpeed's; `engine.module` is the model
-    @property
-    def folder(self) -> RunFolder: ...
-    @property
-    def world(self) -> World: ...
+    def engine(self) -> Any:
+        """DeepSpeed's; `engine.module` is the model."""
+        ...
 
-    def write(self, **record: Any) -> None: ...  # into metrics.jsonl, on the main rank
+    @property
+    def folder(self) -> RunFolder:
+        """Where it writes."""
+        ...
+
+    @property
+    def world(self) -> World:
+        """The ranks that take part."""
+        ...
+
+    def write(self, **record: Any) -> None:
+        """Add an object to metrics.jsonl, on the main rank."""
+        ...
 
 
 class Job(ABC, Generic[Config]):

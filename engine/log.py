@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import torch
 from safetensors import SafetensorError
 
 from alliance.errors import InputError
-from engine.runs import RunConfig, RunFolder, write_whole
+from alliance.files import replace_file
+from alliance.passwords import hide_in, hide_passwords
+from datasets.descriptors import append_to
+from engine.runs import RunConfig, RunFolder
 
 logger = logging.getLogger("alliance")
 
@@ -32,12 +36,22 @@ def setup_logging(folder: RunFolder | None, *, level: int | None = None) -> None
     if folder:
         handlers.append(LogFile(folder.log))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
+
+
+class _Formatter(logging.Formatter):
+    """Time and text, without the passwords that places of shards may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
 
 
 class LogFile(logging.FileHandler):
     """train.log; on a full disk its lines are lost, the run is not."""
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(append_to(self.baseFilename), encoding="utf-8", errors="replace", write_through=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing: the same line stands on the screen."""
@@ -49,14 +63,17 @@ class Metrics:
     def __init__(self, path: Path, *, resume_step: int = 0, mirror: "WandbMirror | None" = None) -> None:
         self.mirror = mirror
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
-            write_whole(path, "".join(f"{line}\n" for line in kept))
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed with the run
+            lines, damaged = _parse(path)
+            if damaged:
+                logger.warning("%d lines of metrics.jsonl cannot be read and are left out", damaged)
+            kept = [line for line, record in lines if _step_of(record) < resume_step]
+            replace_file(path, b"".join(line + b"\n" for line in kept))
+        self.file = append_to(path)
         self.lost = 0  # lines, since the disk is full
 
     def write(self, **record: Any) -> None:
         """One object. Numbers that are not finite become null, so that every reader can parse the line."""
-        record = {key: _plain(value) for key, value in record.items()}
+        record = {key: hide_in(_plain(value)) for key, value in record.items()}
         self._append(json.dumps(record).encode() + b"\n")
         if self.mirror is not None:
             self.mirror(record)
@@ -78,6 +95,7 @@ class Metrics:
                 logger.warning("metrics.jsonl cannot be written (%s); the run goes on without", error.strerror)
 
     def close(self) -> None:
+        """Close the file and its mirror."""
         self.file.close()
         if self.mirror is not None:
             self.mirror.close()
@@ -100,8 +118,8 @@ def report_disk_errors(what: str, *, must: bool = False) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All objects of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """All objects of a metrics.jsonl; lines that cannot be read, such as one that a kill cut, are left out."""
+    return [record for _, record in _parse(path)[0]]
 
 
 class WandbMirror:
@@ -109,13 +127,14 @@ class WandbMirror:
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: dict[str, Any]) -> None:
         self.session: Any = None
+        secret = any(hide_passwords(each) != each for each in sys.argv)  # wandb keeps the command line
         for mode in ("online", "offline") if run.wandb == "online" else ("offline",):
             try:
                 import wandb
 
                 self.session = wandb.init(
                     project=run.wandb_project, dir=str(folder.path), mode=mode, name=folder.path.name,
-                    config=config, settings=wandb.Settings(init_timeout=WANDB_TIMEOUT),
+                    config=hide_in(config), settings=wandb.Settings(init_timeout=WANDB_TIMEOUT, x_disable_meta=secret),
                 )  # fmt: skip
                 return
             except Exception as error:  # a mirror must not stop a run, whatever it throws
@@ -133,6 +152,7 @@ class WandbMirror:
             self.session = None
 
     def close(self) -> None:
+        """End the session; trouble there is a warning."""
         if self.session is not None:
             try:
                 self.session.finish()
@@ -153,11 +173,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line).get("step", 0)
-    except json.JSONDecodeError:  # a line cut by a kill
-        return math.inf
+def _parse(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
+    """The lines of a metrics.jsonl with their objects, and how many hold none."""
+    lines, damaged = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # cut by a kill, or damaged
+            record = None
+        if isinstance(record, dict):
+            lines.append((line, record))
+        else:
+            damaged += bool(line)
+    return lines, damaged
+
+
+def _step_of(record: dict[str, Any]) -> float:
+    step = record.get("step", 0)
+    return step if isinstance(step, int | float) else math.inf
 
 
 def _plain(value: Any) -> Any:

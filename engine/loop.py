@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.build import drop_gradients, set_learning_rate, take_step
+from engine.build import set_learning_rate, take_step
+from engine.deepspeed_internals import forget_gradients
 from engine.errors import AgreedError
 from engine.faults import FaultLog
 from engine.job import Batch, Job
@@ -24,6 +25,8 @@ SLOW = 30.0  # seconds of waiting for one batch that are worth a warning
 
 
 class StepReport(NamedTuple):
+    """What one optimiser step came to, the same on every rank."""
+
     losses: dict[str, float] | None  # mean over ranks and passes, the total first; None: not finite, step left out
     grad_norm: float | None
     stop: bool  # some rank was asked to save and leave
@@ -38,6 +41,7 @@ class Clock:
     steps: int = 0
 
     def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time it took counts as waiting."""
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before
@@ -90,17 +94,18 @@ class Trainer:
             self.world.watch.step = step
             report = self._step(step, batches)
             self.clock.steps += 1
-            if self.failed >= PATIENCE:
+            last = step == steps - 1
+            if self.failed >= PATIENCE or (last and self.failed > step):  # not a step has been taken
                 raise AgreedError(
                     f"step {step}: the last {self.failed} steps were not finite ({self.trouble}); lower optim.lr or check "
                     f"the data, then go on from the last good checkpoint with --run.resume auto"
                 )
-            due = (step + 1) % self.config.run.log_every == 0 or step in (start, steps - 1)
+            due = (step + 1) % self.config.run.log_every == 0 or step == start or last
             if due and self.world.is_main and report.losses is not None:
                 self.write(**self._record(step, report, report.losses))
-            if not self.failed or report.stop or step == steps - 1:  # it may be diverging: keep the earlier checkpoints
+            if not self.failed or report.stop or last:  # it may be diverging: keep the earlier checkpoints
                 self.clock.stand_still(partial(after_step, step + 1, report.stop))
-            if report.stop and step < steps - 1:
+            if report.stop and not last:
                 self.faults.report(step)
                 return False
         self.faults.report(steps - 1)
@@ -121,7 +126,7 @@ class Trainer:
             stop += asked
             if spoilt:
                 self._name_trouble(step, batch, None if fine else losses)
-                drop_gradients(self.engine)
+                forget_gradients(self.engine)
                 for _ in range(index + 1, passes):
                     faults += next(batches).faults
                 reports = []

@@ -32,10 +32,15 @@ class OptimConfig:
     """Largest norm of the gradient, larger ones are scaled down to it; 0: no limit."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or not self.lr > 0 or not 0 <= self.warmup < 1:
+        if self.batch < 1 or not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise InputError(
                 f"optim needs batch >= 1, lr > 0 and 0 <= warmup < 1, got {self.batch}, {self.lr}, {self.warmup}"
             )
+        for name in ("min_lr", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"optim.{name} is a finite number from 0 on, got {getattr(self, name)}; correct it")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas are two numbers from 0 to below 1, got {self.betas}; correct them")
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -58,7 +63,9 @@ class Rule(NamedTuple):
 class HasRules(Protocol):
     """A module some of whose parameters, or of those below it, have a rule of their own."""
 
-    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]: ...
+    def parameter_rules(self) -> Iterable[tuple[nn.Parameter, Rule]]:
+        """Parameters and the rule of each; the others have none."""
+        ...
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

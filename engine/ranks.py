@@ -1,6 +1,10 @@
-"""Processes of a run: start them under any launcher or none, agree on numbers, end cleanly."""
+"""Processes of a run: start them under any launcher or none, agree on numbers, end cleanly.
+
+The ranks of one machine meet at its loopback address, a single process meets nobody: neither listens on a network.
+"""
 
 import hashlib
+import ipaddress
 import json
 import os
 import socket
@@ -10,8 +14,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from alliance.errors import InputError
+from engine.deepspeed_internals import leave_out_shared_memory
 from engine.errors import AgreedError
 from engine.signals import StopRequest
 from engine.watch import Watch
@@ -31,6 +37,7 @@ class World(NamedTuple):
 
     @property
     def is_main(self) -> bool:
+        """Whether this rank writes files and speaks for all."""
         return self.rank == 0
 
 
@@ -38,13 +45,13 @@ def start() -> World:
     """Join the process group of the launcher (deepspeed, torchrun, srun), or be the only process.
 
     Raises:
-        InputError: srun started several tasks, and nothing says where the main rank is.
+        InputError: a launcher's variables are missing or no numbers, or the port is taken.
     """
     _fill_environment()
+    rank, size, local_rank = (read_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
-    import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger
 
@@ -52,15 +59,56 @@ def start() -> World:
     accelerator = get_accelerator()
     assert accelerator is not None, "DeepSpeed always finds one, the CPU at least"
     on_cpu = accelerator.device_name() == "cpu"
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if on_cpu:  # used by inference only, and costs a C++ build
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu:
+        leave_out_shared_memory()
     else:
         accelerator.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=TIMEOUT, verbose=False)
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
-    rank, size = dist.get_rank(), dist.get_world_size()
+    backend = accelerator.communication_backend_name()
+    _meet(backend, rank, size, None if on_cpu or size == 1 else device)
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     return World(rank, size, device, Watch(rank, size), StopRequest())
+
+
+def _meet(backend: str, rank: int, size: int, device: torch.device | None) -> None:
+    """Join the group on this machine alone; ranks on several machines, or of torchrun's own store, join by their launcher's.
+
+    Raises:
+        InputError: the port is taken.
+    """
+    if size > 1 and not _is_loopback(os.environ["MASTER_ADDR"]):
+        return
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+    if size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    store = _loopback_store(read_number("MASTER_PORT"), rank, size) if size > 1 else HashStore()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT, device_id=device)
+
+
+def _loopback_store(port: int, rank: int, size: int) -> Store:
+    """The group's store; torch's own would listen on all addresses."""
+    if rank:
+        return TCPStore("127.0.0.1", port, size, False, TIMEOUT)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"port {port} of 127.0.0.1, where the ranks meet, is taken ({error.strerror}); set MASTER_PORT to a free one"
+        ) from error
+    listener.listen(size)
+    return TCPStore("127.0.0.1", port, size, True, TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def finish(world: World) -> None:
@@ -102,7 +150,7 @@ def refuse_different_ranks(values: Mapping[str, Any]) -> None:
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Average of a small float tensor over ranks."""
+    """Average of a small float tensor over ranks, of the same shape."""
     if dist.get_world_size() == 1:
         return values
     total = values.clone()
@@ -142,19 +190,45 @@ def gather(value: Any) -> Sequence[Any]:
     return boxes
 
 
+def read_number(name: str, default: str = "") -> int:
+    """A whole number that a launcher has put into the environment.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    text = os.environ.get(name, default)
+    if not text.isascii() or not text.isdigit():
+        raise InputError(f"the environment variable {name} is {text!r}, no whole number; unset it, or use a launcher")
+    return int(text)
+
+
 def _fill_environment() -> None:
-    """What torch.distributed asks for, where the launcher did not set it."""
+    """What torch.distributed asks for, where the launcher did not set it.
+
+    Raises:
+        InputError: a launcher's variables are not all there.
+    """
     environment = os.environ
     if "RANK" in environment:
+        missing = [
+            name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
+        ]
+        if missing:
+            raise InputError(
+                f"RANK is set, {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not; start with deepspeed or "
+                f"torchrun, which set all, or unset RANK for one process"
+            )
         return
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun alone, not in the batch script
+    if read_number("SLURM_STEP_NUM_TASKS", "1") > 1:  # set by srun alone, not in the batch script
         if "MASTER_ADDR" not in environment:
             raise InputError("srun starts several ranks, but MASTER_ADDR is not set; start with launch/slurm.sh")
         names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-        environment.update({name: environment[known] for name, known in names.items()})
+        environment.update({name: environment.get(known, "") for name, known in names.items()})
         environment.setdefault("MASTER_PORT", "29500")
+        if environment.get("SLURM_STEP_NUM_NODES") == "1":
+            environment["MASTER_ADDR"] = "127.0.0.1"
         return
-    environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def forget_launcher() -> None:
@@ -163,9 +237,3 @@ def forget_launcher() -> None:
     for name in list(os.environ):
         if name in names or name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_")):
             del os.environ[name]
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -1,7 +1,6 @@
 """Begin a run, or go on from its newest good checkpoint, also with other ranks, another ZeRO stage or precision."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.checkpoints import LOOP, Layout, list_checkpoints, read_manifest, verify
+from alliance.errors import InputError
+from alliance.files import remove_tree
+from engine.checkpoints import LOOP, Layout, clear_unfinished, list_folders, read_manifest, verify
+from engine.deepspeed_internals import load_checkpoint, names_beside_states
 from engine.elastic import load_moments, load_weights, open_states
 from engine.errors import AgreedError
 from engine.log import logger
@@ -36,11 +38,12 @@ def begin_or_restore(
     if found is None:
         return build(), None
     path, saved = found
-    state = json.loads((path / LOOP).read_text())
+    together(lambda: refuse_foreign_states(path))
+    state = together(lambda: _read_loop(path))
     together(lambda: accept(state))
     if saved == layout:
         engine = build()
-        engine.load_checkpoint(str(folder), tag=path.name)
+        load_checkpoint(engine, folder, path.name)
         _restore_random(path / f"random_rank{world.rank}.pt")
     else:
         states = open_states(path, saved, world)
@@ -49,7 +52,7 @@ def begin_or_restore(
         load_moments(engine, states)
         gather(None)  # every rank has read them
         if world.is_main and states.folder != path:
-            shutil.rmtree(states.folder, ignore_errors=True)
+            remove_tree(states.folder)
         logger.info("%s was saved by %s, now %s: equal weights and moments; later losses equal but for rounding, dropout and batch norm",
                     path.name, saved, layout)  # fmt: skip
     return engine, state
@@ -58,10 +61,8 @@ def begin_or_restore(
 def find_good(folder: Path, world: World) -> tuple[Path, Layout] | None:
     """The newest checkpoint that verifies, with its layout; every rank checks a part of its files."""
     if world.is_main:
-        left_by_kills = [*folder.glob("*.partial"), *folder.glob("*.universal")]
-        for path in left_by_kills:
-            shutil.rmtree(path, ignore_errors=True)
-    candidates = from_main([_open(path) for path in list_checkpoints(folder)] if world.is_main else None)
+        clear_unfinished(folder)
+    candidates = from_main([_open(path) for path in list_folders(folder)] if world.is_main else None)
     faults = []
     for path, manifest, fault in reversed(candidates):
         found = [fault] if fault else gather(verify(path, manifest["files"], part=world.rank, parts=world.size))
@@ -75,6 +76,36 @@ def find_good(folder: Path, world: World) -> tuple[Path, Layout] | None:
             f"no good checkpoint is left in {folder} ({'; '.join(faults[:3])}); restore one, or begin again in another --run.dir"
         )
     return None
+
+
+def refuse_foreign_states(path: Path) -> None:
+    """Raise InputError where a checkpoint's files name code that no checkpoint of ours names; nothing of them is loaded."""
+    for file in sorted(path.glob("*.pt")):
+        try:
+            named = names_beside_states(file)
+        except ValueError as error:
+            raise InputError(
+                f"checkpoint {path}: {error}; it is not of this program: begin in another --run.dir"
+            ) from error
+        if named:
+            raise InputError(
+                f"checkpoint {path}: {file.name} names {named[0]}, which is no part of a training state and is not run; "
+                f"this folder is not of a run of this program: begin in another --run.dir"
+            )
+
+
+def _read_loop(path: Path) -> dict[str, Any]:
+    """Where the loop was."""
+    try:
+        state = json.loads((path / LOOP).read_text())
+        kinds = {"step": int, "steps": int, "loader": dict, "faults": dict, "run": dict}
+        if all(isinstance(state[name], kind) for name, kind in kinds.items()):
+            return state
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise InputError(
+        f"checkpoint {path}: {LOOP} is not the state of a run; remove this checkpoint, or use another --run.dir"
+    )
 
 
 def _open(path: Path) -> tuple[Path, dict[str, Any], str | None]:

@@ -1,14 +1,17 @@
 """The run folder: who may write into it, and what stands where."""
 
-import fcntl
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal
 
 import yaml
 
 from alliance.errors import InputError
-from alliance.files import replace_file
+from alliance.files import clear_temporaries, replace_file
+from alliance.passwords import hide_in
+from datasets.descriptors import LOCK, open_lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,8 @@ class RunConfig(FolderConfig):
             raise InputError(f"run.steps must be at least 1, got {self.steps}")
 
 
-LEFT_BY_A_FAILED_START = (".lock", "train.log")
+MARK = b"a run folder of alliance-rs\n"
+LEFT_BY_A_FAILED_START = re.compile(r"\.lock|train\.log|slurm-.*\.(out|err)")
 
 
 class RunFolder:
@@ -71,47 +75,66 @@ class RunFolder:
         self.encoder = self.path / "encoder"
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "train.log"
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
 
     def claim(self, resume: str) -> None:
         """Make the folder ours.
 
         Raises:
-            InputError: it holds an earlier run and `resume` is never, or another process trains in it.
+            InputError: it holds an earlier run and `resume` is never, it holds anything else, or another process trains
+                in it.
         """
-        used = self.path.is_dir() and any(entry.name not in LEFT_BY_A_FAILED_START for entry in self.path.iterdir())
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--run.dir {self.path} is a file; choose a folder")
+        try:
+            self._refuse_used(resume)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open_lock(self.path / LOCK)
+            if self._lock is not None:
+                os.pwrite(self._lock, MARK, 0)
+                clear_temporaries(self.path)
+        except OSError as error:
+            self.release()
+            raise InputError(
+                f"run folder {self.path} cannot be written ({error.strerror}); choose another --run.dir"
+            ) from error
+        if self._lock is None:
+            raise InputError(
+                f"another process trains in run folder {self.path}; wait for it, or choose another --run.dir"
+            )
+
+    def is_ours(self) -> bool:
+        """Whether a run of this program has claimed it, or left a checkpoint in it."""
+        lock = self.path / LOCK
+        marked = lock.is_file() and not lock.is_symlink() and lock.read_bytes()[: len(MARK)] == MARK
+        return marked or any(self.checkpoints.glob("step_[0-9]*[0-9]/MANIFEST.json"))
+
+    def _refuse_used(self, resume: str) -> None:
+        """Raise InputError where the folder holds a run that shall not go on, what is no run, or links in place of logs."""
+        for path in (self.path / LOCK, self.log, self.metrics):
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, which is not followed; remove it, or choose another --run.dir")
+        entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        used = [entry for entry in entries if not LEFT_BY_A_FAILED_START.fullmatch(entry.name)]
+        full = [entry for entry in used if not entry.is_file() or entry.stat().st_size]
+        if full and not self.is_ours():
+            raise InputError(
+                f"{self.path} holds {full[0].name}, but no run to go on with; choose an empty or new folder as --run.dir"
+            )
         if used and resume == "never":
             raise InputError(
                 f"run folder {self.path} already holds a run; go on with --run.resume auto, or choose another --run.dir"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--run.dir {self.path} is a file; choose a folder")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the run
-        except OSError as error:
-            raise InputError(
-                f"run folder {self.path} cannot be written ({error.strerror}); choose another --run.dir"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise InputError(
-                f"another process trains in run folder {self.path}; wait for it, or choose another --run.dir"
-            ) from error
-        except OSError:  # a file system without locks: two runs in one folder cannot be told apart there
-            pass
 
     def release(self) -> None:
         """Let go of the lock; the end of the process does it as well."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
 
-    def write_config(self, record: dict) -> None:
-        """Keep the resolved settings beside what they made."""
-        write_whole(self.path / "config.yaml", yaml.safe_dump(record, sort_keys=False))
+    def write_config(self, record: dict[str, Any]) -> None:
+        """Keep the resolved settings, without passwords, beside what they made."""
+        write_whole(self.path / "config.yaml", yaml.safe_dump(hide_in(record), sort_keys=False))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and leave: SIGTERM, and SIGUSR1 as schedulers send it some time before the end."""
+"""Signals that ask a run to save and leave: SIGTERM, Ctrl-C, and SIGUSR1 as schedulers send it before the end."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import threading
 import time
 
 ONE_REQUEST = 3.0  # seconds within which several signals are one request: launchers pass on what ranks got already
-NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -22,7 +22,8 @@ class StopRequest:
         self._ear, mouth = socket.socketpair()
         mouth.setblocking(False)
         signal.set_wakeup_fd(mouth.detach())
-        for number in NUMBERS:
+        heard = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has it ignored
+        for number in heard:
             signal.signal(number, lambda number, frame: None)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 

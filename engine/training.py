@@ -9,8 +9,9 @@ import torch
 
 from alliance.errors import InputError
 from engine import checkpoints
-from engine.build import build_engine, refuse_rounded_norms
+from engine.build import build_engine, refuse_broken_weights, refuse_rounded_norms
 from engine.checkpoints import NotSaved
+from engine.deepspeed_internals import count_parameters
 from engine.errors import AgreedError
 from engine.job import Config, Job
 from engine.log import Metrics, WandbMirror, logger, setup_logging
@@ -67,6 +68,7 @@ class Run:
             finished = self.trainer.train(self.start, self._after_step)
         else:  # a run killed between its last checkpoint and the export
             logger.info("the run already has its %d steps; raise run.steps to train longer", steps)
+            refuse_broken_weights(self.engine, self.start, self.world.device)
             self.job.report(self, self.start, last=True)
             self.job.export(self, must=True)
             finished = True
@@ -82,6 +84,7 @@ class Run:
             self.metrics.write(**record)
 
     def close(self) -> None:
+        """Close the log and let go of the folder."""
         if self.metrics is not None:
             self.metrics.close()
         self.folder.release()
@@ -113,6 +116,7 @@ class Run:
         save = last or stop or done % run.save_every == 0
         if save or self.job.reports(done):
             average_running_statistics(self.engine.module)
+            refuse_broken_weights(self.engine, done, self.world.device)
         if last or not stop:
             self.job.report(self, done, last=last)
         if save and self._save(done, must=last or stop):
@@ -152,8 +156,3 @@ def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = 
                 f"the checkpoint belongs to a run with another {name}{seen}; give the same settings and shards, "
                 f"or start anew in another --run.dir"
             )
-
-
-def count_parameters(parameter: torch.nn.Parameter) -> int:
-    """Number of values, also where ZeRO stage 3 keeps only a part here."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -41,7 +42,9 @@ class Watch:
         self._closed = threading.Event()  # the whole work is
         self._answered = time.monotonic()  # when the store last did
         if size > 1:
-            self._store = distributed_c10d._get_default_store().clone()
+            self._store = distributed_c10d.PrefixStore(
+                _agree_on_a_secret(rank), distributed_c10d._get_default_store().clone()
+            )
             self._beat(0)
             dist.barrier()  # from here on every rank has given a sign
             for task in (self._run, self._await_store):
@@ -156,6 +159,13 @@ class Watch:
     def _tell(self, text: str) -> None:
         if self._store.add(TOLD, 1) <= TELLERS:
             logger.error("stopped: %s. Go on with --run.resume auto", text)
+
+
+def _agree_on_a_secret(rank: int) -> str:
+    """What the names of all messages begin with, so that nobody else can leave one; told past the store."""
+    box = [secrets.token_hex(16) if rank == 0 else ""]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _names(ranks: Sequence[int]) -> list[str]:

@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
     try:
+        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+            raise InputError(f"{options.out} is not empty, and nothing in it is overwritten; give a new folder as OUT")
         found = convert_file(options.file, options.out, size=options.size, classes=options.classes)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,6 @@ its images must be and become before it gets them. Neither file is ever half the
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alliance.checkpoint import CONFIG, WEIGHTS, differences
+from alliance.checkpoint import CONFIG, WEIGHTS, differences, save_tensors
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import Colour, as_colour, palette_colour
@@ -115,12 +114,7 @@ def write_model(folder: str | Path, record: Mapping[str, Any], weights: Mapping[
         name: (value.detach().float() if value.is_floating_point() else value.detach()).cpu().contiguous().clone()
         for name, value in weights.items()
     }
-    partial = folder / f"{WEIGHTS}.partial"
-    try:
-        save_file(state, partial)
-        os.replace(partial, folder / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)  # what a full disk left
+    save_tensors(state, folder / WEIGHTS)
     entries = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in {"format": FORMAT, **record}.items())
     write_whole(folder / CONFIG, "{\n" + ",\n".join(entries) + "\n}\n")  # a line per entry: axes hold many numbers
     return folder

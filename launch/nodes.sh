@@ -15,6 +15,7 @@ set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONSAFEPATH=1 # no process runs code that lies in the current folder
 
 hosts=$(mktemp "${TMPDIR:-/tmp}/alliance-hosts.XXXXXX") # the names need not resolve; deepspeed reads it at its start only
 for ((node = 0; node < NODES; node++)); do

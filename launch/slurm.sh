@@ -31,6 +31,7 @@ MASTER_ADDR=${hosts%%$'\n'*}
 MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000)) # two jobs on one node do not meet
 export MASTER_ADDR MASTER_PORT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONSAFEPATH=1 # no process runs code that lies in the current folder
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch by itself
 
 srun --kill-on-bad-exit=1 python launch/pretrain.py --run.dir "$run" --run.resume auto "$@"

@@ -24,6 +24,8 @@ class DataConfig:
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
     verify: bool = True
     """Compare every sample with the checksum in its shard's index."""
+    allow_pipe: bool = False
+    """Whether a source may be a command (pipe:...), which is run; only the command line can say so, no file."""
     max_broken: float = 0.05
     """The run stops when a larger share of the samples read is broken (judged from 1,000 on)."""
 

@@ -25,7 +25,13 @@ from engine.settings import to_record
 from pretrain.config import PretrainConfig
 
 SPREAD_SAMPLES = 256  # on which the frequency increments of a sensor are measured
-NOT_LEARNT = ("sources", "workers", "verify", "max_broken")  # of the data settings: may change when a run goes on
+NOT_LEARNT = (
+    "sources",
+    "workers",
+    "verify",
+    "allow_pipe",
+    "max_broken",
+)  # of the data settings: may change when a run goes on
 PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
 
 
@@ -43,7 +49,7 @@ class Inputs:
             workers=data.workers, crop=data.crop, flips=data.augment, verify=data.verify,
         )  # fmt: skip
         self.batching = batching
-        self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size)
+        self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size, allow_pipe=data.allow_pipe)
         sources, names = self.loader.sources, self.loader.sensor_names
         self.missing = [
             fault

@@ -1,6 +1,8 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from alliance.tokens import draw_groups, mask_noise, token_grid_shape
 from datasets.shards.loader import Batch
 from engine.checkpoints import full_weights
 from engine.command import run_command
+from engine.errors import AgreedError
 from engine.job import Job, Running
 from engine.log import logger, read_metrics, report_disk_errors
 from engine.loop import digest
@@ -23,15 +26,26 @@ from pretrain.data import Inputs
 from pretrain.pictures import band_psnr, draw_reconstruction
 
 PROBE_SEED = 1
+ALLOW_PIPE = "--data.allow_pipe"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of launch/pretrain.py."""
-    run_command(PretrainConfig, __doc__, pretrain, arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    by_hand = any(each.partition("=")[0] == ALLOW_PIPE for each in given)
+    run_command(PretrainConfig, __doc__, partial(pretrain, pipes_by_hand=by_hand), arguments)
 
 
-def pretrain(config: PretrainConfig, world: World) -> Callable[[], None]:
-    """One run on this rank; how to close it."""
+def pretrain(config: PretrainConfig, world: World, *, pipes_by_hand: bool = True) -> Callable[[], None]:
+    """One run on this rank; how to close it.
+
+    Args:
+        pipes_by_hand: whether it is the command line that allows commands as sources, which a file of settings must not.
+    """
+    if config.data.allow_pipe and not pipes_by_hand:
+        raise AgreedError(
+            f"a file of settings says data.allow_pipe; give {ALLOW_PIPE} true on the command line, if you mean it"
+        )
     return run_job(Pretraining, config, world)
 
 
@@ -46,12 +60,15 @@ class Pretraining(Job[PretrainConfig]):
         self.max_broken = config.data.max_broken
 
     def make_model(self) -> Alliance:
+        """The model with the sensors of the shards."""
         return Alliance(self.config.model, list(self.inputs.sensors.values()))
 
     def batches(self) -> Iterator[Batch]:
+        """Micro-batches of this rank without end, from the first step that was not taken whole."""
         return iter(self.inputs.loader)
 
     def losses(self, engine: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """The total and the loss of every stage of one micro-batch (b, c, h, w), scalars."""
         seed, model = self.config.run.seed, self.config.model
         sensor = self.inputs.sensors[batch.sensor.name]
         groups = list(draw_groups(sensor.group_indices, model.masking.max_groups, seed, step))
@@ -64,6 +81,7 @@ class Pretraining(Job[PretrainConfig]):
         return {"loss": losses.total, **stages}
 
     def progress(self, step: int) -> dict[str, Any]:
+        """Sensor, epoch and digest of the sample keys of a step, for its log line."""
         loader = self.inputs.loader
         return {
             "epoch": loader.epoch(),
@@ -128,14 +146,14 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
     The stages, not the total: the schedule moves the total's weights towards the harder high frequencies.
     """
-    steps = [record for record in records if "event" not in record]
+    steps = [record for record in records if "event" not in record and isinstance(record.get("sensor"), str)]
     lines = []
     for name in dict.fromkeys(record["sensor"] for record in steps):
         own = [record for record in steps if record["sensor"] == name]
         part = max(len(own) // 5, 1)
         falls = []
         for stage in (stage for stage in STAGES if f"loss_{stage}" in own[0]):
-            losses = [record[f"loss_{stage}"] or 0.0 for record in own]
+            losses = [record.get(f"loss_{stage}") or 0.0 for record in own]
             first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
             falls.append(f"{stage} {first:.3f} -> {last:.3f} ({last / first - 1:+.0%})" if first else f"{stage} 0")
         lines.append(f"{name}: {', '.join(falls)}; means of the first and last fifth of the logged steps")

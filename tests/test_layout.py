@@ -107,10 +107,59 @@ def test_every_module_opens_with_a_docstring(path: Path) -> None:
     assert not tree.body or ast.get_docstring(tree)
 
 
+EXPLAINED = ("alliance/", "engine/", "pretrain/", "datasets/shards/", "datasets/sampling/")
+SHAPE = re.compile(r"\((?:[^(),]{1,24},)+[^(),]{0,24}\)|\(\)|scalar|same shape")  # (b, c, h, w), (), "the same shape"
+Public = ast.FunctionDef | ast.ClassDef
+
+
+def public() -> Iterator[tuple[str, Public, ast.ClassDef | None]]:
+    """Name, node and class of every public function, class and method of the folders whose docstrings are counted."""
+    for path, tree in FILES.items():
+        if str(path).startswith(EXPLAINED):
+            tops = [node for node in tree.body if isinstance(node, Public) and not node.name.startswith("_")]
+            for top in tops:
+                yield f"{path}: {top.name}", top, None
+                for node in top.body if isinstance(top, ast.ClassDef) else ():
+                    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                        yield f"{path}: {top.name}.{node.name}", node, top
+
+
+def annotations(function: ast.FunctionDef) -> Iterator[ast.expr]:
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    yield from (one.annotation for one in arguments if one and one.annotation)
+    yield from [function.returns] if function.returns else []
+
+
+def is_array(annotation: ast.expr) -> bool:
+    """Whether it names tensors or arrays; those in a mapping, such as weights by name, have no shape in common."""
+    names = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(annotation)}
+    return bool(names & {"Tensor", "ndarray"}) and not names & {"dict", "Mapping"}
+
+
+def test_public_code_explains_itself() -> None:
+    """At least 95 in 100 public functions, classes and methods have a docstring."""
+    found = {name: ast.get_docstring(node) for name, node, _ in public()}
+    silent = [name for name, text in found.items() if not text]
+    assert len(silent) <= 0.05 * len(found), silent
+
+
+def test_shapes_of_tensors_and_arrays_are_named() -> None:
+    """In at least 95 in 100 docstrings of public functions that take or give them; that of the class counts as well."""
+    functions = [
+        (name, f"{ast.get_docstring(node)} {top and ast.get_docstring(top)}")
+        for name, node, top in public()
+        if isinstance(node, ast.FunctionDef) and any(map(is_array, annotations(node)))
+    ]
+    silent = [name for name, text in functions if not SHAPE.search(text)]
+    assert len(silent) <= 0.05 * len(functions), silent
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=str)
 def test_scripts_are_thin_and_put_the_clone_first_on_the_path(path: Path) -> None:
     """A class defined in a script would be pickled as __main__.X; its own folder on the path would shadow packages."""
     assert "sys.path[0] = str(Path(__file__).resolve().parents[1])" in (ROOT / path).read_text()
+    assert 'os.environ["PYTHONSAFEPATH"] = "1"' in (ROOT / path).read_text()
     assert not [node for node in ast.walk(FILES[path]) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 

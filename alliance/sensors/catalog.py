@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alliance.errors import InputError
 from alliance.sensors import Band, Sensor, read_sensor
+from alliance.sensors.wavelengths import to_nanometres
 
 FOLDER = Path(__file__).resolve().parent
 DTYPES = ("uint8", "uint16", "int16", "float32")  # a sensor called ...-uint8 holds nothing else
@@ -90,7 +91,7 @@ def generated_sensor(
     scale: float = 1.0,
     nodata: float | None = None,
 ) -> Sensor:
-    """A sensor for an unnamed cube: bands b001, b002, ... at these wavelengths (nm, or micrometres if below 100).
+    """A sensor for an unnamed cube: bands b001, b002, ... at these wavelengths (nm, um or m).
 
     Raises:
         InputError: the name cannot be part of a file name, or the wavelengths are not as many as the bands.
@@ -106,9 +107,3 @@ def generated_sensor(
         for index, centre in enumerate(centres, start=1)
     )
     return Sensor(name=name, bands=bands, nodata=nodata, description=f"generated, {count} bands")
-
-
-def to_nanometres(wavelengths: Sequence[float]) -> list[float]:
-    """Wavelengths in nm; values below 100 are micrometres."""
-    factor = 1000.0 if max(wavelengths, default=0) < 100 else 1.0
-    return [round(float(value) * factor, 4) for value in wavelengths]

@@ -86,14 +86,17 @@ class Sensor:
 
     @property
     def band_names(self) -> tuple[str, ...]:
+        """Names of the bands, in their order."""
         return tuple(band.name for band in self.bands)
 
     @property
     def is_sar(self) -> bool:
+        """Whether every band is a radar's."""
         return all(band.modality.startswith("sar") for band in self.bands)
 
     @property
     def has_statistics(self) -> bool:
+        """Whether every band has a mean and a deviation."""
         return all(band.mean is not None and band.std is not None for band in self.bands)
 
     @property
@@ -190,7 +193,7 @@ class Sensor:
         return standardised * self._column("std", standardised) + self._column("mean", standardised)
 
     def check(self, image: Tensor) -> None:
-        """Refuse an image whose channel count is not this sensor's."""
+        """Refuse an image (..., c, h, w) whose channel count is not this sensor's."""
         if image.ndim < 3 or image.shape[-3] != len(self.bands):
             raise InputError(
                 f"image of shape {tuple(image.shape)} does not fit sensor {self.name}, which has {len(self.bands)} "

@@ -73,22 +73,48 @@ def read_label(
     Raises:
         InputError: the file cannot be read, is no label map, or holds other values.
     """
+    found = _stored(path, source, classes, key, colours=colours)
+    return Label(_indices(path, found, source, len(classes)), found.header)
+
+
+def stored_values(
+    path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None = None, *, colours: bool = True
+) -> Indices:
+    """A label map as it is stored (h, w); of colours, the class indices; 255 where the file calls a pixel missing.
+
+    Raises:
+        InputError: the file cannot be read, or is no label map.
+    """
+    found = _stored(path, source, classes, key, colours=colours)
+    return np.where(found.missing & ~np.isin(found.values, list(source.values)), IGNORE, found.values)
+
+
+class _Stored(NamedTuple):
+    values: Indices  # (h, w)
+    missing: NDArray[np.bool_]
+    header: Scene
+    mapped: bool = False  # values are class indices already
+
+
+def _stored(
+    path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None, *, colours: bool
+) -> _Stored:
+    """The band of a label map that holds the classes, or the classes that its colours mean."""
     header = describe(path, key)
     with named(path), header.open(range(header.shape[0])) as read:
         window = read(0, 0, *header.shape[1:])
     stored, missing = window.stored, window.missing
-    if stored.shape[0] in (3, 4) and source.band is None and not _is_grey(stored):
-        if colours and header.dtype == "uint8" and len(set(classes.values())) == len(classes):
-            return Label(_by_colour(path, stored, header, source, classes), header)
-        raise InputError(_which_band(path, header))
     if stored.shape[0] > 1 and source.band is None and not _is_grey(stored):
-        raise InputError(_which_band(path, header))
+        if not (stored.shape[0] in (3, 4) and colours and header.dtype == "uint8" and _distinct(classes)):
+            raise InputError(_which_band(path, header))
+        return _Stored(
+            _by_colour(path, stored, header, source, classes), np.zeros(stored.shape[1:], bool), header, True
+        )
     band = (source.band or 1) - 1
     if band >= len(stored):
         raise InputError(f"{path} has {len(stored)} bands, label.band is {source.band}; mend it")
-    values = whole_numbers(path, stored[band])
-    absent = missing[band] if missing is not None else ~np.isfinite(stored[band])
-    return Label(_by_value(path, values, absent, header, source, len(classes)), header)
+    absent = ~np.isfinite(stored[band])
+    return _Stored(whole_numbers(path, stored[band]), absent if missing is None else absent | missing[band], header)
 
 
 def whole_numbers(path: Path, stored: NDArray) -> Indices:
@@ -127,11 +153,11 @@ def palette_colour(index: int) -> Colour:
     return PALETTE[index % len(PALETTE)]
 
 
-def _by_value(
-    path: Path, stored: Indices, absent: NDArray[np.bool_], header: Scene, source: LabelSource, classes: int
-) -> Indices:
-    table = source.table(classes)
-    marks = {int(value) for value in header.nodata if value is not None and float(value).is_integer()}
+def _indices(path: Path, found: _Stored, source: LabelSource, classes: int) -> Indices:
+    if found.mapped:
+        return found.values
+    stored, table = found.values, source.table(classes)
+    marks = {int(value) for value in found.header.nodata if value is not None and float(value).is_integer()}
     claimed = sorted(value for value in marks if table.get(value, IGNORE) != IGNORE)
     if claimed and not source.values and (stored == claimed[0]).any():
         raise InputError(
@@ -139,28 +165,19 @@ def _by_value(
             f"description: label.values with {claimed[0]}: 255 for pixels without label, or {claimed[0]}: {table[claimed[0]]}"
         )
     indices = to_indices(stored, table)
-    indices[absent & ~np.isin(stored, list(source.values))] = IGNORE
+    indices[found.missing & ~np.isin(stored, list(source.values))] = IGNORE
     unknown = np.unique(stored[indices < 0])
     if unknown.size and source.unknown == "refuse":
         raise InputError(
             f"{path} holds {brief(unknown)}, which {'is' if unknown.size == 1 else 'are'} no class; known values are "
-            f"{brief(np.array(sorted(table)))}: mend `label.values`{_proposal(np.unique(stored), classes)}, or take the "
-            f"folder of the labels"
+            f"{brief(np.array(sorted(table)))}: mend `label.values`, or take the folder of the labels"
         )
     indices[indices < 0] = IGNORE
     return indices
 
 
-def _proposal(found: Indices, classes: int) -> str:
-    """Values that would give each class one of the stored ones, if they are as many."""
-    for left_out in ((), (0,), (IGNORE,), (0, IGNORE)):
-        own = [value for value in found.tolist() if value not in left_out]
-        if len(own) == classes and set(left_out) <= set(found.tolist()):
-            pairs = [f"{value}: {IGNORE}" for value in left_out] + [
-                f"{value}: {index}" for index, value in enumerate(own)
-            ]
-            return f", such as {{{', '.join(pairs)}}}"
-    return ""
+def _distinct(classes: Mapping[str, Colour]) -> bool:
+    return len(set(classes.values())) == len(classes)
 
 
 def _by_colour(

@@ -5,9 +5,11 @@ A map holds class indices as uint8, 255 where nothing is known, with a colour ta
 """
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,12 +18,16 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetWriter
 from rasterio.shutil import copy
 from rasterio.transform import Affine
 
+from alliance.errors import InputError
+from alliance.files import sync
+from datasets.descriptors import only_writer
 from datasets.imagery.labels import IGNORE, Colour
 
 FULL = 250  # stored value of probability 1
@@ -76,14 +82,41 @@ def _cloud_optimised(path: Path, grid: Grid, *, count: int, overviews: str) -> I
     profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "zlevel": 1}
     profile |= {name: value for name, value in grid._asdict().items() if value is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, warnings.catch_warnings():
+    _clear_left(path)
+    with (
+        TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        only_writer(Path(folder)),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         windows, whole = Path(folder) / "windows.tif", Path(folder) / path.name
         with rasterio.open(windows, "w", **profile) as target:
             yield target
         form = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "overview_resampling": overviews}
-        copy(windows, whole, driver="COG", **form)
+        if not _copied(windows, whole, form):
+            raise OSError(f"{path} cannot be written whole; make room, then give the same command again")
+        sync(whole)
         os.replace(whole, path)
+
+
+def _clear_left(path: Path) -> None:
+    """Remove the folders of writers of this map that were killed; one that lives has a lock on its own."""
+    for left in path.parent.glob(f".{escape(path.name)}.*"):
+        with suppress(InputError, OSError), only_writer(left):
+            shutil.rmtree(left)
+
+
+def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
+    """Copy a file as a cloud optimised one and read it back: GDAL does not always tell that a disk is full."""
+    try:
+        copy(source, target, driver="COG", **form)
+        with rasterio.open(source) as first, rasterio.open(target) as second:
+            return all(
+                np.array_equal(first.read(window=window), second.read(window=window))
+                for _, window in first.block_windows(1)
+            )
+    except (RasterioError, CPLE_BaseError, SystemError):
+        return False
 
 
 def _write_categories(path: Path, names: Sequence[str]) -> None:

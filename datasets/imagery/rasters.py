@@ -1,12 +1,11 @@
-"""Rasters: GeoTIFF, JPEG 2000, PNG and whatever else rasterio reads, single-band files of one image included."""
+"""Rasters: GeoTIFF, JPEG 2000, PNG, ENVI and whatever else rasterio reads, single-band files of one image included."""
 
 import re
 import threading
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,46 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 
 from alliance.errors import InputError
-from alliance.sensors.catalog import to_nanometres
-from datasets.imagery.grids import one_footprint
-from datasets.imagery.scenes import Read, Scene, Unreadable, Window, check_dtype, equals, find_date, readable
+from alliance.sensors.wavelengths import to_nanometres
+from datasets.imagery.envi import check_size, good_bands, header_beside, scales_and_offsets
+from datasets.imagery.scenes import COMPLEX, Read, Scene, Unreadable, Window, check_dtype, equals, find_date, readable
+from datasets.imagery.vrt import check_sidecars, vrt_files
 
-SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".vrt", ".img")
+DRIVERS = {  # the one driver that may open a file of this suffix, whatever the file holds
+    **dict.fromkeys((".tif", ".tiff"), "GTiff"),
+    ".jp2": "JP2OpenJPEG",
+    **dict.fromkeys((".jpg", ".jpeg"), "JPEG"),
+    ".png": "PNG",
+    ".vrt": "VRT",
+    ".img": "HFA",
+}
+SUFFIXES = tuple(DRIVERS)
+NAMED_UNITS = ("nm", "nanometers", "nanometres", "um", "µm", "micrometers", "micrometres")  # in bands' descriptions
 OPENING = threading.Lock()  # warning filters are the whole process's, and training reads in several threads
+PROBE = 64  # pixels: side of the windows in which alpha is told from a band
+ALPHA_PART = 0.9  # of an alpha band's pixels, at least, are wholly opaque or wholly transparent
 
 
 @dataclass(frozen=True, kw_only=True)
 class RasterScene(Scene):
     """One file with all bands, or one file per band; coarser bands are repeated on the finest grid."""
 
+    alpha: int | None = None  # place of the band that says where pixels are missing: they are where it is 0
+    pages: int = 0  # of a TIFF whose pages are the bands; 0: its bands are
+
     @contextmanager
     def open(self, bands: Sequence[int]) -> Iterator[Read]:
         with ExitStack() as stack:
-            if len(self.files) == 1:
-                yield _whole_reader(stack.enter_context(opened(self.files[0])), self.files[0], bands)
+            if len(self.files) == 1 and not self.pages:
+                dataset = stack.enter_context(opened(self.files[0], self.root))
+                alpha = self.alpha if self.alpha not in bands else None
+                yield _whole_reader(dataset, self.files[0], bands, alpha)
             else:
-                files = [self.files[band] for band in bands]
-                readers = [_band_reader(stack.enter_context(opened(file)), file, self.shape) for file in files]
+                files = [(self.files[0], band + 1) if self.pages else (self.files[band], None) for band in bands]
+                readers = [
+                    _band_reader(stack.enter_context(opened(file, self.root, page)), file, self.shape)
+                    for file, page in files
+                ]
                 yield lambda *window: _stacked([read(*window) for read in readers])
 
 
@@ -43,98 +62,154 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
     """Read a raster's header.
 
     Raises:
-        Unreadable: no raster, or its pixels are complex.
+        Unreadable: no raster, its pixels are complex, or its format is not the one of its suffix.
     """
-    with opened(path) as dataset, readable(path):
+    with opened(path, root) as dataset, readable(path):
+        if any(name.startswith("complex") for name in dataset.dtypes):
+            raise Unreadable(COMPLEX.format(dataset.dtypes[0]))
+        pages = _pages(dataset)
+        count = pages or dataset.count
+        alpha = _alpha(dataset)
+        scales, offsets = scales_and_offsets(dataset)
+        plain = all(scale == 1 for scale in scales) and not any(offsets)
         return RasterScene(
             root=root,
             files=(path,),
             name=path.relative_to(root).with_suffix("").as_posix(),
-            shape=(dataset.count, dataset.height, dataset.width),
+            shape=(count, dataset.height, dataset.width),
             dtype=check_dtype(np.result_type(*dataset.dtypes)),
-            band_names=_band_names(dataset),
-            wavelengths=_wavelengths(dataset),
-            nodata=tuple(dataset.nodatavals) if any(value is not None for value in dataset.nodatavals) else (),
-            masked=_has_mask(dataset),
+            band_names=None if pages else _band_names(dataset, alpha),
+            wavelengths=None if pages else _wavelengths(dataset),
+            nodata=_repeated(dataset.nodatavals, count) if any(v is not None for v in dataset.nodatavals) else (),
+            masked=alpha is not None or _has_mask(dataset),
+            scales=() if plain else _repeated(scales, count),
+            offsets=() if plain else _repeated(offsets, count),
+            units=tuple(unit or "" for unit in dataset.units) if any(dataset.units) and not pages else (),
+            good=good_bands(dataset),
             crs=dataset.crs.to_string() if dataset.crs else None,
             transform=None if dataset.transform.is_identity and not dataset.crs else tuple(dataset.transform)[:6],
             date=find_date(path, dataset.tags()),
+            facts=_placed_by_points(dataset),
+            alpha=alpha,
+            pages=pages,
         )
 
 
-def join_bands(scenes: Sequence[RasterScene], is_band: Callable[[str], bool]) -> tuple[list[RasterScene], list[Scene]]:
-    """Join single-band files of one folder that differ only in a band suffix (`X_B02.tif`, `X_B03.tif`).
-
-    Args:
-        is_band: whether a suffix names a band; files with other suffixes stay as they are.
-    Returns:
-        The scenes, and those left out because they do not lie on one footprint.
-    """
-    groups: dict[tuple[Path, str], list[RasterScene]] = defaultdict(list)
-    for scene in scenes:
-        prefix, _, suffix = scene.files[0].stem.rpartition("_")
-        single = scene.shape[0] == 1 and prefix and is_band(suffix)
-        groups[scene.files[0].parent, prefix if single else scene.files[0].name].append(scene)
-    joined, refused = [], []
-    for (_, prefix), members in groups.items():
-        if len(members) == 1:
-            joined.append(members[0])
-        elif one_footprint(members):
-            joined.append(_join(members, prefix))
-        else:
-            refused.extend(members)
-    return joined, refused
-
-
-def _join(members: Sequence[RasterScene], prefix: str) -> RasterScene:
-    finest = max(members, key=lambda scene: scene.shape[1] * scene.shape[2])
-    return replace(
-        finest,
-        files=tuple(scene.files[0] for scene in members),
-        name=Path(finest.name).with_name(prefix).as_posix(),
-        shape=(len(members), *finest.shape[1:]),
-        dtype=np.result_type(*(scene.dtype for scene in members)).name,
-        band_names=tuple(scene.files[0].stem.rpartition("_")[2] for scene in members),
-        nodata=tuple(value for scene in members for value in scene.nodata or (None,))
-        if any(scene.nodata for scene in members)
-        else (),
-        masked=any(scene.masked for scene in members),
-    )
-
-
 @contextmanager
-def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+def opened(path: Path, root: Path | None = None, page: int | None = None) -> Iterator[rasterio.DatasetReader]:
     """A raster that is open for reading, with or without georeference.
 
+    Args:
+        root: folder below which a virtual raster may read files; None: its own.
+        page: of a TIFF, from 1.
     Raises:
-        Unreadable: no raster.
+        Unreadable: no raster, or its format is not the one of its suffix.
     """
-    with readable(path), OPENING, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset = rasterio.open(path)
+    header = header_beside(path) if path.suffix.lower() not in DRIVERS or path.suffix.lower() == ".img" else None
+    driver = "ENVI" if header else DRIVERS.get(path.suffix.lower(), "ENVI")
+    with readable(path):
+        check_sidecars(path)
+        if header:
+            check_size(path, header)
+        if driver == "VRT":
+            vrt_files(path, root or path.parent)
+        name = path if page is None else f"GTIFF_DIR:{page}:{path.absolute()}"
+        with OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(name, driver=driver)
     with dataset:
         yield dataset
 
 
+def _repeated(values: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """The values of each band; those of a TIFF's first page hold for all."""
+    return tuple(values) if len(values) == count else (values[0],) * count
+
+
+def _pages(dataset: rasterio.DatasetReader) -> int:
+    """How many pages of a TIFF are its bands; 0 where the bands of one page are. Smaller pages are pictures of it.
+
+    Raises:
+        Unreadable: pages of several bands.
+    """
+    if not dataset.subdatasets or dataset.driver != "GTiff":
+        return 0
+    path, shapes = Path(dataset.name), []
+    for number in range(1, len(dataset.subdatasets) + 1):
+        with opened(path, page=number) as page:
+            shapes.append((page.count, page.height, page.width, page.dtypes[0]))
+    alike = [shape for shape in shapes if shape[1:] == shapes[0][1:]]
+    if len(alike) == 1:
+        return 0
+    if len(alike) < len(shapes) or shapes[0][0] != 1 or alike != shapes[:1] * len(shapes):
+        raise Unreadable(
+            f"holds {len(shapes)} pages of {shapes[0][0]} and more bands or of several sizes; write the page that is "
+            f"meant: gdal_translate GTIFF_DIR:1:{path.name} PAGE.tif"
+        )
+    return len(shapes)
+
+
+def _placed_by_points(dataset: rasterio.DatasetReader) -> dict[str, str]:
+    """What is known of the place of an image without a transform."""
+    points, crs = dataset.gcps
+    if not points or not dataset.transform.is_identity:
+        return {}
+    return {"ground control points": f"{len(points)}, {crs.to_string() if crs else 'no CRS'}"}
+
+
 def _has_mask(dataset: rasterio.DatasetReader) -> bool:
     """Whether a mask of its own, inside or in a file beside it, says which pixels are missing."""
-    return any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums)
+    return any(
+        not flags or (MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags)
+        for flags in dataset.mask_flag_enums
+    )
 
 
-def _read(dataset: rasterio.DatasetReader, path: Path, indexes: Sequence[int], window: Any) -> Window:
-    """Bands (from 1) of a window, and what nodata values and masks say is missing in them."""
+def _alpha(dataset: rasterio.DatasetReader) -> int | None:
+    """Place of a band that is flagged alpha and is one: writers flag a fourth band so which is near infrared."""
+    flagged = [place for place, colour in enumerate(dataset.colorinterp) if colour == ColorInterp.alpha]
+    if len(flagged) != 1 or dataset.count < 2:
+        return None
+    name = (dataset.descriptions[flagged[0]] or "alpha").lower()
+    if name not in ("alpha", "mask", "a") and not re.fullmatch(r"band[ _]?\d+", name):
+        return None
+    return flagged[0] if dataset.driver == "PNG" or _is_binary(dataset, flagged[0] + 1) else None
+
+
+def _is_binary(dataset: rasterio.DatasetReader, index: int) -> bool:
+    """Whether a band (from 1) is 0 or its largest value nearly everywhere in the middle and in the corners."""
+    most = np.iinfo(dataset.dtypes[index - 1]).max if np.dtype(dataset.dtypes[index - 1]).kind in "iu" else 1
+    bottom, right = max(dataset.height - PROBE, 0), max(dataset.width - PROBE, 0)
+    for row, col in ((bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)):
+        rows, cols = min(row + PROBE, dataset.height), min(col + PROBE, dataset.width)
+        values = dataset.read(index, window=((row, rows), (col, cols)))
+        if np.isin(values, (0, most)).mean() < ALPHA_PART:
+            return False
+    return True
+
+
+def _read(
+    dataset: rasterio.DatasetReader, path: Path, indexes: Sequence[int], window: Any, alpha: int | None
+) -> Window:
+    """Bands (from 1) of a window, and what nodata values, masks and alpha say is missing in them."""
     with readable(path):
         stored = dataset.read(list(indexes), window=window)
         missing = equals(stored, [dataset.nodatavals[index - 1] for index in indexes])
-        if _has_mask(dataset):
-            masked = dataset.read_masks(list(indexes), window=window) == 0
+        if alpha is not None or _has_mask(dataset):
+            masked = (
+                dataset.read_masks(list(indexes), window=window) == 0
+                if alpha is None
+                else np.broadcast_to(dataset.read([alpha + 1], window=window) == 0, stored.shape)
+            )
             missing = masked if missing is None else masked | missing
     return Window(stored, missing)
 
 
-def _whole_reader(dataset: rasterio.DatasetReader, path: Path, bands: Sequence[int]) -> Read:
+def _whole_reader(dataset: rasterio.DatasetReader, path: Path, bands: Sequence[int], alpha: int | None) -> Read:
     indexes = [band + 1 for band in bands]
-    return lambda row, col, height, width: _read(dataset, path, indexes, ((row, row + height), (col, col + width)))
+    return lambda row, col, height, width: _read(
+        dataset, path, indexes, ((row, row + height), (col, col + width)), alpha
+    )
 
 
 def _band_reader(dataset: rasterio.DatasetReader, path: Path, shape: tuple[int, int, int]) -> Read:
@@ -144,7 +219,7 @@ def _band_reader(dataset: rasterio.DatasetReader, path: Path, shape: tuple[int, 
     def read(row: int, col: int, height: int, width: int) -> Window:
         rows = (2 * np.arange(row, row + height) + 1) * dataset.height // (2 * scene_height)
         cols = (2 * np.arange(col, col + width) + 1) * dataset.width // (2 * scene_width)
-        block = _read(dataset, path, [1], ((rows[0], rows[-1] + 1), (cols[0], cols[-1] + 1)))
+        block = _read(dataset, path, [1], ((rows[0], rows[-1] + 1), (cols[0], cols[-1] + 1)), None)
         pick = np.ix_([0], rows - rows[0], cols - cols[0])
         return Window(block.stored[pick], None if block.missing is None else block.missing[pick])
 
@@ -160,13 +235,14 @@ def _stacked(windows: Sequence[Window]) -> Window:
     return Window(stored, np.concatenate(absent))
 
 
-def _band_names(dataset: rasterio.DatasetReader) -> tuple[str, ...] | None:
+def _band_names(dataset: rasterio.DatasetReader, alpha: int | None) -> tuple[str, ...] | None:
     """Band names from the descriptions, else R, G, B of a colour picture; None where the file tells nothing."""
     names = tuple(str(name or "") for name in dataset.descriptions)
+    made_up = dataset.driver == "ENVI" and "band_names" not in dataset.tags(ns="ENVI")  # GDAL's, of the wavelengths
     numbered = all(re.fullmatch(r"band[ _]?\d+", name, re.IGNORECASE) for name in names)
     colours = tuple(ColorInterp(colour).name for colour in dataset.colorinterp)
-    coloured = colours[:3] == ("red", "green", "blue") and (len(colours) == 3 or dataset.driver == "PNG")
-    if all(names) and not (numbered and coloured):
+    coloured = colours[:3] == ("red", "green", "blue") and (len(colours) == 3 or (alpha == 3 and len(colours) == 4))
+    if all(names) and not made_up and not (numbered and coloured):
         return names
     if coloured:
         return ("R", "G", "B", *colours[3:])
@@ -174,14 +250,20 @@ def _band_names(dataset: rasterio.DatasetReader) -> tuple[str, ...] | None:
 
 
 def _wavelengths(dataset: rasterio.DatasetReader) -> tuple[float, ...] | None:
-    """Centre wavelengths (nm) that an ENVI header or the band tags give."""
-    values = [dataset.tags(index).get("wavelength") for index in dataset.indexes]
+    """Centre wavelengths (nm) of the band tags, of an ENVI header, or of descriptions such as "423.00 nm"."""
+    tags = [dataset.tags(index) for index in dataset.indexes]
+    values, units = [one.get("wavelength") for one in tags], tags[0].get("wavelength_units")
     if not all(values):
-        return None
+        found = [re.fullmatch(r"\s*([\d.]+)\s*([^\d\s]+)\s*", str(name or "")) for name in dataset.descriptions]
+        if not all(found) or len({match[2] for match in found if match}) > 1:
+            return None
+        values, units = [match[1] for match in found if match], next(match[2] for match in found if match)
+        if units.lower() not in NAMED_UNITS:
+            return None
     try:
-        return tuple(to_nanometres([float(str(value)) for value in values]))
-    except ValueError as error:
-        raise Unreadable(f"its wavelengths are not numbers: {values[0]!r}") from error
+        return tuple(to_nanometres([float(str(value)) for value in values], units))
+    except (ValueError, InputError) as error:
+        raise Unreadable(f"its wavelengths, {values[0]} {units or ''} to {values[-1]}, are none: {error}") from error
 
 
 @contextmanager

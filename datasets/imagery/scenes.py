@@ -6,7 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,11 @@ class Window(NamedTuple):
     missing: np.ndarray | None = None  # (c, h, w) bool, what the file itself calls missing; None: it says nothing
 
 
+SHOWN = 60  # characters of a file's path in a summary
+COMPLEX = (
+    "holds {} values, pixels are integers or floats; of complex SAR take the amplitude, or decibels: "
+    "gdal_calc.py -A IN --calc='20*log10(abs(A)+1e-6)' --type=Float32 --outfile=OUT.tif"
+)
 Read = Callable[[int, int, int, int], Window]  # row, col, height, width
 
 # What rasterio, h5py, scipy and numpy raise on damaged or unexpected files; rasterio's errors are OSErrors.
@@ -64,6 +69,7 @@ class Scene(ABC):
     crs: str | None = None
     transform: tuple[float, ...] | None = None  # a b c d e f: x = a col + b row + c, y = d col + e row + f
     date: str | None = None  # ISO
+    facts: Mapping[str, str] = field(default_factory=dict)  # of its product: "product", "level", "baseline", ...
 
     @abstractmethod
     def open(self, bands: Sequence[int]) -> AbstractContextManager[Read]:
@@ -98,8 +104,10 @@ def readable(path: Path) -> Iterator[None]:
 
 def check_dtype(dtype: np.dtype) -> str:
     """The dtype's name, if pixels may have it."""
+    if dtype.kind == "c":
+        raise Unreadable(COMPLEX.format(dtype))
     if dtype.kind not in "iuf":
-        raise Unreadable(f"holds {dtype} values; pixels are integers or floats (of complex SAR, take the amplitude)")
+        raise Unreadable(f"holds {dtype} values; pixels are integers or floats")
     return dtype.name
 
 
@@ -125,8 +133,13 @@ def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
     lines = []
     for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
-        lines.append(f"{', '.join(files[:limit])}{rest}: {reason}")
+        lines.append(f"{', '.join(map(_short, files[:limit]))}{rest}: {reason}")
     return lines
+
+
+def _short(file: str) -> str:
+    """The end of a long path."""
+    return file if len(file) <= SHOWN else f"...{file[-SHOWN:]}"
 
 
 def equals(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:

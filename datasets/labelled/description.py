@@ -121,6 +121,29 @@ class LabelledSet:
         """The same set with some of its images described anew."""
         return dataclasses.replace(self, images={**self.images, **images})
 
+    def without(self, names: Sequence[str]) -> "LabelledSet":
+        """The same set without some classes: their pixels have no label.
+
+        Raises:
+            InputError: a class of that name is not there, or none would be left.
+        """
+        strange = [name for name in names if name not in self.classes]
+        left = [name for name in self.classes if name not in names]
+        if strange or not left:
+            raise InputError(
+                f"{self.name}: classes to leave out are {list(names)}; there are {', '.join(self.classes) or 'none by name'}, "
+                f"and one at least must stay"
+            )
+        if not names:
+            return self
+        if not self.label.values and self.label.first is None:
+            raise InputError(f"{self.name}: say what stored labels mean (label.values) to leave classes out")
+        own = list(self.classes)
+        index = {own.index(name): number for number, name in enumerate(left)}
+        values = {stored: index.get(old, IGNORE) for stored, old in self.label.table(len(own)).items()}
+        label = dataclasses.replace(self.label, values=values)
+        return dataclasses.replace(self, label=label, classes={name: self.classes[name] for name in left})
+
     def _check_splits(self) -> None:
         for split, given in self.splits.items():
             if given is not None and not isinstance(given, str | list | tuple):

@@ -12,6 +12,8 @@ from datasets.labelled.patches import PatchSet
 from datasets.labelled.stored_patches import read_arrays
 from datasets.sampling.splits import Draw, Indices, Split, block_split, grid_blocks, leakage, pool_split, random_split
 
+POSITION, NUMBER = "position", "number"  # arrays of a split file beside the indices
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
@@ -51,7 +53,7 @@ def make_split(patches: PatchSet, config: SplitConfig, seed: int, *, file: str =
     """
     number = np.array(patches.numbers)[patches.label]
     if file:
-        return _read_split(file, config, number, seed)
+        return _read_split(file, config, patches, number, seed)
     if config.kind == "random":
         return random_split(number, config.draw(seed))
     official = patches.train is not None and patches.test is not None
@@ -71,23 +73,36 @@ def split_report(patches: PatchSet, split: Split) -> dict[str, Any]:
     report: dict[str, Any] = {
         part: dict(zip(patches.classes, row, strict=True)) for part, row in zip(Split._fields, counts, strict=True)
     }
+    report |= {"dropped": dict(patches.dropped)} if patches.dropped else {}
     return report | {"leakage": leakage(split, patches.position, patches.patch)}
 
 
-def write_split(file: Path, split: Split) -> None:
-    """Save a split so that `make_split` reads it."""
-    np.savez_compressed(file, **split._asdict())
+def write_split(file: Path, split: Split, patches: PatchSet) -> None:
+    """Save a split so that `make_split` reads it, also for a description with other labelled pixels of the scenes.
+
+    Beside the indices the file holds row, column (and image) and the class number of every labelled pixel.
+    """
+    known = {POSITION: patches.position, NUMBER: np.array(patches.numbers)[patches.label]}
+    np.savez_compressed(file, allow_pickle=False, **split._asdict(), **known)
 
 
-def _read_split(given: str, config: SplitConfig, number: Indices, seed: int) -> Split:
+def _read_split(given: str, config: SplitConfig, patches: PatchSet, number: Indices, seed: int) -> Split:
     """The split of a file; without validation pixels in it, they are drawn from those that it leaves over."""
     name, _, prefix = given.replace("{seed}", str(seed)).partition(":")
     file, keys = Path(name), [prefix + part for part in ("train", "test")]
-    train, test = (_checked(file, key, array, len(number)) for key, array in read_arrays(file, tuple(keys)).items())
+    found = read_arrays(file, tuple(keys))
     with open_arrays(file) as arrays:
-        kept = arrays.get(prefix + "validation")
+        more = [prefix + key for key in ("validation", POSITION, NUMBER)]
+        kept, position, classes = (np.asarray(arrays[key]) if key in arrays else None for key in more)
+    found |= {} if kept is None else {prefix + "validation": kept}
+    place = None if position is None else _same_pixels(file, position, classes, patches, number)
+    count = len(number) if place is None else len(place)
+    parts = {key: _checked(file, key, array, count) for key, array in found.items()}
+    if place is not None:
+        parts = {key: _placed(file, key, place[pixels]) for key, pixels in parts.items()}
+    train, test = (parts[key] for key in keys)
     if kept is not None:
-        validation = _checked(file, prefix + "validation", np.asarray(kept), len(number))
+        validation = parts[prefix + "validation"]
     else:
         rest = np.setdiff1d(np.arange(len(number)), np.concatenate([train, test]))
         shuffled = np.random.default_rng(seed).permutation(rest)
@@ -97,6 +112,39 @@ def _read_split(given: str, config: SplitConfig, number: Indices, seed: int) -> 
     if len(np.unique(together)) < len(together):
         raise InputError(f"{file}: a pixel stands twice in {', '.join(keys)}; every pixel may serve once")
     return Split(train, validation, test)
+
+
+def _same_pixels(
+    file: Path, position: np.ndarray, classes: np.ndarray | None, patches: PatchSet, number: Indices
+) -> Indices:
+    """Index of every pixel of the file among the labelled pixels here, -1 where it has no label here.
+
+    Raises:
+        InputError: pixels of one place have other classes.
+    """
+    if position.ndim != 2 or position.shape[1] != patches.position.shape[1]:
+        raise InputError(
+            f"{file} was made for another kind of scenes (positions {position.shape}); draw the split again"
+        )
+    here = {tuple(row): index for index, row in enumerate(patches.position.tolist())}
+    place = np.array([here.get(tuple(row), -1) for row in position.tolist()], dtype=np.int64)
+    known = place >= 0
+    if classes is not None and (classes[known] != number[place[known]]).any():
+        wrong = int((classes[known] != number[place[known]]).sum())
+        raise InputError(
+            f"{file}: {wrong} of its pixels have another class here; it belongs to other labels: draw a split anew"
+        )
+    return place
+
+
+def _placed(file: Path, key: str, place: Indices) -> Indices:
+    lost = int((place < 0).sum())
+    if lost:
+        raise InputError(
+            f"{file}: {lost} of {len(place)} pixels of {key} have no label here (an image misses a value there, or labels "
+            f"differ); draw the split with the description that has fewer labelled pixels"
+        )
+    return np.sort(place)
 
 
 def _checked(file: Path, key: str, array: np.ndarray, count: int) -> Indices:

@@ -108,7 +108,7 @@ def _read_scene(name: str, layout: Layout, described: LabelledSet) -> LabelledSc
 def _read_map(path: Path, key: str | None, role: str) -> _Map:
     if not path.is_file():
         raise InputError(f"{path} is missing; give the folder of the data set, or another file name")
-    header = describe(path, key)
+    header = describe(path, key, bands=1)
     if header.shape[0] != 1:
         raise InputError(f"{path}: {role} has {header.shape[0]} bands; give a map of one")
     with named(path), header.open([0]) as read:

@@ -9,6 +9,7 @@ from typing import get_args
 
 from alliance.errors import InputError
 from datasets.imagery.scenes import summarise
+from datasets.labelled.checks import check_values, count_labels, shared_samples
 from datasets.labelled.parse import find_set
 from datasets.labelled.survey import survey, with_statistics
 from datasets.labelled.tiles import Tiles
@@ -38,11 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def check(file: Path, root: Path | None) -> list[str]:
     """Read every pair of a description; what is there, what cannot be used, and the statistics of the bands."""
     pairs = find_set(file, root)
-    surveyed = {split: survey(Tiles(pairs, split)) for split in pairs.splits}
+    tiles = {split: Tiles(pairs, split) for split in sorted(pairs.splits, key=lambda split: split != "train")}
+    notes = check_values(pairs, {split: count_labels(own) for split, own in tiles.items()})
+    surveyed = {split: survey(tiles[split]) for split in pairs.splits}
     if not any(each.tiles for each in surveyed.values()):
         reasons = summarise(skip for each in surveyed.values() for skip in each.skipped)
         raise InputError(f"{file}: not one sample can be used: {'; '.join(reasons[:3])}")
-    lines = []
+    lines = [f"note: {note}" for note in notes]
+    first, *others = tiles.values()
+    for other in others:
+        if shared := shared_samples(first, other):
+            lines.append(
+                f"note: {len(shared)} of {len(other)} samples of {other.split} also stand in {first.split}, {shared[0][0]}"
+            )
     for split, each in surveyed.items():
         lines.extend(f"{split}: {line}" for line in each.describe(pairs.classes))
         lines.extend(f"  skipped {line}" for line in summarise(each.skipped))

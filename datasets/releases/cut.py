@@ -1,18 +1,19 @@
 """Cut registered scenes into tiles, window by window, and refuse scenes that are not what they should be."""
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from alliance.files import new_file, sync
 from datasets.imagery.grids import compare_grids
 from datasets.imagery.images import describe
 from datasets.imagery.labels import IGNORE, Colour, to_indices
@@ -166,23 +167,40 @@ def _label_values(dataset: rasterio.DatasetReader) -> set[int]:
 def _write_tile(
     path: Path, pixels: np.ndarray, source: rasterio.DatasetReader, window: Window, colours: list[Colour] | None
 ) -> None:
-    """A GeoTIFF under a temporary name, then renamed; with colours it is a label map."""
+    """A GeoTIFF under a name of its own, renamed once it has been read back; with colours it is a label map.
+
+    Raises:
+        OSError: it does not hold the pixels: GDAL does not tell that a disk is full when it closes a file.
+    """
     count, height, width = pixels.shape
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": pixels.dtype}
     profile |= {"compress": "deflate", "predictor": 2, "photometric": "RGB" if count > 2 else "MINISBLACK"}
     profile |= {"alpha": "NO"} if count == 4 else {}  # the fourth band is infrared, no transparency
     if source.crs or not source.transform.is_identity:
         profile |= {"crs": source.crs, "transform": source.window_transform(window)}
-    part = path.with_name(path.name + ".tmp")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        tile = rasterio.open(part, "w", **profile)
-    with tile:
-        tile.write(pixels)
-        if colours is None:
-            tile.descriptions = source.descriptions[:count]
-        else:
-            tile.nodata = IGNORE
-            tile.write_colormap(1, dict(enumerate(colours)))
-    os.replace(part, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as part:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            tile = rasterio.open(part, "w", **profile)
+        with suppress(RasterioError, CPLE_BaseError), tile:  # told by what can be read
+            tile.write(pixels)
+            if colours is None:
+                tile.descriptions = source.descriptions[:count]
+            else:
+                tile.nodata = IGNORE
+                tile.write_colormap(1, dict(enumerate(colours)))
+        sync(part)
+        if not _holds(part, pixels):
+            raise OSError(f"{path} cannot be written whole; make room, then give the same command again")
+
+
+def _holds(path: Path, pixels: np.ndarray) -> bool:
+    """Whether a GeoTIFF can be read and holds these pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as tile:
+                return np.array_equal(tile.read(), pixels)
+    except (RasterioError, CPLE_BaseError):
+        return False

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from alliance.files import replace_file
+from alliance.files import clear_temporaries, replace_file
+from datasets.descriptors import only_writer
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, LabelSource
 from datasets.imagery.scenes import Skipped, Unreadable, summarise
@@ -68,7 +69,10 @@ def prepare(release: Release, root: Path, out: Path, options: Options) -> dict[s
     scenes, counts = _find_scenes(release, home, folders, work)
     published = _published(release, root, options, {files.key for files in scenes}, work)
     prepare_folder(out, record, overwrite=options.overwrite)
-    _cut(release, scenes, set().union(*published.values()) if published else None, out, options.grid, work)
+    with only_writer(out):
+        for role in ROLES:
+            clear_temporaries(out / role)
+        _cut(release, scenes, set().union(*published.values()) if published else None, out, options.grid, work)
     splits = _split_tiles(release, published, options, work)
     pairs, surveyed = _describe(release, out, splits, options, work)
     write_set(pairs, out / NAME)

@@ -31,6 +31,7 @@ class BrokenSample(Exception):
 
     @property
     def faults(self) -> tuple[Fault, ...]:
+        """What is broken."""
         return self.args
 
     def __str__(self) -> str:

@@ -34,6 +34,7 @@ class Dealing:
 
     @property
     def batch(self) -> int:
+        """Samples of a step over all ranks."""
         return self.micro * self.accumulation * self.world
 
 
@@ -67,6 +68,7 @@ class IndexedLoader(Generic[T]):
         return self.order.epoch(self.step * self.dealing.batch)
 
     def state_dict(self) -> dict[str, Any]:
+        """The first step that was not taken whole."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

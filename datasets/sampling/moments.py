@@ -18,6 +18,7 @@ class Moments:
 
     @classmethod
     def empty(cls, bands: int) -> "Moments":
+        """Of no pixel yet."""
         zero, infinite = np.zeros(bands), np.full(bands, np.inf)
         return cls(zero, zero, zero, infinite, -infinite)
 
@@ -43,7 +44,7 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
-        """Population standard deviation."""
+        """Population standard deviation (c,)."""
         return np.sqrt(self.squares / np.maximum(self.count, 1))
 
     def to_array(self) -> np.ndarray:

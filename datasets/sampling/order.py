@@ -41,7 +41,7 @@ class _Epoch(NamedTuple):
 
 
 def shuffled(count: int, *key: int) -> np.ndarray:
-    """A permutation of 0 .. count - 1 that depends on the key alone, on every machine and numpy version."""
+    """A permutation (count,) of 0 .. count - 1 that depends on the key alone, on every machine and numpy version."""
     raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(raw, kind="stable")
 
@@ -66,7 +66,7 @@ class SampleOrder:
         return position / self.samples
 
     def locate(self, positions: np.ndarray) -> Places:
-        """Where the samples at these positions of the stream lie."""
+        """Where the samples at these positions (b,) of the stream lie: two arrays (b,)."""
         positions = np.asarray(positions, dtype=np.int64)
         shard, sample = np.empty_like(positions), np.empty_like(positions)
         found = np.zeros(positions.shape, bool)

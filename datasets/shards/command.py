@@ -14,13 +14,15 @@ from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.index import Index
 from datasets.shards.plan import Plan, TileOptions, make_plan
+from datasets.shards.repack import repack_folder
 from datasets.shards.write import write_shards
 
 EPILOG = """examples:
   python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/
   python launch/shards.py sentinel2-l2a=optical/ sentinel1-grd-db=radar/ --out shards/     several sensors per sample
   python launch/shards.py cube.h5 --sensor hsi --name neon --scale 1e-4 --tile 24 --out shards/
-  python launch/shards.py --index foreign/ --sensor rgb-uint8                              tars made by others
+  python launch/shards.py --index foreign/ --sensor rgb-uint8               tars of others with .npy, read in place
+  python launch/shards.py --index foreign/ --sensor rgb-uint8 --out shards/ tars of others with .tif, .jpg, ...
 
 An interrupted run goes on where it stopped when the same command is given again."""
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; the finished shards are kept: give the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    for line in report(index, options.index or options.out, plan):
+    for line in report(index, options.out or options.index, plan):
         print(line)
 
 
@@ -58,13 +60,26 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
         constant = [band.name for band, _, std, _, _ in rows if std == 0]
         lines.extend([f"  constant, so of no use to a model: {', '.join(constant)}"] if constant else [])
     lines.extend(_unnamed(plan) if plan else [])
+    lines.extend(f"note: {note}" for note in (plan.notes if plan else ()))
     lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
-    lines.extend([f"skipped {len(index.skipped)} file{'s' * (len(index.skipped) > 1)}:"] if index.skipped else [])
+    lines.extend(_counted(index, plan))
     lines.extend(f"  {line}" for line in summarise(index.skipped))
     source = f"[{{shards: {folder}, weight: 1.0}}]"
     command = "python launch/pretrain.py --config configs/pretrain/nano.yaml"
     lines.append(f"next: {command} --run.dir runs/{folder.name} --data.sources '{source}'")
     return lines
+
+
+def _counted(index: Index, plan: Plan | None) -> list[str]:
+    """How many files were found, used and left out."""
+    skipped = {entry.file for entry in index.skipped}
+    left_out = f"skipped {len(skipped)} file{'s' * (len(skipped) > 1)}:" if skipped else ""
+    if plan is None:
+        return [left_out] if skipped else []
+    used = {source for each in plan.footprints for layer in each.layers for source in layer.scene.sources} - skipped
+    found = len(used) + len(skipped)
+    counted = f"found {found} file{'s' * (found > 1)}, used {len(used)}"
+    return [f"{counted}, {left_out}" if skipped else counted]
 
 
 def _unnamed(plan: Plan) -> list[str]:
@@ -94,9 +109,14 @@ def _make(options: argparse.Namespace) -> tuple[Index, Plan]:
 
 
 def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
-    if options.scenes or options.out:
-        raise InputError("--index reads one folder of tars and writes into it; give neither scenes nor --out")
-    return index_folder(options.index, options.sensor, member=options.member, workers=options.workers), None
+    if options.scenes:
+        raise InputError("--index reads one folder of tars; give no scenes beside it")
+    if options.sensor in (AUTO, GENERATED):
+        raise InputError(f"--index needs the sensor of the tars: pass --sensor NAME ({', '.join(sensor_names())})")
+    how = {"member": options.member, "axes": options.axes, "workers": options.workers}
+    if options.out is None:
+        return index_folder(options.index, options.sensor, **how), None
+    return repack_folder(options.index, options.sensor, options.out, overwrite=options.overwrite, **how), None
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:
@@ -104,7 +124,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
     paths: dict[str, list[Path]] = {}
     for text in options.scenes:
         sensor, equals, path = text.partition("=")
-        named = bool(equals) and not Path(text).exists()
+        named = bool(equals) and not Path(text).exists() and ("/" not in sensor or sensor.endswith((".yaml", ".yml")))
         paths.setdefault(sensor if named else options.sensor, []).append(Path(path if named else text))
     cube = CubeOptions(key=options.key, axes=options.axes)
     generated = Generated(
@@ -115,7 +135,8 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         nodata=options.nodata,
     )
     return [
-        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated) for sensor, group in paths.items()
+        Request(sensor=sensor, paths=tuple(group), cube=cube, generated=generated, drop=options.drop)
+        for sensor, group in paths.items()
     ]
 
 
@@ -136,10 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes (default %(default)s)")
     add("--shard-mb", type=float, default=256.0, help="largest shard, MB (default %(default)s)")
     add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
+    add(
+        "--drop",
+        metavar="BANDS",
+        help="bands to leave out: numbers from 1, ranges, names (3-5,9); none: not even bad ones",
+    )
     add("--overwrite", action="store_true", help="replace the shards that are in --out")
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
-    cube("--key", help="name of the array (default: the only 3-D one)")
-    cube("--axes", help="order of its axes, such as hwc or chw (default: told by the band count)")
+    cube("--key", help="name of the array, or of the group of arrays (default: the only image)")
+    cube("--axes", help="order of its axes, such as hwc or chw (default: as the file tells)")
     made = parser.add_argument_group("a sensor for hyperspectral cubes (--sensor hsi)").add_argument
     made("--name", help="its name (default hsi and the band count)")
     made("--wavelengths", metavar="W", help="file with a number per band, or start:stop in nm (default: of the image)")
@@ -147,6 +173,6 @@ def _parser() -> argparse.ArgumentParser:
     made("--scale", type=float, default=1.0, help="physical value of a stored 1 (default %(default)s)")
     made("--nodata", type=float, help="stored value of missing pixels (default: of the image)")
     foreign = parser.add_argument_group("tars made by others").add_argument
-    foreign("--index", type=Path, metavar="DIR", help="write the index of the .tar files in DIR")
-    foreign("--member", metavar="FIELD", help="member that holds the image (default: the only .npy)")
+    foreign("--index", type=Path, metavar="DIR", help="index the .tar files in DIR; with --out, convert them")
+    foreign("--member", metavar="FIELD", help="member that holds the image (default: the only one)")
     return parser

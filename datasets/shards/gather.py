@@ -9,20 +9,24 @@ import numpy as np
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from alliance.sensors import Sensor
+from alliance.sensors import Band, Sensor
 from alliance.sensors.catalog import (
     candidates,
     find_sensor,
     fit,
     generated_sensor,
-    has_band,
     sensor_names,
     to_nanometres,
 )
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions, describe_cube
-from datasets.imagery.rasters import RasterScene, describe_raster, join_bands
+from datasets.imagery.duplicates import find_repeats
+from datasets.imagery.files import find_images
+from datasets.imagery.products import join_bands
+from datasets.imagery.rasters import RasterScene, describe_raster
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
+from datasets.imagery.units import settle_units
+from datasets.shards.choose import choices, common_choice
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
 WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
@@ -47,6 +51,7 @@ class Request:
     paths: tuple[Path, ...]
     cube: CubeOptions = CubeOptions()
     generated: Generated = Generated()
+    drop: str | None = None  # bands that are left out: numbers from 1, ranges, names; "none": not even the bad ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +61,20 @@ class Collection:
     sensor: Sensor
     scenes: tuple[tuple[Scene, tuple[int, ...]], ...]
     skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()  # what was chosen for the user, in words
 
 
 @dataclass
 class _Found:
     scenes: list[Scene] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, scene: Scene, reason: str) -> None:
+        self.skipped.extend(Skipped(source, reason) for source in scene.sources)
+
+
+Chosen = list[tuple[Scene, tuple[int, ...]]]  # scenes with the places of the sensor's bands
 
 
 def gather(request: Request) -> Collection:
@@ -76,54 +89,128 @@ def gather(request: Request) -> Collection:
         _join_singles(found, named)
     if not found.scenes:
         raise InputError(_nothing(request, found.skipped))
-    sensor = named or (_generate(request, found.scenes[0]) if request.sensor == GENERATED else _guess(found.scenes))
-    kept = []
-    for scene in sorted(found.scenes, key=lambda scene: (scene.name, scene.sources)):
-        names = None if request.sensor == GENERATED else scene.band_names
-        try:
-            if request.sensor == GENERATED:
-                _refuse_other_cube(scene, found.scenes[0])
-            kept.append((scene, fit(sensor, names, scene.shape[0], scene.dtype)))
-        except InputError as error:
-            found.skipped.extend(Skipped(source, str(error)) for source in scene.sources)
+    found.scenes.sort(key=lambda scene: (scene.name, scene.sources))
+    if request.sensor == GENERATED:
+        sensor, kept = _as_generated(request, found)
+    else:
+        sensor = named or _guess(found.scenes)
+        kept = _of_sensor(sensor, request, found)
+    repeated = find_repeats([scene for scene, _ in kept])
+    for index in repeated:
+        found.skip(kept[index][0], repeated[index].reason)
+    kept = [entry for index, entry in enumerate(kept) if index not in repeated]
+    sensor, kept = _settle(sensor, kept, found)
     if not kept:
         raise InputError(_nothing(request, found.skipped))
-    return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)))
+    notes = (*found.notes, *_notes(kept))
+    return Collection(sensor=sensor, scenes=tuple(kept), skipped=tuple(sorted(found.skipped)), notes=notes)
 
 
 def _describe_all(request: Request, sensor: Sensor | None) -> _Found:
-    found = _Found()
+    files, skipped = find_images(request.paths)
+    found = _Found(skipped=list(skipped))
     cube = replace(request.cube, bands=len(sensor.bands)) if sensor else request.cube
-    files = [(file, root) for path in request.paths for file, root in _files(path)]
-    for file, root in tqdm(files, desc="reading headers", unit="file", leave=False, disable=None):
+    for file, root, is_cube in tqdm(files, desc="reading headers", unit="file", leave=False, disable=None):
         try:
-            is_cube = file.suffix.lower() in cubes.SUFFIXES
             found.scenes.append(describe_cube(file, root, cube) if is_cube else describe_raster(file, root))
         except Unreadable as error:
             found.skipped.append(Skipped(file.relative_to(root).as_posix(), str(error)))
     return found
 
 
-def _files(path: Path) -> list[tuple[Path, Path]]:
-    """The images at a path, sorted, each with its root."""
-    known = (*rasters.SUFFIXES, *cubes.SUFFIXES)
-    if path.is_file():
-        if path.suffix.lower() not in known:
-            raise InputError(f"{path}: no image format we read; known suffixes: {' '.join(known)}")
-        return [(path, path.parent)]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; give scenes, or folders of them")
-    return [(file, path) for file in sorted(path.rglob("*")) if file.suffix.lower() in known and file.is_file()]
+def _as_generated(request: Request, found: _Found) -> tuple[Sensor, Chosen]:
+    """A sensor made of the first cube, and the cubes that measure the same."""
+    first = found.scenes[0]
+    alike = []
+    for scene in found.scenes:
+        try:
+            _refuse_other_cube(scene, first)
+            if scene.shape[0] != first.shape[0]:
+                raise InputError(
+                    f"{scene.shape[0]} bands, but {first.shape[0]} in {first.name}; make shards of it alone"
+                )
+            alike.append(scene)
+        except InputError as error:
+            found.skip(scene, str(error))
+    kept, notes = common_choice(alike, request.drop, request.generated.nodata)
+    found.notes.extend(notes)
+    return _generate(request, first, kept), [(scene, kept) for scene in alike]
+
+
+def _of_sensor(sensor: Sensor, request: Request, found: _Found) -> Chosen:
+    """The scenes that have the sensor's bands."""
+    kept: Chosen = []
+    for scene in found.scenes:
+        try:
+            kept.append((scene, _places(sensor, scene, request.drop)))
+        except InputError as error:
+            found.skip(scene, str(error))
+    return kept
+
+
+def _places(sensor: Sensor, scene: Scene, drop: str | None) -> tuple[int, ...]:
+    """Where the sensor's bands stand in a scene; without names, among the bands that are good or hold values."""
+    refused: list[InputError] = []
+    for places in choices(scene, len(sensor.bands), drop):
+        names = None if scene.band_names is None else [scene.band_names[place] for place in places]
+        try:
+            return tuple(places[index] for index in fit(sensor, names, len(places), scene.dtype))
+        except InputError as error:
+            refused.append(error)
+    surplus = scene.band_names is None and scene.shape[0] > len(sensor.bands)
+    mend = "; leave bands out with --drop, such as --drop 3-5,9" if surplus else ""
+    raise InputError(f"{refused[0]}{mend}")
+
+
+def _settle(sensor: Sensor, kept: Chosen, found: _Found) -> tuple[Sensor, Chosen]:
+    """The sensor with the scale and offset of most scenes, and those scenes."""
+    settled: dict[tuple, tuple[Sensor, Chosen]] = {}
+    for scene, bands in kept:
+        try:
+            own = settle_units(sensor, scene, bands)
+        except InputError as error:
+            found.skip(scene, str(error))
+            continue
+        lines = tuple((band.scale, band.offset) for band in own.bands)
+        settled.setdefault(lines, (own, []))[1].append((scene, bands))
+    if not settled:
+        return sensor, []
+    most = max(settled, key=lambda lines: len(settled[lines][1]))
+    for lines, (_, scenes) in settled.items():
+        if lines != most:
+            (ours, offset), (theirs, other) = lines[0], most[0]
+            reason = (
+                f"scale {ours:.10g} and offset {offset:.10g}, but {theirs:.10g} and {other:.10g} in most scenes; make "
+                f"shards of it on its own, or mend its tags (gdal_edit.py -scale S -offset O)"
+            )
+            for scene, _ in scenes:
+                found.skip(scene, reason)
+    return settled[most]
+
+
+def _notes(kept: Chosen) -> list[str]:
+    """What the user should know of the scenes that are used."""
+    count, notes = len(kept), []
+    points = sum("ground control points" in scene.facts for scene, _ in kept)
+    if points:
+        notes.append(
+            f"{points} of {count} scenes have ground control points and no transform: their place is not kept; "
+            f"gdalwarp puts them on a grid"
+        )
+    bad = sum(bool(scene.good) and not all(scene.good[place] for place in bands) for scene, bands in kept)
+    if bad:
+        notes.append(f"{bad} of {count} scenes use bands that their maker calls bad; leave them out with --drop")
+    return notes
 
 
 def _join_singles(found: _Found, sensor: Sensor | None) -> None:
     sensors = [sensor] if sensor else [find_sensor(name) for name in sensor_names()]
     several = [sensor for sensor in sensors if len(sensor.bands) > 1]
+    known = {name for sensor in several for band in sensor.bands for name in band.known_as}
     files = [scene for scene in found.scenes if isinstance(scene, RasterScene)]
-    joined, refused = join_bands(files, lambda suffix: any(has_band(sensor, suffix) for sensor in several))
+    joined, left_out = join_bands(files, lambda text: not known.isdisjoint(Band(name=text).known_as))
     found.scenes = [*joined, *(scene for scene in found.scenes if not isinstance(scene, RasterScene))]
-    reason = "its bands lie in files of different footprints"
-    found.skipped.extend(Skipped(source, reason) for scene in refused for source in scene.sources)
+    found.skipped.extend(left_out)
 
 
 def _guess(scenes: Sequence[Scene]) -> Sensor:
@@ -148,14 +235,19 @@ def _refuse_other_cube(scene: Scene, first: Scene) -> None:
         raise InputError(f"other wavelengths than {first.name}; make shards of it on its own, with --name")
 
 
-def _generate(request: Request, scene: Scene) -> Sensor:
+def _generate(request: Request, scene: Scene, kept: Sequence[int]) -> Sensor:
+    """A sensor of the bands that are kept; they are numbered as in the file."""
     count, options = scene.shape[0], request.generated
     if count < 2:
         raise InputError(f"{scene.sources[0]}: one band is no hyperspectral cube; save it as (bands, rows, columns)")
     nodata = next(iter(scene.nodata), None) if options.nodata is None else options.nodata
     wavelengths = scene.wavelengths if options.wavelengths is None else _wavelengths(options.wavelengths, count)
-    name = options.name or f"{GENERATED}{count}"
-    return generated_sensor(name, count, wavelengths, unit=options.unit, scale=options.scale, nodata=nodata)
+    name = options.name or f"{GENERATED}{len(kept)}"
+    sensor = generated_sensor(name, count, wavelengths, unit=options.unit, scale=options.scale, nodata=nodata)
+    if len(kept) == count:
+        return sensor
+    chosen = sensor.select([sensor.band_names[place] for place in kept])
+    return replace(chosen, description=f"generated, {len(kept)} of {count} bands")
 
 
 def _wavelengths(text: str, count: int) -> list[float]:

@@ -41,6 +41,7 @@ class Sidecar:
     skipped: tuple[Skipped, ...] = ()
 
     def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
         record = {
             "bytes": self.bytes,
             "sha256": self.sha256,
@@ -97,9 +98,11 @@ class Index:
 
     @property
     def samples(self) -> int:
+        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     def write(self, folder: Path) -> None:
+        """Write it into the folder of the shards, whole or not at all."""
         record = {
             "version": VERSION,
             "samples": self.samples,

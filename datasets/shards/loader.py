@@ -10,9 +10,10 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
+from datasets.descriptors import allowed, share_out
 from datasets.sampling.faults import Fault
 from datasets.shards.batches import LoaderConfig, Reader, Source, Step, Task
-from datasets.shards.read import ShardSource
+from datasets.shards.read import OPEN_SHARDS, ShardSource
 from datasets.shards.stream import Lane, StreamSource, is_remote
 
 STREAM = 2  # keeps the draws of sources apart from those of samples and augmentation
@@ -50,17 +51,26 @@ class ShardLoader:
     micro-batches does not depend on how the same product is split.
     """
 
-    def __init__(self, sources: Sequence[SourceConfig], config: LoaderConfig, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, sources: Sequence[SourceConfig], config: LoaderConfig, *, rank: int = 0, world: int = 1,
+        allow_pipe: bool = True,
+    ) -> None:  # fmt: skip
         """Open the sources.
 
+        Args:
+            allow_pipe: whether a source may be a command.
         Raises:
-            InputError: no sources, an unknown sensor, a weight that is not positive, or shards that do not fit.
+            InputError: no sources, an unknown sensor, a weight that is not positive, shards that do not fit, or a
+                command that is not allowed.
         """
         if not sources:
             raise InputError("no shards given; pass data.sources '[{shards: DIR, weight: 1.0}]'")
         self.config = config
         self.batch = config.micro * config.accumulation * world
-        self.sources = [_open(source.shards) for source in sources]
+        self.sources = [_open(source.shards, allow_pipe) for source in sources]
+        own = [source for source in self.sources if isinstance(source, ShardSource)]
+        for source in own:
+            source.keep_open(share_out(allowed(), len(own) * max(config.workers, 1), OPEN_SHARDS))
         self.sensor_names = [
             _sensor_names(source, shards) for source, shards in zip(sources, self.sources, strict=True)
         ]
@@ -156,8 +166,8 @@ class ShardLoader:
         return source, names[int(raw[1]) % len(names)]
 
 
-def _open(place: str) -> Source:
-    return StreamSource(place) if is_remote(place) else ShardSource(place)
+def _open(place: str, allow_pipe: bool) -> Source:
+    return StreamSource(place, allow_pipe=allow_pipe) if is_remote(place) else ShardSource(place)
 
 
 def _sensor_names(config: SourceConfig, source: Source) -> list[str]:

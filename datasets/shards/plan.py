@@ -14,6 +14,7 @@ import numpy as np
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
+from datasets.imagery.duplicates import find_copies
 from datasets.imagery.grids import compare_grids
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.shards.gather import Collection
@@ -47,6 +48,7 @@ class Layer:
     ratio: Fraction = Fraction(1)  # pixels per pixel of the footprint's first layer
 
     def tile_shape(self, tile: int) -> tuple[int, int, int]:
+        """(c, h, w) of this sensor's part of a tile whose side is `tile` pixels of the finest sensor."""
         side = int(tile * self.ratio)
         return (len(self.bands), side, side)
 
@@ -102,6 +104,7 @@ class Job:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return sum(piece.stop - piece.start for piece in self.pieces)
 
 
@@ -112,9 +115,11 @@ class Plan:
     footprints: tuple[Footprint, ...]
     skipped: tuple[Skipped, ...]
     options: TileOptions
+    notes: tuple[str, ...] = ()
 
     @property
     def sensors(self) -> dict[str, Sensor]:
+        """Sensors by name."""
         return {layer.sensor.name: layer.sensor for layer in self.footprints[0].layers}
 
     @property
@@ -178,11 +183,17 @@ def make_plan(collections: Sequence[Collection], options: TileOptions) -> Plan:
             aligned.append(_align(layers, options, like=aligned[0] if aligned else None))
         except Unreadable as error:
             skipped += [Skipped(source, str(error)) for layer in layers for source in layer.scene.sources]
+    copies = find_copies([[layer.scene for layer in layers] for layers in aligned])
+    for index, first in copies.items():
+        reason = f"the same bytes as {aligned[first][0].scene.sources[0]}, which is read itself"
+        skipped += [Skipped(source, reason) for layer in aligned[index] for source in layer.scene.sources]
+    aligned = [layers for index, layers in enumerate(aligned) if index not in copies]
     if not aligned:
         raise InputError(f"no tiles can be cut: {'; '.join(summarise(skipped)[:3])}")
     keys = _unique_keys([layers[0].scene.name for layers in aligned])
     footprints = tuple(Footprint(key, layers) for key, layers in zip(keys, aligned, strict=True))
-    return Plan(footprints, tuple(skipped), options)
+    notes = tuple(f"{each.sensor.name}: {note}" for each in collections for note in each.notes)
+    return Plan(footprints, tuple(skipped), options, notes)
 
 
 def _pair(collections: Sequence[Collection]) -> tuple[list[list[Layer]], list[Skipped]]:
@@ -265,6 +276,7 @@ def _identity(footprint: Footprint) -> list[Any]:
     for layer in footprint.layers:
         scene = layer.scene
         files = [(file.stat().st_size, file.stat().st_mtime_ns) for file in scene.files]
-        reading = [scene.shape, scene.dtype, scene.nodata, getattr(scene, "key", None), getattr(scene, "axes", None)]
+        ways = [repr(getattr(scene, name, None)) for name in ("parts", "alpha", "pages")]
+        reading = [scene.shape, scene.dtype, scene.nodata, scene.masked, *ways]
         record.append([layer.sensor.name, scene.sources, files, layer.bands, reading])
     return record

@@ -6,19 +6,21 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from alliance.errors import InputError
 from alliance.sensors import Sensor
+from datasets.descriptors import FULL, too_many
 from datasets.sampling.faults import BrokenSample, Cause, Fault
 from datasets.sampling.order import Cache
 from datasets.sampling.placement import Placement
 from datasets.shards.index import Index, Sidecar
 
+T = TypeVar("T")
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
-OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time
+OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time, unless fewer are to be had
 
 
 class Samples(NamedTuple):
@@ -41,6 +43,7 @@ class ShardSource:
         self.folder = Path(folder)
         self.index = Index.read(self.folder)
         self.counts = np.array([shard.samples for shard in self.index.shards], dtype=np.int64)
+        self.open_shards = OPEN_SHARDS
         self._open_caches()
 
     def check(self, tolerance: float = 0.0) -> list[Fault]:
@@ -80,6 +83,7 @@ class ShardSource:
 
     @property
     def samples(self) -> int:
+        """Number of samples in all shards."""
         return self.index.samples
 
     def shape(self, sensor: str) -> tuple[int, int, int]:
@@ -176,7 +180,9 @@ class ShardSource:
 
     def _sidecar(self, shard: int) -> Sidecar:
         try:
-            return self._sidecars.get_or_make(shard, lambda: self._load_sidecar(shard))
+            return self._sidecars.get_or_make(shard, lambda: self._with_files(lambda: self._load_sidecar(shard)))
+        except InputError:
+            raise
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             name = self.index.shards[shard].name
             raise BrokenSample(Fault("index", name, "sidecar", f"cannot be read: {error}")) from error
@@ -191,12 +197,39 @@ class ShardSource:
         return sidecar
 
     def _descriptor(self, shard: int) -> int:
-        shards = self.index.shards
-        return self._descriptors.get_or_make(shard, lambda: os.open(self.folder / shards[shard].name, os.O_RDONLY))
+        path = self.folder / self.index.shards[shard].name
+        return self._descriptors.get_or_make(shard, lambda: self._with_files(lambda: os.open(path, os.O_RDONLY)))
+
+    def _with_files(self, action: Callable[[], T]) -> T:
+        """Do what opens a file; where too many are open, once more without those of this source.
+
+        Raises:
+            InputError: there are too many all the same. That is no fault of the data.
+        """
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        self.close()
+        try:
+            return action()
+        except OSError as error:
+            raise (too_many(error) if error.errno in FULL else error) from error
 
     def _open_caches(self) -> None:
-        self._sidecars: Cache[Sidecar] = Cache(OPEN_SHARDS)
-        self._descriptors: Cache[int] = Cache(OPEN_SHARDS, discard=os.close)
+        self._sidecars: Cache[Sidecar] = Cache(self.open_shards)
+        self._descriptors: Cache[int] = Cache(self.open_shards, discard=os.close)
+
+    def keep_open(self, shards: int) -> None:
+        """Keep at most so many shards open, here and in copies made from now on."""
+        self.close()
+        self.open_shards = shards
+        self._open_caches()
+
+    def __del__(self) -> None:
+        if "_descriptors" in vars(self):
+            self.close()
 
     def close(self) -> None:
         """Close the open shards; they are opened again when needed."""

@@ -22,6 +22,8 @@ from webdataset.handlers import ignore_and_continue
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from alliance.errors import InputError
+from alliance.passwords import hide_passwords
+from datasets.descriptors import FULL, too_many
 from datasets.sampling.faults import Fault
 from datasets.sampling.order import Cache, shuffled
 from datasets.shards.index import NAME, Index
@@ -49,12 +51,23 @@ def is_remote(place: str) -> bool:
 class StreamSource:
     """The shards under a place such as `https://host/folder` or `pipe:ssh host cat /folder/{}`."""
 
-    def __init__(self, place: str) -> None:
-        """Fetch the index; InputError if it cannot be had or is refused, or if a pipe has no `{}`."""
+    def __init__(self, place: str, *, allow_pipe: bool = True) -> None:
+        """Fetch the index.
+
+        Args:
+            allow_pipe: whether the place may be a command that is run.
+        Raises:
+            InputError: it cannot be had or is refused, or a pipe has no `{}` or is not allowed.
+        """
+        if place.startswith("pipe:") and not allow_pipe:
+            raise InputError(
+                f"{place} is a command that would be run here; if you wrote it or trust who did, give --data.allow_pipe true"
+            )
         if place.startswith("pipe:") and "{}" not in place:
             raise InputError(f"{place} has no {{}}, where file names go; write pipe:ssh host cat /folder/{{}}")
-        self.folder, where = place, _address(place, NAME)
-        with _Download(where, 1 << 30) as download:
+        self.folder = hide_passwords(place)  # as it may be shown
+        self._place, where = place, hide_passwords(_address(place, NAME))
+        with _Download(_address(place, NAME), 1 << 30) as download:
             text = download.readall().decode(errors="replace")
         if download.failure:
             raise InputError(f"{where} cannot be fetched: {download.failure}; correct the place, or fetch it by hand")
@@ -96,7 +109,7 @@ class StreamSource:
             return field in fields
 
         limit = 2 * size + (1 << 20)  # a tar that somebody appended to is read, an endless one is not
-        with _Download(_address(self.folder, name), limit, stop) as download:
+        with _Download(_address(self._place, name), limit, stop) as download:
             tar: Any = [{"url": name, "stream": io.BufferedReader(download, 1 << 16)}]
             members: Any = tar_file_expander(tar, handler=errors.append, select_files=wanted)  # pyright: ignore
             for sample in group_by_keys(members, lcase=False, handler=ignore_and_continue):
@@ -204,7 +217,7 @@ class Lane:
 
 
 class _Download(io.RawIOBase):
-    """The bytes of a file, by webdataset's opener. Raises nothing: what went wrong stands in `failure`."""
+    """The bytes of a file, by webdataset's opener. What went wrong stands in `failure`, but for too many open files."""
 
     def __init__(self, address: str, limit: int, stop: threading.Event | None = None) -> None:
         self.failure, self._left, self._stop = "", limit, stop or threading.Event()
@@ -215,7 +228,9 @@ class _Download(io.RawIOBase):
             self._process, self._file = getattr(self._pipe, "proc", None), getattr(self._pipe, "stream", self._pipe)
             self._poll.register(self._file, select.POLLIN)
         except Exception as error:  # of another kind for each scheme
-            self.failure = " ".join(str(error).split())[:200]
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise too_many(error) from error
+            self.failure = hide_passwords(" ".join(str(error).split()))[:200]
 
     def readable(self) -> bool:
         return True

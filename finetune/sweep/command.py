@@ -10,7 +10,7 @@ import yaml
 from alliance.errors import InputError
 from engine.log import setup_logging
 from engine.ranks import World, from_main, gather, together
-from engine.runs import write_whole
+from engine.runs import RunFolder, write_whole
 from engine.settings import to_record
 from engine.training import refuse_another_run, run_job
 from finetune.scores import write_scores
@@ -98,6 +98,9 @@ def _claim(experiment: Experiment[Any], config: Any) -> None:
         raise InputError(
             f"run folder {folder} already holds runs; go on with --run.resume auto, or choose another --run.dir"
         )
+    ours = RunFolder(folder)  # or refused, for it holds what is no run
+    ours.claim("auto")
+    ours.release()  # every seed has a folder and a lock of its own
     if (folder / CONFIG).is_file():
         saved = yaml.safe_load((folder / CONFIG).read_text())
         data = {name: value for name, value in now["data"].items() if name != "path"}

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from alliance.errors import InputError
+from datasets.children import end_with_parent
 from engine.command import run_command
 from engine.log import logger
 from engine.ranks import World, forget_launcher
@@ -51,8 +51,7 @@ def train_in_processes(
                 folder / "process_*.log")  # fmt: skip
     _wait(started, lambda seed: finished_record(experiment, config, seed) is not None, seeds, world)
     for process, log in started:
-        unheard = world.stop and process.exitcode == -signal.SIGTERM  # it came before the process listened
-        if process.exitcode and not unheard:
+        if process.exitcode and not world.stop:  # asked to stop, it may end in many ways
             last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
             raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
 
@@ -90,5 +89,6 @@ def train_part(
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)
         torch.set_num_threads(threads)
+        end_with_parent()
         forget_launcher()
         run_command(experiment.settings, __doc__, partial(body, experiment), arguments)

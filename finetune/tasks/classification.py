@@ -72,7 +72,16 @@ class Classification(Task[Any]):
     def begin(self, run: Running) -> None:
         if self.world.is_main:
             with report_disk_errors("split.npz"):
-                write_split(run.folder.path / "split.npz", self.split)
+                write_split(run.folder.path / "split.npz", self.split, self.patches)
+        for name, count in self.patches.dropped.items():
+            left = (
+                int((self.patches.label == self.patches.classes.index(name)).sum())
+                if name in self.patches.classes
+                else 0
+            )
+            logger.warning(
+                "%d of %d labelled pixels of %s are left out, as an image has no value there", count, count + left, name
+            )
         logger.info("seed %d: %d pixels to train on, %d for validation, %d for test; patches of %.1f %% of the test pixels "
                     "overlap one of training", self.seed, *map(len, self.split), self.splits["leakage"])  # fmt: skip
         super().begin(run)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from datasets.labelled.checks import LabelCounts, check_values, count_labels, refuse_shared
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.parse import find_set
 from datasets.labelled.tile_samples import TileBatch, TileSamples
@@ -21,7 +22,7 @@ from engine.command import run_command
 from engine.job import Running
 from engine.log import logger
 from engine.loop import digest
-from engine.ranks import World, gather
+from engine.ranks import World, gather, together
 from engine.settings import to_record
 from engine.training import run_job
 from finetune.pad.checkpoint import load_pad, save_pad
@@ -72,6 +73,9 @@ class Segmentation(Task[SegmentConfig]):
             )
         self.parts = [config.data.evaluate, *([config.data.test] if config.data.test else [])]
         self.tiles = {split: Tiles(pairs, split) for split in (config.data.train, *self.parts)}
+        if config.data.overlap == "refuse":
+            for part in self.parts:
+                refuse_shared(self.tiles[config.data.train], self.tiles[part])
         for tiles in self.tiles.values():
             for index in {0, len(tiles) // 2, len(tiles) - 1}:  # mistakes of the description show at the start
                 tiles[index]
@@ -94,6 +98,8 @@ class Segmentation(Task[SegmentConfig]):
         return {"loss": losses.total, **{name: getattr(losses, field) for field, name in LOSSES.items()}}
 
     def begin(self, run: Running) -> None:
+        if not self.loader.step:
+            self._check_labels()
         for tiles in self.tiles.values():
             logger.info("%s: %d pairs of %s", tiles.split, len(tiles), self.pairs.name)
             for reason in tiles.skipped[:3]:
@@ -147,6 +153,17 @@ class Segmentation(Task[SegmentConfig]):
         return partial(
             draw_segmentation, sample=shown, predicted=predicted, classes=self.pairs.classes, title=title, rgb=rgb
         )
+
+    def _check_labels(self) -> None:
+        """Read every label map once, each rank a part: another numbering of classes shows before the first step."""
+        counts = {}
+        for tiles in self.tiles.values():
+            own = count_labels(tiles, range(self.world.rank, len(tiles), self.world.size))
+            counts[tiles.split] = LabelCounts()
+            for each in gather(own):
+                counts[tiles.split].add(each)
+        for line in together(lambda: check_values(self.pairs, counts)):
+            logger.warning("%s: %s", self.pairs.name, line)
 
     def _identity(self) -> dict[str, Any]:
         record = to_record(self.config)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from alliance.errors import InputError
 from datasets.labelled.augment import AugmentConfig
@@ -19,7 +19,7 @@ class PairDataConfig:
     """Registered pairs of optical image, SAR image and label map."""
 
     set: str
-    """Description of the pairs, made by launch/prepare.py or by hand; configs/pairs/ has examples."""
+    """Description of the pairs, made by launch/prepare.py or by hand; configs/labelled/ has examples."""
     path: str | None = None
     """Folder of the files; null: the one in the description."""
     train: str = "train"
@@ -28,6 +28,8 @@ class PairDataConfig:
     """Split on which the best network is chosen and scored; PAD has no other one than its test."""
     test: str | None = None
     """Split that the chosen network is scored on once, after the last step; null: none."""
+    overlap: Literal["refuse", "count"] = "refuse"
+    """What to do with test samples that also stand in training: refuse them, or count them in the log."""
     workers: int = 2
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
     max_broken: float = 0.05

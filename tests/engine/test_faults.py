@@ -122,7 +122,7 @@ def test_a_sample_with_one_value_counts(tmp_path: Path) -> None:
 
 def troubled(folder: Path, sources: list[Path], trouble: str, *arguments: str) -> list[tuple[int, str]]:
     """A run of two ranks with trouble in one; exit codes and outputs."""
-    command = ["-m", "tests.trouble_on_ranks", *arguments_of(folder, sources, *arguments)[1:]]
+    command = ["-m", "tests.helpers.trouble_on_ranks", *arguments_of(folder, sources, *arguments)[1:]]
     return Ranks(command, 2, environ={"TROUBLE": trouble}).wait()
 
 
@@ -185,7 +185,7 @@ def test_an_error_on_one_rank_is_named_by_the_other(sar_shards: Path, tmp_path: 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_gradients_of_a_dropped_step_leave_no_trace(zero: int) -> None:
     """`tests/helpers/drop_on_ranks.py` compares the weights with those of the same passes without the drop."""
-    ended = Ranks(["-m", "tests.drop_on_ranks", str(zero)], 2).wait()
+    ended = Ranks(["-m", "tests.helpers.drop_on_ranks", str(zero)], 2).wait()
     assert [code for code, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
 
 

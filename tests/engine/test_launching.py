@@ -13,7 +13,7 @@ def test_srun_starts_a_group_from_its_own_variables() -> None:
     common = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_NUM_TASKS": "2"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.drop_on_ranks", "0"], cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.helpers.drop_on_ranks", "0"], cwd=ROOT, text=True,
             env=common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in "01"

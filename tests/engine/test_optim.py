@@ -1,5 +1,7 @@
 """Learning rate, weight decay and how the batch is dealt out."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from torch import nn
 from alliance.errors import InputError
 from alliance.model import create_model
 from engine.build import EngineConfig, deal_batch
+from engine.deepspeed_internals import ZERO_SETTINGS
 from engine.optim import OptimConfig, Rule, learning_rate, parameter_groups
 from tests.helpers.models import sensor_of
 
@@ -119,3 +122,50 @@ def test_settings_that_would_undo_the_derived_ones_are_refused(given):
 def test_a_micro_batch_below_one_is_refused():
     with pytest.raises(InputError, match="engine.micro_batch must be at least 1, got -1"):
         EngineConfig(micro_batch=-1)
+
+
+@pytest.mark.parametrize("name", ["lr", "min_lr", "weight_decay", "clip", "warmup"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_train_no_network_are_refused(name: str, value: float):
+    with pytest.raises(InputError, match=r"optim"):
+        OptimConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (float("nan"), 0.9)])
+def test_betas_that_train_no_network_are_refused(betas: tuple[float, float]):
+    with pytest.raises(InputError, match=r"optim\.betas"):
+        OptimConfig(betas=betas)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"csv_monitor": {"enabled": True, "output_path": "/"}}, "csv_monitor is no setting that is passed on"),
+        ({"flops_profiler": {"enabled": True, "output_file": "x"}}, "flops_profiler is no setting"),
+        ({"tensorboard": {"enabled": True}}, "tensorboard is no setting"),
+        ({"x": {"class_path": "subprocess.Popen"}}, "x is no setting"),
+        ({"class_path": "subprocess.Popen"}, "class_path is no setting"),
+        ({"zero_optimization": {"leaf_module": {"classes": ["a.b"]}}}, "leaf_module is no setting"),
+        ({"zero_optimisation": {}}, "did you mean zero_optimization?"),
+        ({"zero_optimization": {"reduce_bucketsize": 1}}, "did you mean zero_optimization.reduce_bucket_size?"),
+        ({"zero_optimization": {"reduce_bucket_size": {"class_path": "x"}}}, "give a finite number"),
+        ({"zero_optimization": {"reduce_bucket_size": float("inf")}}, "give a finite number"),
+        ({"zero_optimization": 3}, "give it settings such as"),
+        ({"steps_per_print": {}}, "give it one value"),
+        ({"steps_per_print": None}, "give a finite number"),
+        ({3: 4}, "engine.deepspeed.3 is no setting"),
+    ],
+    ids=str,
+)
+def test_settings_that_deepspeed_would_ignore_or_that_reach_further_are_refused(given: dict, said: str):
+    with pytest.raises(InputError, match=re.escape(said)):
+        EngineConfig(deepspeed=given)
+
+
+def test_what_is_passed_on_is_known_to_deepspeed():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields.items()
+    assert {field.alias or name for name, field in fields} >= ZERO_SETTINGS
+    given = {"zero_optimization": {"reduce_bucket_size": 500000, "overlap_comm": True}, "wall_clock_breakdown": True}
+    assert EngineConfig(deepspeed=given).deepspeed == given

@@ -98,9 +98,10 @@ def test_the_same_layout_resumes_bit_for_bit(saved, zero: int, sources: list[Pat
 
 def test_a_run_on_streamed_and_local_shards_resumes_bit_for_bit(sources: list[Path], tmp_path: Path) -> None:
     mixed = [f"pipe:cat {sources[0]}/{{}}", sources[1]]
-    train(tmp_path / "straight", mixed, 2, 0)
+    pipes = ("--data.allow_pipe", "true")
+    train(tmp_path / "straight", mixed, 2, 0, *pipes)
     folder = interrupted(tmp_path / "straight", tmp_path / "run")
-    train(folder, mixed, 2, 0, "--run.resume", "auto", "--data.workers", "1")
+    train(folder, mixed, 2, 0, *pipes, "--run.resume", "auto", "--data.workers", "1")
     assert values(folder, PLACE + LOSSES) == values(tmp_path / "straight", PLACE + LOSSES)
     assert {record["sensor"] for record in metrics(folder)} == {"synthetic-optical", "synthetic-sar"}
 

@@ -7,7 +7,7 @@ import pytest
 
 from alliance.errors import InputError
 from engine.checkpoints import MANIFEST, list_checkpoints, read_manifest, verify
-from engine.log import Metrics, WandbMirror, duration
+from engine.log import Metrics, WandbMirror, duration, read_metrics
 from engine.runs import RunConfig, RunFolder
 from pretrain.run import summarise
 
@@ -54,6 +54,17 @@ def test_metrics_drop_what_was_logged_after_the_resumed_step(tmp_path: Path):
         {"step": 3, "loss": 1.0},
         {"step": 4, "loss": None},
     ]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe", b"[1]", b"null", b"{" * 5000, b"[" * 5000, b'{"step": "x"}', b"\0" * 99, b'{"a"']
+)
+def test_damaged_lines_are_left_out(damage: bytes, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 3}\n' + damage + b'\n{"step": 4}\n')
+    assert [record["step"] for record in read_metrics(path) if record["step"] != "x"] == [3, 4]
+    Metrics(path, resume_step=4).close()
+    assert path.read_bytes() == b'{"step": 3}\n'
 
 
 def test_a_damaged_checkpoint_is_noticed(tmp_path: Path):

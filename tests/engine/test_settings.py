@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,6 +251,14 @@ def test_help_explains_every_key(kind: type):
     shown = " ".join(parser.format_help().split())
     for text in sentences.values():
         assert " ".join(text.split())[:20] in shown
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_files_that_help_names_are_there(kind: type):
+    text = "".join(settings_parser(kind, "test").format_help().split())
+    named = re.findall(r"(?:configs|launch|finetune|docs)/\w+(?:/|\.py|\.md)", text)
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize("kind", TREES)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.build import Batching, EngineConfig, build_engine, drop_gradients, take_step
+from engine.build import Batching, EngineConfig, build_engine, take_step
 from engine.checkpoints import full_weights
+from engine.deepspeed_internals import forget_gradients
 from engine.optim import OptimConfig, parameter_groups
 from engine.ranks import World, finish, start
 
@@ -40,7 +41,7 @@ def trained(world: World, zero: int, *, dropped: int, spoilt: bool = False) -> t
                 norms.append(take_step(engine))
             if dropped:
                 engine(x)  # the pass whose loss is not finite: forward only
-                drop_gradients(engine)
+                forget_gradients(engine)
             if spoilt:
                 for factor in (1.0, float("inf")):
                     engine.backward(engine(x) * factor)

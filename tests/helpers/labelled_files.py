@@ -9,6 +9,7 @@ import scipy.io
 
 from datasets.labelled import LabelledScene, LabelledSet, Layout
 from datasets.labelled.parse import parse_set
+from tests.helpers.matlab import write_matlab_header
 from tests.helpers.rasters import write_tiff
 
 GRID = (10, 12)
@@ -68,9 +69,11 @@ def write_layout(folder: Path, layout: Layout, arrays: dict[str, np.ndarray], *,
 def write_matlab(path: Path, content: dict[str, np.ndarray], version: str) -> None:
     """Write a .mat file; a key with slashes makes structs, and a cell where it holds a number."""
     if version == "v7.3":
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", userblock_size=512 if path.suffix == ".mat" else 0) as file:
             for key, array in content.items():
                 file[key] = array.T  # as MATLAB stores it
+        if path.suffix == ".mat":
+            write_matlab_header(path)
         return
     nested: dict = {}
     for key, array in content.items():

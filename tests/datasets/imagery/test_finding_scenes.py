@@ -16,6 +16,7 @@ from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.rasters import describe_raster
 from datasets.imagery.scenes import Scene, Unreadable, find_date
 from datasets.shards.gather import Generated, Request, gather
+from tests.helpers.matlab import write_matlab_header
 from tests.helpers.rasters import S2_NAMES, counts, write_tiff
 
 
@@ -133,11 +134,14 @@ def write_cube(path: Path, cube: np.ndarray) -> None:
     elif path.stem == "old":
         scipy.io.savemat(path, {"image": rows_first, "note": "a text"})
     else:
-        with h5py.File(path, "w") as file:  # MATLAB's own files hold (h, w, c) arrays as (c, w, h)
+        block = 512 if path.suffix == ".mat" else 0
+        with h5py.File(path, "w", userblock_size=block) as file:  # MATLAB's own files hold (h, w, c) as (c, w, h)
             stored = rows_first.transpose(2, 1, 0) if path.suffix == ".mat" else rows_first
             file.create_dataset("group/image", data=stored, chunks=True)
             file["group/image"].attrs["Data_Ignore_Value"] = [-9999.0]
             file["group/wavelength"] = np.linspace(0.4, 0.98, 30)
+        if block:
+            write_matlab_header(path)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "old.mat", "new.mat", "a.h5", "a.nc"])
@@ -169,7 +173,8 @@ def test_the_order_of_axes_may_be_said(tmp_path: Path, cube: np.ndarray) -> None
         ({"series": np.zeros((7, 2, 6, 6))}, "time series"),
         ({"Y": np.zeros((156, 900)), "S_GT": np.zeros((9, 9, 3))}, "its largest array Y is not 3-D"),
         ({"Y": np.zeros((156, 900))}, "no 3-D array"),
-        ({"a": np.zeros((4, 9, 9), dtype=complex)}, "no arrays of numbers"),
+        ({"a": np.zeros((4, 9, 9), dtype=complex)}, "complex128 values"),
+        ({"a": np.zeros(9)}, "no 3-D array"),
     ],
 )
 def test_a_file_without_one_clear_cube_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], reason: str) -> None:

@@ -180,7 +180,7 @@ BOTH = {"tr": np.eye(2, 4), "te": np.eye(2, 4)}
     [
         ({}, {"passive": "hsi.mat:HSI"}, {}, r"hsi.mat has no array 'HSI'; it has hsi \(2, 4, 3\)"),
         ({}, {"passive": "hsi.img"}, {}, "has no hsi.img; give the folder of the data set, or a YAML file"),
-        ({}, {"passive": "hsi.csv"}, {}, "hsi.csv is none of .h5, .hdf5, .nc, .mat, .npy, .npz, .tif"),
+        ({}, {"passive": "hsi.csv"}, {}, "hsi.csv is none of .h5, .hdf5, .*.mat, .npy, .npz, .tif"),
         ({}, {"passive": "scene.tif:hsi"}, {}, "scene.tif is an image without keys, yet 'hsi' was asked for"),
         ({}, {"passive": "*.dat"}, {}, r"has no \*.dat"),
         ({}, {}, {"bands": 4}, "hsi.mat has 3 bands, the data set has 4; check file and key"),
@@ -193,7 +193,7 @@ BOTH = {"tr": np.eye(2, 4), "te": np.eye(2, 4)}
         ({"gt": -OUT}, {}, {}, "labels holds the value -1, the data set has classes from 1 on"),
         ({"gt": HALF}, {}, {}, "gt.mat holds the value 1.5; a label map has whole numbers"),
         ({"gt": np.zeros((2, 4))}, {}, {}, "has 0 labelled pixels; give a map with classes from 1 on"),
-        ({"gt": np.ones((2, 4, 2))}, {}, {}, "gt.mat: labels has . bands; give a map of one"),
+        ({"gt": np.ones((2, 4, 2))}, {}, {}, "gt.mat gt .* has several bands; give a map of one"),
         (BOTH, {"train": "tr.mat", "test": "te.mat"}, {}, "2 pixels are official for training and for test"),
         ({"tr": 2 * np.eye(2, 4)}, {"train": "tr.mat"}, {}, "2 pixels of train have no or another class in labels"),
         ({"tr": np.array([[0, 0], [7, 7], [0, 1]])}, {"train": "tr.mat"}, {}, "train list pixels that lie outside"),

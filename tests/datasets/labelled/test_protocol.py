@@ -111,7 +111,7 @@ def test_a_report_by_hand():
 def test_a_written_split_is_read_again(tmp_path):
     patches = stripes()
     split = make_split(patches, SplitConfig(**FEW, side=6), seed=5)
-    write_split(tmp_path / "split.npz", split)
+    write_split(tmp_path / "split.npz", split, patches)
     again = make_split(patches, SplitConfig(), seed=0, file=str(tmp_path / "split.npz"))
     assert all(np.array_equal(one, other) for one, other in zip(split, again, strict=True))
 

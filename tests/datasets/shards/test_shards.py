@@ -273,8 +273,8 @@ def test_nothing_in_the_shards_says_where_they_were_made(tmp_path: Path) -> None
 
 
 def test_keys_are_unique_and_hold_no_dot(tmp_path: Path) -> None:
-    for name in ("a.b/c.tif", "a_b/c.tif", "ä/c d.tif"):
-        write_tiff(tmp_path / "in" / name, counts((13, 32, 32)), names=S2_NAMES)
+    for seed, name in enumerate(("a.b/c.tif", "a_b/c.tif", "ä/c d.tif")):
+        write_tiff(tmp_path / "in" / name, counts((13, 32, 32), seed), names=S2_NAMES)
     make(tmp_path / "in", "--sensor", SENSOR, "--out", tmp_path / "out")
     keys = [sample["__key__"] for sample in plain(tmp_path / "out")]
     assert keys == ["a_b_c_r00000_c00000", "a_b_c_2_r00000_c00000", "__c_d_r00000_c00000"]

@@ -1,0 +1,91 @@
+"""Open files: locks on folders, appending without following links, and how many a process may have at a time."""
+
+import errno
+import fcntl
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from alliance.errors import InputError
+from alliance.files import NO_LINKS
+
+LOCK = ".lock"
+SPARE = 128  # descriptors kept for everything that is no shard: libraries, logs, sockets, scenes
+FULL = (errno.EMFILE, errno.ENFILE)  # too many open files, of this process or of the machine
+
+
+def open_lock(path: Path) -> int | None:
+    """Lock a file, which is made if need be and never followed as a link, until its descriptor is closed.
+
+    Returns:
+        The descriptor; None: another process holds the lock. On a file system without locks nothing is locked.
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
+    if _lock(descriptor) is False:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder. Where folders cannot be locked (NFS), a file `.lock` in it is.
+
+    Raises:
+        InputError: another process is.
+    """
+    descriptor: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    locked = _lock(descriptor)
+    if locked is None:
+        os.close(descriptor)
+        descriptor = open_lock(folder / LOCK)
+    if locked is False or descriptor is None:
+        raise InputError(f"another process writes into {folder}; wait for it, or give another folder")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock could be had; None: there are none on this file system."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def append_to(path: str | Path) -> BinaryIO:
+    """Open a file to append to, unbuffered; it is made if need be and never followed as a link."""
+    return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | NO_LINKS, 0o666))
+
+
+def allowed() -> int:
+    """Raise this process's limit of open files as far as it may; the limit."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def share_out(limit: int, holders: int, most: int) -> int:
+    """Files that each of several holders may keep open, at least one and at most `most`."""
+    return max(1, min(most, (limit - SPARE) // max(holders, 1)))
+
+
+def too_many(error: OSError) -> InputError:
+    """What to say when no more files can be opened: the data are not at fault."""
+    return InputError(
+        f"{os.strerror(error.errno or errno.EMFILE).lower()}: this process may have {allowed()}; raise the limit "
+        f"(ulimit -n), or lower data.workers or the number of sources"
+    )

@@ -1,0 +1,88 @@
+"""ENVI headers: what GDAL leaves in its metadata, and which file a header belongs to."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from datasets.imagery.scenes import Unreadable, readable
+
+SUFFIXES = (".img", ".bil", ".bip", ".bsq", ".dat", ".raw", ".envi")
+ITEM_BYTES = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 9: 16, 12: 2, 13: 4, 14: 8, 15: 8}  # of ENVI's data types
+HEADER_BYTES = 1_000_000
+
+
+def header_beside(path: Path) -> Path | None:
+    """The ENVI header `x.hdr` or `x.dat.hdr` of a file `x.dat`."""
+    for header in (path.with_name(stem + suffix) for stem in (path.name, path.stem) for suffix in (".hdr", ".HDR")):
+        if header != path and header.is_file() and _text(header).lstrip().startswith("ENVI"):
+            return header
+    return None
+
+
+def promised_bytes(header: Path) -> int:
+    """How many bytes the header says its file has, at least; 0 where it is compressed.
+
+    Raises:
+        Unreadable: it does not say the size.
+    """
+    numbers = dict(re.findall(r"^\s*([a-z][a-z ]*?)\s*=\s*(\d+)", _text(header).lower(), re.MULTILINE))
+    if numbers.get("file compression", "0") != "0":
+        return 0
+    try:
+        lines, samples, bands, kind = (int(numbers[key]) for key in ("lines", "samples", "bands", "data type"))
+        return int(numbers.get("header offset", 0)) + lines * samples * bands * ITEM_BYTES[kind]
+    except KeyError as error:
+        raise Unreadable(f"its header {header.name} lacks {error}; write the header again") from error
+
+
+def check_size(path: Path, header: Path | None) -> None:
+    """GDAL reads what is not there as zeros.
+
+    Raises:
+        Unreadable: the file is shorter than its header says.
+    """
+    if header is None:
+        return
+    size, promised = path.stat().st_size, promised_bytes(header)
+    if size < promised:
+        raise Unreadable(f"is cut off: {size} bytes, its header {header.name} says {promised}; fetch it again")
+
+
+def scales_and_offsets(dataset: rasterio.DatasetReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of each band: gains and offsets, which GDAL reads, else the factor reflectance is stored with."""
+    factor = dataset.tags(ns="ENVI").get("reflectance_scale_factor")
+    told = any(scale != 1 for scale in dataset.scales) or any(dataset.offsets)
+    if told or factor is None:
+        return dataset.scales, dataset.offsets
+    try:
+        if not 0 < float(factor) < np.inf:
+            raise ValueError(factor)
+    except ValueError as error:
+        raise Unreadable(f"its reflectance scale factor is {factor!r}; mend the header") from error
+    return (1 / float(factor),) * dataset.count, (0.0,) * dataset.count
+
+
+def good_bands(dataset: rasterio.DatasetReader) -> tuple[bool, ...]:
+    """Which bands the header's list of bad bands (`bbl`, 0: bad) calls good; () without such a list.
+
+    Raises:
+        Unreadable: the list is not as long as there are bands.
+    """
+    text = dataset.tags(ns="ENVI").get("bbl")
+    if text is None:
+        return ()
+    values = re.findall(r"[-+.\de]+", text.lower())
+    try:
+        good = tuple(float(value) != 0 for value in values)
+    except ValueError as error:
+        raise Unreadable(f"its list of bad bands is not of numbers: {text[:40]}; mend the header") from error
+    if len(good) != dataset.count:
+        raise Unreadable(f"its list of bad bands has {len(good)} entries for {dataset.count} bands; mend the header")
+    return good
+
+
+def _text(header: Path) -> str:
+    with readable(header), header.open("rb") as file:
+        return file.read(HEADER_BYTES).decode("latin-1")

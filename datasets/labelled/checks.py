@@ -1,0 +1,166 @@
+"""What is looked at before training on tiles: every label map once, and whether test tiles also serve for training."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from alliance.errors import InputError
+from datasets.imagery.labels import IGNORE, stored_values
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.find import SampleFiles
+from datasets.labelled.tiles import Tiles
+
+THREADS = 4
+HEAD = 1 << 16  # bytes that are compared first
+STRAY = (
+    1e-3  # largest share of all pixels whose value is no class and is yet taken for damage, not for another numbering
+)
+
+
+@dataclass
+class LabelCounts:
+    """Pixels of every stored value of some label maps."""
+
+    pixels: Counter[int] = field(default_factory=Counter)
+    unreadable: int = 0  # files; training and evaluation name them one by one
+
+    def add(self, other: "LabelCounts") -> None:
+        self.pixels.update(other.pixels)
+        self.unreadable += other.unreadable
+
+
+def count_labels(tiles: Tiles, numbers: Sequence[int] | None = None) -> LabelCounts:
+    """Read the label maps of some tiles (None: all), a few at a time.
+
+    Colour-coded maps are counted by class index.
+    """
+    total = LabelCounts()
+    with ThreadPoolExecutor(THREADS, "labels") as threads:
+        for found in threads.map(
+            lambda number: _count(tiles, number), range(len(tiles)) if numbers is None else numbers
+        ):
+            total.add(found)
+    return total
+
+
+def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts]) -> list[str]:
+    """What the stored values of all splits say of the description: lines worth saying.
+
+    Args:
+        counts: by split, the training split first.
+    Raises:
+        InputError: the values are numbered otherwise than the description says; the message proposes a numbering.
+    """
+    table = described.label.table(len(described.classes))
+    total = Counter[int]()
+    for each in counts.values():
+        total.update(each.pixels)
+    found = sorted(total)
+    strange = [value for value in found if value not in table]
+    share = sum(total[value] for value in strange) / max(total.total(), 1)
+    names = list(described.classes)
+    numbered_from_1 = set(range(1, len(names) + 1)) <= set(found) <= {*range(len(names) + 1), IGNORE}
+    if strange and (share > STRAY or numbered_from_1) and described.label.unknown == "refuse":
+        raise InputError(
+            f"{described.name}: label maps hold {strange[:8]}, which are no class ({share:.1%} of all pixels); they hold "
+            f"{found[:12]} in all, known are {sorted(table)[:12]}; say what they mean, such as label: "
+            f"{{values: {_proposal(found, len(names))}}}"
+        )
+    if not described.label.values and set(found) == {0, IGNORE} and len(names) == 2:
+        raise InputError(
+            f"{described.name}: label maps hold 0 and {IGNORE} alone, and {IGNORE} means no label, so {names[1]} has no pixel; "
+            f"if {IGNORE} is {names[1]}, say so: label: {{values: {{0: 0, {IGNORE}: 1}}}}; if not, {{0: 0, 1: 1, {IGNORE}: {IGNORE}}}"
+        )
+    split, first = next(iter(counts.items()))
+    labelled = {table[value] for value, count in first.pixels.items() if count and table.get(value, IGNORE) != IGNORE}
+    if not labelled:
+        raise InputError(
+            f"{described.name}: no pixel of {split} has a label; it holds {sorted(first.pixels)[:12]}, mend `label`"
+        )
+    absent = [name for index, name in enumerate(names) if index not in labelled]
+    return [f"no pixel of {split} is labelled {', '.join(absent)}: that cannot be learnt"] if absent else []
+
+
+def shared_samples(first: Tiles, second: Tiles) -> list[tuple[str, str]]:
+    """Samples that stand in both splits: the same file, or files of the same bytes; their names in each."""
+    role = next(iter(first.described.images))
+    by_path = {files.paths[role].resolve(): files.key for files in first.files}
+    shared = [(by_path[path], files.key) for files in second.files if (path := files.paths[role].resolve()) in by_path]
+    known = {key for _, key in shared}
+    return shared + _same_content(first.files, [files for files in second.files if files.key not in known], role)
+
+
+def refuse_shared(train: Tiles, other: Tiles) -> None:
+    """Refuse a split for evaluation that holds samples of training.
+
+    Raises:
+        InputError: it does; the message counts and names them.
+    """
+    if other.split == train.split:
+        return
+    shared = shared_samples(train, other)
+    if shared:
+        named = ", ".join(one if one == two else f"{one} = {two}" for one, two in shared[:3])
+        raise InputError(
+            f"{train.described.name}: {len(shared)} of {len(other)} samples of {other.split} also stand in {train.split} "
+            f"({named}{', ...' if len(shared) > 3 else ''}): scores on them say nothing; take them out of one of the two, or "
+            f"set data.overlap to count"
+        )
+
+
+def _count(tiles: Tiles, number: int) -> LabelCounts:
+    try:
+        stored = stored_values(tiles.files[number].label, tiles.described.label, tiles.described.classes,
+                               colours=tiles.described.coloured)  # fmt: skip
+    except InputError:
+        return LabelCounts(unreadable=1)
+    values, count = np.unique(stored, return_counts=True)
+    return LabelCounts(Counter(dict(zip(values.tolist(), count.tolist(), strict=True))))
+
+
+def _proposal(found: Sequence[int], classes: int) -> str:
+    """Values that would give each class one of the stored ones, if they are as many; else a start."""
+    for left_out in ((0, IGNORE), (0,), (IGNORE,), ()):
+        own = [value for value in found if value not in left_out]
+        if len(own) == classes:
+            pairs = [f"{value}: {IGNORE}" for value in left_out if value in found]
+            return f"{{{', '.join(pairs + [f'{value}: {index}' for index, value in enumerate(own)])}}}"
+    return f"{{{', '.join(f'{value}: ...' for value in found[:12])}}}"
+
+
+def _same_content(first: Sequence[SampleFiles], second: Sequence[SampleFiles], role: str) -> list[tuple[str, str]]:
+    """Names of samples all of whose files have the same bytes: of one image, sizes are compared, then beginnings."""
+    by_size: dict[int, list[SampleFiles]] = defaultdict(list)
+    for files in first:
+        by_size[_size(files.paths[role])].append(files)
+    head = lru_cache(maxsize=None)(lambda path: _digest(path, HEAD))
+    found = []
+    for files in second:
+        path = files.paths[role]
+        alike = [other for other in by_size.get(_size(path), ()) if head(other.paths[role]) == head(path)]
+        same = [
+            other.key for other in alike if all(_digest(other.paths[r]) == _digest(files.paths[r]) for r in files.paths)
+        ]
+        found += [(key, files.key) for key in same[:1]]
+    return found
+
+
+def _digest(path: Path, length: int = -1) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(length)).digest()
+    except OSError:
+        return str(path).encode()  # like no other
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,175 @@
+"""The shards command among files of others, beside itself, and in a folder with traps."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alliance.errors import InputError
+from datasets.shards import ShardSource, command
+from datasets.shards.index import Index, Sidecar
+from datasets.synthetic.landscapes import write_scenes
+from tests.helpers.runs import ROOT, environment
+
+TILING = ("--tile", "32", "--workers", "1", "--shard-mb", "0.1")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, count=3, size=128, seed=0)
+    return folder / "sar"
+
+
+def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
+    return [str(scenes), "--sensor", "synthetic-sar", "--out", str(out), *TILING, *more]
+
+
+def start(scenes: Path, out: Path, *more: str, folder: Path = ROOT) -> subprocess.Popen[str]:
+    script = [sys.executable, str(ROOT / "launch" / "shards.py"), *arguments(scenes, out, *more)]
+    return subprocess.Popen(
+        script, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def refused(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        command.main(given)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_same_command_at_once_loses_no_sample(scenes: Path, tmp_path: Path) -> None:
+    both = [start(scenes, tmp_path / "out") for _ in range(2)]
+    said = [each.communicate(timeout=200)[0] for each in both]
+    codes = sorted(each.returncode for each in both)
+    assert codes in ([0, 0], [0, 2]), said  # one after the other, or one refused
+    assert codes == [0, 0] or any("another process writes into" in text for text in said)
+    index = Index.read(tmp_path / "out")
+    assert index.samples == 3 * 4 * 4
+    source = ShardSource(tmp_path / "out")
+    for number, count in enumerate(source.counts.tolist()):
+        read = source.read("synthetic-sar", np.full(count, number), np.arange(count), verify=True)
+        assert not read.faults
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_without_locks_two_at_once_lose_no_sample_either(scenes: Path, tmp_path: Path) -> None:
+    """As on a file system that knows no locks."""
+    program = f"""
+import fcntl, sys
+def without(*_): raise OSError("no locks here")
+fcntl.flock = without
+sys.path.insert(0, {str(ROOT)!r})
+from datasets.shards import command
+command.main(sys.argv[1:])
+"""
+    given = [sys.executable, "-c", program, *arguments(scenes, tmp_path / "out")]
+    both = [subprocess.Popen(given, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [each.communicate(timeout=200)[1] for each in both]
+    assert 0 in [each.returncode for each in both], said
+    command.main(arguments(scenes, tmp_path / "out"))
+    assert Index.read(tmp_path / "out").samples == 3 * 4 * 4
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000000.npz", "index.json", "shard-000099.tar"])
+def test_a_file_of_somebody_else_with_a_name_of_ours_stays(
+    name: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"precious")
+    assert f"holds {name}, which this command has not made" in refused(capsys, arguments(scenes, tmp_path))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"precious")]
+    command.main(arguments(scenes, tmp_path, "--overwrite"))
+    assert Index.read(tmp_path).samples == 48
+
+
+def test_a_tar_of_somebody_else_beside_our_shards_stays(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(arguments(scenes, tmp_path))
+    (tmp_path / "shard-000777.tar").write_bytes(b"precious")
+    assert "holds shard-000777.tar, which" in refused(capsys, arguments(scenes, tmp_path))
+    assert (tmp_path / "shard-000777.tar").read_bytes() == b"precious"
+
+
+def test_an_index_of_somebody_else_beside_foreign_tars_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        path = tmp_path / "a.npy"
+        np.save(path, np.ones((3, 8, 8), np.uint8))
+        tar.add(path, "a.npy")
+        path.unlink()
+    (tmp_path / "index.json").write_text('{"mine": 1}')
+    assert "is in the way" in refused(capsys, ["--index", str(tmp_path), "--sensor", "rgb-uint8"])
+    assert json.loads((tmp_path / "index.json").read_text()) == {"mine": 1}
+
+
+def test_no_tar_is_ever_without_its_sidecar(scenes: Path, tmp_path: Path) -> None:
+    """However it is killed: a tar without one would be taken for somebody else's."""
+    run = start(scenes, tmp_path / "out")
+    while run.poll() is None:
+        tars = {path.stem for path in (tmp_path / "out").glob("*.tar")}
+        assert tars <= {path.stem for path in (tmp_path / "out").glob("*.npz")}
+        if len(tars) >= 2:
+            run.kill()
+    run.communicate()
+    command.main(arguments(scenes, tmp_path / "out"))
+    assert Index.read(tmp_path / "out").samples == 48
+    assert all(len(Sidecar.load(path).keys) for path in (tmp_path / "out").glob("*.npz"))
+
+
+@pytest.mark.parametrize("name", ["signal.py", "numpy.py", "json.py", "deepspeed.py", "torch.py"])
+def test_code_in_the_current_folder_is_run_by_no_worker(name: str, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("open('sprung', 'w')\nraise SystemExit(9)\n")
+    run = start(scenes, tmp_path / "out", "--workers", "2", folder=tmp_path)
+    said = run.communicate(timeout=200)[0]
+    assert run.returncode == 0, said
+    assert not (tmp_path / "sprung").exists()
+    assert Index.read(tmp_path / "out").samples == 48
+
+
+def test_planted_temporary_names_are_not_followed(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "out").mkdir()
+    command.main(arguments(scenes, tmp_path / "out"))
+    (tmp_path / "out" / "shard-000000.npz").unlink()
+    for name in ("shard-000000.tar.tmp", "shard-000000.npz.tmp", "index.json.tmp"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "theirs")
+    command.main(arguments(scenes, tmp_path / "out"))
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_damage_that_the_scan_finds_is_refused(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that loses a block between writing and reading."""
+    written = os.fsync
+
+    def lose(descriptor: int) -> None:
+        written(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").rpartition(".tar.")[2].endswith(".tmp"):
+            os.pwrite(descriptor, bytes(512), 512 * 20)
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+
+    monkeypatch.setattr(os, "fsync", lose)
+    assert "samples written can be read back" in refused(capsys, arguments(scenes, tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*.tar*"))
+    monkeypatch.undo()
+    command.main(arguments(scenes, tmp_path / "out"))
+    assert Index.read(tmp_path / "out").samples == 48
+
+
+def test_a_folder_in_use_is_refused(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from datasets.descriptors import only_writer
+
+    (tmp_path / "out").mkdir()
+    with only_writer(tmp_path / "out"):
+        assert "another process writes into" in refused(capsys, arguments(scenes, tmp_path / "out"))
+        with pytest.raises(InputError, match="another process"), only_writer(tmp_path / "out"):
+            pass
