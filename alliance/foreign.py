@@ -14,7 +14,11 @@ from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from alliance.errors import InputError
 
-WRAPPERS = ("state_dict", "model", "module")  # entries under which training frameworks keep the weights
+# Entries under which training frameworks keep the weights; averaged ones first, as timm loads them. Not mmengine's
+# `ema_state_dict`: where it averages, the averaged weights stand under `state_dict`.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
+PREFIXES = ("module.", "model.")  # that wrappers of a network put before all of its names
+MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # little-endian, in the first pickle of a file
 REBUILDS = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -30,7 +34,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, not a `torch.save` file, damaged, or without named weights.
     """
-    content = _read(Path(path))
+    content = read_checkpoint(path)
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if key in content), content)
     if not isinstance(content, Mapping) or not content:
@@ -38,14 +42,35 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for name in content:
         if not isinstance(name, str) or not isinstance(content[name], Tensor):
             raise InputError(f"{path}: {name!r} is not a tensor; this file is damaged or not a checkpoint")
-    return {name: content[name].detach() for name in content}
+    return _without_prefix({name: content[name].detach() for name in content})
+
+
+def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without what a wrapper put before every name."""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            return _without_prefix({name.removeprefix(prefix): value for name, value in weights.items()})
+    return weights
+
+
+def as_mapping(value: Any) -> Mapping[Any, Any]:
+    """Entries of a mapping that a checkpoint holds, also of a foreign class; none of anything else."""
+    entries = value.entries if isinstance(value, Placeholder) else value
+    return entries if isinstance(entries, Mapping) else {}
 
 
 class Placeholder:
-    """Stands for whatever a file names that is not a tensor: can be made, called, filled, and does nothing."""
+    """Stands for whatever a file names that is not a tensor: can be made, called, filled, and does nothing.
+
+    `entries` are those of a mapping of a foreign class.
+    """
+
+    entries: dict[Any, Any]
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> "Placeholder":
-        return object.__new__(cls)
+        made = object.__new__(cls)
+        made.entries = {}
+        return made
 
     def __init__(self, *_arguments: Any, **_named: Any) -> None: ...
 
@@ -54,7 +79,8 @@ class Placeholder:
 
     def __setstate__(self, state: Any) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries[key] = value
 
     def append(self, item: Any) -> None: ...
 
@@ -76,22 +102,37 @@ class RestrictedUnpickler(pickle.Unpickler):
         return type("Placeholder", (Placeholder,), {})
 
 
-def _read(path: Path) -> Any:
-    if not zipfile.is_zipfile(path):  # also where there is no such file
+def read_checkpoint(path: str | Path) -> Any:
+    """All that a `torch.save` file holds, tensors on the CPU; objects of foreign classes are placeholders.
+
+    Raises:
+        InputError: no such file, not a `torch.save` file, or damaged.
+    """
+    path = Path(path)
+    modern = zipfile.is_zipfile(path)  # false also where there is no such file
+    if not modern and not _is_old_format(path):
         raise InputError(
             f"{path} is not a checkpoint file (a zip archive as torch.save writes it); give the .pth itself"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=modern)
     except pickle.UnpicklingError:
         pass  # an object beside the weights that torch does not know
     except Exception as error:
         raise _unreadable(path, error) from error
     restricted = SimpleNamespace(__name__="restricted", Unpickler=RestrictedUnpickler)
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, mmap=True, pickle_module=restricted)
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=modern, pickle_module=restricted)
     except Exception as error:  # what a damaged or hostile file can raise is not to be foreseen
         raise _unreadable(path, error) from error
+
+
+def _is_old_format(path: Path) -> bool:
+    """Whether a file begins as those of torch before 1.6: with a pickle of its magic number."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return MAGIC in file.read(32)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -22,16 +22,18 @@ from torch import Tensor
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from datasets.imagery.images import ImageSource  # noqa: E402
+from finetune.mapping.images import ImageFile  # noqa: E402
+from finetune.mapping.networks import SegmentationNetwork  # noqa: E402
 from finetune.mapping.scene import SceneOptions, predict_scene  # noqa: E402
-from finetune.pad.inputs import Inputs, nameless  # noqa: E402
+from finetune.model_files import ImageInput, Inputs, nameless, standardised_by  # noqa: E402
 from finetune.pad.model import Pad, PadConfig, PadOutput  # noqa: E402
 
 CLASSES = 7
 BLOCK = 512  # pixels, side of the blocks in which the scenes are stored
 INPUTS = Inputs(
     classes=nameless(CLASSES),
-    sources={"rgb": ImageSource(bands=(1, 2, 3), mean=(128,) * 3, std=(64,) * 3), "sar": ImageSource(bands=(1,), mean=(128,), std=(64,))},
+    images={name: ImageInput(preprocessing=standardised_by([128] * count, [64] * count), bands=tuple(range(1, count + 1)))
+            for name, count in (("optical", 3), ("sar", 1))},
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        files = {"rgb": Path(scratch, "optical.tif"), "sar": Path(scratch, "sar.tif")}
+        files = {"optical": Path(scratch, "optical.tif"), "sar": Path(scratch, "sar.tif")}
         for bands, path in zip((3, 1), files.values(), strict=True):
             writer = multiprocessing.get_context("spawn").Process(
                 target=write, args=(path, bands, options.width, options.height)
@@ -52,7 +54,10 @@ def main() -> None:
             writer.join()
         network = pointwise if options.size is None else Pad(PadConfig(size=options.size, sar_channels=1)).eval()
         before, began = peak_mib(), time.perf_counter()
-        predict_scene(network, INPUTS, files, Path(scratch, "map.tif"), SceneOptions(progress=False))
+        located = {name: ImageFile(path) for name, path in files.items()}
+        predict_scene(
+            SegmentationNetwork(network, INPUTS), located, Path(scratch, "map.tif"), SceneOptions(progress=False)
+        )
         print(f"{options.width} x {options.height}, network {options.size or 'pointwise'}: peak {peak_mib():.0f} MiB, "
               f"{before:.0f} MiB before; {time.perf_counter() - began:.0f} s on one thread")  # fmt: skip
 

@@ -51,7 +51,7 @@ def train(folder: Path, row: str, seed: int, steps: int) -> dict[str, float]:
         write_whu(raw, height=320, width=448, seed=seed)
         call("launch/prepare.py", "whu-opt-sar", raw, tiles, "--tile", 64, "--constants", "released")
     settings = SMALL | {"run.dir": run, "run.seed": seed, "run.steps": steps, "run.save_every": steps,
-                        "evaluate_every": steps, "data.pairs": tiles / "pairs.yaml"}  # fmt: skip
+                        "evaluate_every": steps, "data.set": tiles / "pairs.yaml"}  # fmt: skip
     flags = [text for name, value in settings.items() for text in (f"--{name}", value)]
     if not (run / "scores.json").exists():
         call("finetune/segment.py", "--config", BASE, "--config", OVERLAYS / f"{row}.yaml", *flags)

@@ -158,12 +158,12 @@ def create_moments(engine: Any, names: Sequence[str]) -> None:
 
 
 def own_part(parameter: Tensor) -> Tensor:
-    """What this rank holds of a parameter: all of it, but for ZeRO stage 3."""
+    """What this rank holds of a parameter: all of it, of any shape; for ZeRO stage 3 its part, (n,)."""
     return getattr(parameter, "ds_tensor", parameter)
 
 
 def count_parameters(parameter: Tensor) -> int:
-    """Number of values of the whole parameter, also where ZeRO stage 3 keeps only a part here."""
+    """Number of values of the whole parameter, of any shape, also where ZeRO stage 3 keeps only a part here, (n,)."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

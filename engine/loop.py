@@ -95,7 +95,7 @@ class Trainer:
             report = self._step(step, batches)
             self.clock.steps += 1
             last = step == steps - 1
-            if self.failed >= PATIENCE or (last and self.failed > step):  # not a step has been taken
+            if self.failed >= PATIENCE or (last and self.failed > min(step, 1)):  # one step left out is no harm
                 raise AgreedError(
                     f"step {step}: the last {self.failed} steps were not finite ({self.trouble}); lower optim.lr or check "
                     f"the data, then go on from the last good checkpoint with --run.resume auto"

@@ -9,6 +9,8 @@ from torch import nn
 
 from alliance.errors import InputError
 
+LARGEST = 1e6  # of rates, decay and clipping: far above what trains, far below what overflows in float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -32,13 +34,15 @@ class OptimConfig:
     """Largest norm of the gradient, larger ones are scaled down to it; 0: no limit."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
+        if self.batch < 1 or not 0 < self.lr <= LARGEST or not 0 <= self.warmup < 1:
             raise InputError(
-                f"optim needs batch >= 1, lr > 0 and 0 <= warmup < 1, got {self.batch}, {self.lr}, {self.warmup}"
+                f"optim needs batch >= 1, 0 < lr <= {LARGEST:g} and 0 <= warmup < 1, got {self.batch}, {self.lr}, {self.warmup}"
             )
         for name in ("min_lr", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"optim.{name} is a finite number from 0 on, got {getattr(self, name)}; correct it")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise InputError(
+                    f"optim.{name} is a number from 0 to {LARGEST:g}, got {getattr(self, name)}; correct it"
+                )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optim.betas are two numbers from 0 to below 1, got {self.betas}; correct them")
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from alliance.errors import InputError
 from engine.deepspeed_internals import leave_out_shared_memory
@@ -82,14 +83,14 @@ def _meet(backend: str, rank: int, size: int, device: torch.device | None) -> No
             os.environ.setdefault(name, "lo")
     if size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
-    store = _loopback_store(read_number("MASTER_PORT"), rank, size) if size > 1 else dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    store = _loopback_store(read_number("MASTER_PORT"), rank, size) if size > 1 else HashStore()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT, device_id=device)
 
 
-def _loopback_store(port: int, rank: int, size: int) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
+def _loopback_store(port: int, rank: int, size: int) -> Store:
     """The group's store; torch's own would listen on all addresses."""
     if rank:
-        return dist.TCPStore("127.0.0.1", port, size, False, TIMEOUT)  # pyright: ignore[reportPrivateImportUsage]
+        return TCPStore("127.0.0.1", port, size, False, TIMEOUT)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -100,9 +101,7 @@ def _loopback_store(port: int, rank: int, size: int) -> dist.Store:  # pyright: 
             f"port {port} of 127.0.0.1, where the ranks meet, is taken ({error.strerror}); set MASTER_PORT to a free one"
         ) from error
     listener.listen(size)
-    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        "127.0.0.1", port, size, True, TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    return TCPStore("127.0.0.1", port, size, True, TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _is_loopback(address: str) -> bool:

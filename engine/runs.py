@@ -15,21 +15,15 @@ from datasets.descriptors import LOCK, open_lock
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where a run lives, how long it is, and how often it reports."""
+class FolderConfig:
+    """Where runs live, and how often they report."""
 
     dir: str
     """Folder of the run; made if need be. A folder that holds a run already is refused unless `resume` is auto."""
-    steps: int = 10_000
-    """Optimiser steps from beginning to end."""
-    seed: int = 0
-    """Number from which weights, masks, sample order and augmentation are drawn."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest good checkpoint, or start if there is none; never: refuse a used folder."""
     log_every: int = 10
     """Steps between two lines of the log."""
-    picture_every: int = 500
-    """Steps between two pictures; 0: only at the end."""
     save_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     keep: int = 2
@@ -45,11 +39,26 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wandb", self.wandb or "off")
-        if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
-            raise InputError(
-                "run.steps, run.log_every, run.save_every and run.keep must be at least 1, "
-                f"got {self.steps}, {self.log_every}, {self.save_every}, {self.keep}"
-            )
+        for name in ("log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(FolderConfig):
+    """One run: where it lives, how long it is, and how often it reports."""
+
+    steps: int = 10_000
+    """Optimiser steps from beginning to end."""
+    seed: int = 0
+    """Number from which weights, masks, sample order and augmentation are drawn."""
+    picture_every: int = 500
+    """Steps between two pictures; 0: only at the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise InputError(f"run.steps must be at least 1, got {self.steps}")
 
 
 MARK = b"a run folder of alliance-rs\n"

@@ -23,6 +23,7 @@ from engine.settings_tree import (
     find,
     groups,
     keys,
+    moved_settings,
     refuse_not_finite,
     refuse_unknown,
     unknown_setting,
@@ -39,14 +40,17 @@ LONGEST_MESSAGE = 500  # characters
 def parse_settings(kind: type[Settings], description: str | None, arguments: Sequence[str] | None = None) -> Settings:
     """Build `kind` from the command line (`--config FILE`, `--group.key value`; `--help`, `--print_config` stop here).
 
+    Names of other trees and of earlier times may stand in `kind.MOVED`, with what does it in this one.
+
     Raises:
         InputError: an unknown key, a missing one, a value of another type, a number that is not finite, a file that
             cannot be read, or a key that names code; in one line with the mend.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = list(keys(kind))
-    for name, text in _options(arguments):
-        _check_option(kind, name, text, known)
+    with moved_settings(getattr(kind, "MOVED", {})):
+        for name, text in _options(arguments):
+            _check_option(kind, name, text, known)
     parser = settings_parser(kind, description)
     try:
         values = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jsonargparse
@@ -68,12 +69,36 @@ def dataclasses_of(hint: Any) -> Iterator[type]:
         yield from (inner for argument in typing.get_args(one) for inner in dataclasses_of(argument))
 
 
-def unknown_setting(name: str, known: Sequence[str]) -> InputError:
+class UnknownSetting(InputError):
+    """A name that is no setting."""
+
+    name: str
+
+
+def unknown_setting(name: str, known: Sequence[str]) -> UnknownSetting:
     """The error for a name that is no setting, with the nearest one of those that are."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return InputError(
+    error = UnknownSetting(
         f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else "--help lists all settings")
     )
+    error.name = name
+    return error
+
+
+@contextmanager
+def moved_settings(moved: Mapping[str, str]) -> Iterator[None]:
+    """Name the setting that does what an unknown one did, or does in other trees.
+
+    Args:
+        moved: names of settings or groups that there are not, and what does it here.
+    """
+    try:
+        yield
+    except UnknownSetting as error:
+        for old, new in moved.items():
+            if error.name == old or error.name.startswith(f"{old}."):
+                raise InputError(f"unknown setting {error.name!r}; here {new} does it") from error
+        raise
 
 
 def refuse_unknown(value: Any, hint: Any, name: str, known: Sequence[str]) -> None:

@@ -42,7 +42,9 @@ class Watch:
         self._closed = threading.Event()  # the whole work is
         self._answered = time.monotonic()  # when the store last did
         if size > 1:
-            self._store = dist.PrefixStore(_agree_on_a_secret(rank), distributed_c10d._get_default_store().clone())  # pyright: ignore[reportPrivateImportUsage]
+            self._store = distributed_c10d.PrefixStore(
+                _agree_on_a_secret(rank), distributed_c10d._get_default_store().clone()
+            )
             self._beat(0)
             dist.barrier()  # from here on every rank has given a sign
             for task in (self._run, self._await_store):

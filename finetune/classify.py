@@ -1,11 +1,13 @@
 """Classify pixels of HSI or MSI with LiDAR or SAR:  python finetune/classify.py --config configs/finetune/classify_augsburg.yaml"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
-    from finetune.sweep.command import main
+    from finetune.tasks.classification_seeds import main
 
     main()

@@ -8,8 +8,7 @@ from typing import get_args
 
 from alliance.errors import InputError
 from finetune.backbones.convnext import Size
-from finetune.pad.convert import convert
-from finetune.pad.model import PadConfig
+from finetune.pad.convert import convert_file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,12 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
             raise InputError(f"{options.out} is not empty, and nothing in it is overwritten; give a new folder as OUT")
-        state = convert(options.file, options.out, PadConfig(size=options.size, classes=options.classes))
+        found = convert_file(options.file, options.out, size=options.size, classes=options.classes)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    values = sum(value.numel() for value in state.values())
-    print(f"{len(state)} tensors of {values:,} values for {options.classes} classes, in {options.out}")
+    values = sum(value.numel() for value in found.weights.values())
+    print(f"{len(found.weights)} tensors of {values:,} values for {found.config.classes} classes, in {options.out}")
+    for line in found.assumed:
+        print(f"assumed: {line}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +33,6 @@ def _parser() -> argparse.ArgumentParser:
     pad = kinds.add_parser("pad", help="a released checkpoint of PAD: SAR-RGB segmentation (mmengine .pth)")
     pad.add_argument("file", type=Path, metavar="FILE", help="the .pth file; nothing in it is executed")
     pad.add_argument("out", type=Path, metavar="OUT", help="folder for model.safetensors and config.json")
-    pad.add_argument("--classes", type=int, default=7, help="7 for WHU-OPT-SAR (default), 5 for DDHR-SK")
+    pad.add_argument("--classes", type=int, help="that it must tell apart (default: the file's own)")
     pad.add_argument("--size", choices=get_args(Size), default="large", help="of ConvNeXt V2 (default: %(default)s)")
     return parser

@@ -1,10 +1,12 @@
 """Look into a trained PAD network:  python finetune/examine.py --checkpoint runs/pad --pairs data/pairs.yaml --out runs/pad/examined"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from finetune.studies.command import main
 

@@ -1,20 +1,109 @@
-"""A task's network as two files, weights as safetensors and settings as JSON, written so that neither is half there."""
+"""A trained network as two files, whatever the task: weights as safetensors; as JSON its settings, its classes, and what
+its images must be and become before it gets them. Neither file is ever half there; reading them executes nothing.
+"""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alliance.checkpoint import CONFIG, WEIGHTS, differences, save_tensors
 from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import Colour, as_colour, palette_colour
+from datasets.labelled.normalise import Preprocessing
 from engine.runs import write_whole
 
-FORMAT = 1
+FORMAT = 2  # 1 had no preprocessing of every task
+UNUSED = ("files", "statistics", "mean", "std")  # of an image source, beside weights
+SHOWN = 40  # rows of a table of differences
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageInput:
+    """One of the images that a network takes: which numbers of a file, and what becomes of them."""
+
+    source: ImageSource
+    """Bands, dtype, missing value, scale and logarithm; its files and statistics are not looked at."""
+    preprocessing: Preprocessing
+    """Means and deviations, and principal components."""
+
+    @property
+    def channels(self) -> int:
+        """How many bands are read."""
+        return len(self.preprocessing.mean)
+
+    @property
+    def described(self) -> ImageSource:
+        """The source with the means and deviations of training."""
+        mean, std = tuple(self.preprocessing.mean.tolist()), tuple(self.preprocessing.std.tolist())
+        return dataclasses.replace(self.source, statistics="given", mean=mean, std=std)
+
+    def to_record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        given = {
+            field.name: (getattr(self.source, field.name), field.default) for field in dataclasses.fields(ImageSource)
+        }
+        told = {name: value for name, (value, usual) in given.items() if value != usual and name not in UNUSED}
+        return told | self.preprocessing.to_record()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "ImageInput":
+        """What `to_record` gave.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        preprocessing = Preprocessing.from_record(record)
+        told = {name: value for name, value in record.items() if name not in ("mean", "std", "axes", "offsets")}
+        source = ImageSource(**told)
+        if len(source.bands) not in (0, len(preprocessing.mean)):
+            raise InputError(f"bands {list(source.bands)} do not fit the {len(preprocessing.mean)} means")
+        return cls(source=source, preprocessing=preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Classes in the order of their indices, and the images that a network takes, by name."""
+
+    classes: Mapping[str, Colour]
+    images: Mapping[str, ImageInput] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """The entries of config.json."""
+        return {
+            "classes": {name: list(colour) for name, colour in self.classes.items()},
+            "inputs": {name: image.to_record() for name, image in self.images.items()},
+        }
+
+
+def image_input(source: ImageSource, fitted: Preprocessing | None = None) -> ImageInput:
+    """What a network that is trained on these images reads of others.
+
+    Args:
+        fitted: preprocessing of the training images; None: the means and deviations of the source.
+    Raises:
+        InputError: they are not known.
+    """
+    if fitted is None:
+        mean, std = (np.array(column, dtype=np.float64) for column in source.moments)
+        fitted = Preprocessing(mean=mean, std=std)
+    every = not source.bands and not source.sensor  # then the file must have no other ones
+    kept = dataclasses.replace(source, count=source.count or (len(fitted.mean) if every else None))
+    return ImageInput(source=kept, preprocessing=fitted)
+
+
+def nameless(count: int) -> dict[str, Colour]:
+    """Names and colours for classes of which only the number is known."""
+    return {f"class {index}": palette_colour(index) for index in range(count)}
 
 
 def write_model(folder: str | Path, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
@@ -26,8 +115,77 @@ def write_model(folder: str | Path, record: Mapping[str, Any], weights: Mapping[
         for name, value in weights.items()
     }
     save_tensors(state, folder / WEIGHTS)
-    write_whole(folder / CONFIG, json.dumps({"format": FORMAT, **record}, indent=2))
+    entries = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in {"format": FORMAT, **record}.items())
+    write_whole(folder / CONFIG, "{\n" + ",\n".join(entries) + "\n}\n")  # a line per entry: axes hold many numbers
     return folder
+
+
+def find_network(path: str | Path) -> Path:
+    """The folder that holds a network, given the folder, its weights file, or a run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "model", path.parent):
+        if (folder / WEIGHTS).is_file() and (folder != path.parent or path.name == WEIGHTS):
+            return folder
+    seeds = sorted(each.name for each in path.glob("seed_*") if (each / "model" / WEIGHTS).is_file())
+    choice = f"choose one of its seeds, such as {path / seeds[0]}" if seeds else (
+        "give a run folder, its model/ folder, or the folder of a converted release"
+    )  # fmt: skip
+    raise InputError(f"{path} holds no trained network ({WEIGHTS}, {CONFIG}); {choice}")
+
+
+def read_record(folder: Path, task: str | None = None) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        task: that it must be of; None: any.
+    Raises:
+        InputError: none there, damaged, of another format or task.
+    """
+    path = folder / CONFIG
+    try:
+        record = json.loads(path.read_text())
+        form, found = record["format"], record["task"]
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} does not describe a trained network ({error}); train or convert it again") from error
+    if form != FORMAT:
+        raise InputError(f"{path} has format {form}, this is for format {FORMAT}; convert the release or train again")
+    if task not in (None, found):
+        raise InputError(f"{path} is of a network of task {found}, needed is {task}; give the folder of one of that")
+    return record
+
+
+def read_inputs(folder: Path, used: Mapping[str, int], classes: int) -> Inputs:
+    """Classes and images of the network in a folder.
+
+    Args:
+        used: channels of each image that the network takes.
+        classes: how many it tells apart.
+    Raises:
+        InputError: no network there, an image of which mean and std are not known, or entries that do not fit.
+    """
+    record, path = read_record(folder), folder / CONFIG
+    stored = record.get("inputs") or {}
+    absent = set(used) - set(stored)
+    if absent:
+        raise InputError(
+            f"{path} says no mean and std of the {min(absent)} image under 'inputs'; save the network with the "
+            f"description of its images, or convert the release again"
+        )
+    try:
+        names = {name: as_colour(name, rgb) for name, rgb in (record.get("classes") or {}).items()}
+        images = {name: ImageInput.from_record(stored[name]) for name in used}
+    except (InputError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: classes or inputs are damaged ({error}); write the network again") from error
+    for name, image in images.items():
+        if image.channels != used[name]:
+            raise InputError(f"{path}: the network takes {used[name]} {name} bands, 'inputs' has {image.channels}")
+    if names and len(names) != classes:
+        raise InputError(f"{path}: the network tells {classes} classes apart, 'classes' names {len(names)}")
+    return Inputs(classes=names or nameless(classes), images=images)
 
 
 def fill_model(model: Model, folder: Path) -> Model:
@@ -37,11 +195,16 @@ def fill_model(model: Model, folder: Path) -> Model:
         InputError: the file cannot be read, or does not fit.
     """
     weights = read_model_weights(folder)
-    rows = differences(model.state_dict(), weights)
-    if rows:
-        raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it:\n" + "\n".join(rows))
+    refuse_differences(differences(model.state_dict(), weights), f"{folder / WEIGHTS} does not fit {CONFIG} beside it")
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def refuse_differences(rows: Sequence[str], message: str) -> None:
+    """Raise the first rows of a table of differences below a message, if there are any."""
+    if rows:
+        rest = [f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+        raise InputError(f"{message}:\n" + "\n".join([*rows[:SHOWN], *rest]))
 
 
 def read_model_weights(folder: Path) -> dict[str, Tensor]:

@@ -77,9 +77,22 @@ def draw_segmentation(
     _draw_legends(figure, classes)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout(rect=(0, legend / height, 1, 1))
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 90) -> None:
+    """Write a figure, in a folder that is made if need be, and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)
+
+
+def legend_patches(colours: Mapping[str, Colour]) -> list[Patch]:
+    """A patch of colour per name, for a legend."""
+    return [
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor="0.6", linewidth=0.5, label=name)
+        for name, colour in colours.items()
+    ]
 
 
 def _on_cpu(sample: Sample, predicted: Tensor, rows: int) -> list[Tensor]:
@@ -118,10 +131,7 @@ def _accuracy(truth: Tensor, guess: Tensor) -> str:
 def _draw_legends(figure: Figure, classes: Mapping[str, Colour]) -> None:
     """A line of patches below all rows."""
     colours = {**classes, "correct": CORRECT, "wrong": WRONG, "ignored, missing": MISSING}
-    patches = [
-        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor="0.6", linewidth=0.5, label=name)
-        for name, colour in colours.items()
-    ]
+    patches = legend_patches(colours)
     figure.legend(
         handles=patches, loc="lower center", ncols=min(len(patches), LEGEND_COLUMNS), fontsize=8, frameon=False
     )

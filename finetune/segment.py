@@ -1,10 +1,12 @@
 """Segment optical and SAR pairs:  deepspeed finetune/segment.py --config configs/finetune/segment_whu_opt_sar.yaml"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from finetune.tasks.segmentation import main
 

@@ -1,10 +1,12 @@
 """Write made-up data in the layout of a public set:  python launch/made_up.py augsburg data/made-up/augsburg --seed 0"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from datasets.synthetic.command import main
 

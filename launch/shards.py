@@ -1,10 +1,12 @@
 """Make shards of imagery:  python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from datasets.shards.command import main
 

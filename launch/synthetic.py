@@ -1,10 +1,12 @@
 """Write made-up scenes with known truth:  python launch/synthetic.py --out data/synthetic --scenes 12 --size 384 --seed 0"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from datasets.synthetic.landscapes import main
 

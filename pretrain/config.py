@@ -25,7 +25,7 @@ class DataConfig:
     verify: bool = True
     """Compare every sample with the checksum in its shard's index."""
     allow_pipe: bool = False
-    """Whether a source may be a command (pipe:...); on the command line alone."""
+    """Whether a source may be a command (pipe:...), which is run; only the command line can say so, no file."""
     max_broken: float = 0.05
     """The run stops when a larger share of the samples read is broken (judged from 1,000 on)."""
 

@@ -160,6 +160,7 @@ def test_shapes_of_tensors_and_arrays_are_named() -> None:
 def test_scripts_are_thin_and_put_the_clone_first_on_the_path(path: Path) -> None:
     """A class defined in a script would be pickled as __main__.X; its own folder on the path would shadow packages."""
     assert "sys.path[0] = str(Path(__file__).resolve().parents[1])" in (ROOT / path).read_text()
+    assert 'os.environ["PYTHONSAFEPATH"] = "1"' in (ROOT / path).read_text()
     assert not [node for node in ast.walk(FILES[path]) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 

@@ -17,7 +17,8 @@ SPELLINGS = {  # one unit each: nm per unit, and how it is written, in small let
     0.1: r"a|å|ang|[aå]ngstr(o|ö)ms?",
 }
 UNKNOWN = ("", "unknown", "none", "unitless", "1")  # ENVI headers say Unknown
-WAVENUMBER = r"cm\^?\*{0,2}-1|1/cm|kayser|(wave ?|reciprocal ?|inverse ?)?(number|centimet(er|re))s?"
+POWER = r"(?:1e|10\^?|10\*\*)-(\d+) ?m"  # 1e-9 m
+WAVENUMBER = r"cm\^?\*{0,2} ?-1|1/cm|per cm|kayser|(wave ?|reciprocal ?|inverse ?)?(number|centimet(er|re))s?"
 
 
 def to_nanometres(values: Sequence[float], units: str | None = None) -> list[float]:
@@ -56,10 +57,13 @@ def is_wavelength_unit(units: str) -> bool:
 
 
 def _in_unit(values: np.ndarray, units: str) -> np.ndarray:
-    text = " ".join(unicodedata.normalize("NFKC", units).lower().replace("_", " ").split())
+    text = unicodedata.normalize("NFKC", units).lower().replace("_", " ").replace("\N{MINUS SIGN}", "-")
+    text = " ".join(re.sub(r"[(\[].*?[)\]]", " ", text).split()) or text.strip("([]) ")  # nanometers (nm), [nm]
     if re.fullmatch(WAVENUMBER, text):
         with np.errstate(divide="ignore"):
             return 1e7 / values
+    if power := re.fullmatch(POWER, text):
+        return values * 10.0 ** (9 - int(power[1]))
     for factor, spelling in SPELLINGS.items():
         if re.fullmatch(spelling, text):
             return values * factor

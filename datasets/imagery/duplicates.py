@@ -77,7 +77,7 @@ def _alike(members: Iterable[int], keys: Sequence[Hashable]) -> Iterator[list[in
 
 def _digest(group: Sequence[Scene], *, whole: bool) -> bytes:
     """Of the files' bytes, or of some of them, and of what is taken from the files."""
-    digest = hashlib.blake2b(repr([getattr(scene, "key", None) for scene in group]).encode())
+    digest = hashlib.blake2b(repr([getattr(scene, "parts", None) for scene in group]).encode())
     for path in (file for scene in group for file in scene.files):
         with path.open("rb") as file:
             if whole:

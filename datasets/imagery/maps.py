@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -52,6 +53,12 @@ def class_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> Iterator
         target.set_band_description(1, "class")
         yield target
     _write_categories(path, list(classes))
+
+
+def write_class_map(path: Path, grid: Grid, classes: Mapping[str, Colour], indices: NDArray[np.uint8]) -> None:
+    """Write a whole class map (h, w) at once."""
+    with class_map(path, grid, classes) as target:
+        target.write(indices, 1)
 
 
 @contextmanager

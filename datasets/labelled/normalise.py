@@ -1,6 +1,8 @@
 """Images as tables of pixels: standardised bands, and whitened principal components of them. No label is looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -34,32 +36,80 @@ def band_statistics(images: Sequence[NDArray]) -> tuple[NDArray[np.float64], NDA
     return mean, std
 
 
-def standardised(images: Sequence[NDArray]) -> Table:
-    """The pixels of images (c, h, w), row by row, each band with mean 0 and deviation 1; missing values are 0."""
-    mean, std = band_statistics(images)
-    table = np.concatenate([rearrange(image, "c h w -> (h w) c") for image in images]).astype(np.float32, copy=False)
-    table -= mean.astype(np.float32)
-    table /= std.astype(np.float32)
-    table[np.isnan(table)] = 0
-    return table
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preprocessing:
+    """What becomes of an image before a network gets it: its bands standardised, and principal components of them.
 
-
-def principal_components(table: Table, count: int) -> Table:
-    """The first `count` principal components, each with mean 0 and deviation 1: (pixels, components).
-
-    A table that has no more columns is returned as it is. Every axis points to where its largest weight is positive.
-    Components that are nothing but rounding are left out.
+    Fitted on training images; the same pixel of any other image of these bands becomes the same numbers.
     """
-    if table.shape[1] <= count:
-        return table
-    mean = table.mean(axis=0, dtype=np.float64)
-    products = np.zeros((table.shape[1], table.shape[1]))
-    for start in range(0, len(table), CHUNK):
-        rows = table[start : start + CHUNK] - mean
-        products += rows.T @ rows
-    variance, axes = np.linalg.eigh(products / len(table))
-    kept = np.flatnonzero(variance > 1e-10 * variance[-1])[::-1][:count]
-    axes = axes[:, kept]
-    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))])
-    weights = axes / np.sqrt(variance[kept])
-    return (table @ weights.astype(np.float32)) - (mean @ weights).astype(np.float32)
+
+    mean: NDArray[np.float64]  # (c,), of each band
+    std: NDArray[np.float64]  # (c,)
+    axes: NDArray[np.float64] | None = None  # (c, k), a whitened principal component per column; None: all bands
+    offsets: NDArray[np.float64] | None = None  # (k,), taken from the components
+
+    @classmethod
+    def of(cls, images: Sequence[NDArray]) -> "Preprocessing":
+        """Fit means and deviations to images (c, h, w), nan where missing."""
+        mean, std = band_statistics(images)
+        return cls(mean=mean, std=std)
+
+    def table(self, images: Sequence[NDArray]) -> Table:
+        """The pixels of images (c, h, w), row by row, each band standardised; missing values (nan) are 0."""
+        rows = np.concatenate([rearrange(image, "c h w -> (h w) c") for image in images]).astype(np.float32, copy=False)
+        rows -= self.mean.astype(np.float32)
+        rows /= self.std.astype(np.float32)
+        rows[np.isnan(rows)] = 0
+        return rows
+
+    def with_components(self, table: Table, count: int) -> "Preprocessing":
+        """The same with the first principal components of a standardised table, each with mean 0 and deviation 1.
+
+        All bands are kept where there are no more than `count`. Every axis points to where its largest weight is
+        positive. Components that are nothing but rounding are left out.
+        """
+        if table.shape[1] <= count:
+            return self
+        mean = table.mean(axis=0, dtype=np.float64)
+        products = np.zeros((table.shape[1], table.shape[1]))
+        for start in range(0, len(table), CHUNK):
+            rows = table[start : start + CHUNK] - mean
+            products += rows.T @ rows
+        variance, axes = np.linalg.eigh(products / len(table))
+        kept = np.flatnonzero(variance > 1e-10 * variance[-1])[::-1][:count]
+        axes = axes[:, kept]
+        axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))])
+        weights = axes / np.sqrt(variance[kept])
+        return replace(self, axes=weights, offsets=mean @ weights)
+
+    def components(self, table: Table) -> Table:
+        """The principal components of a standardised table: (pixels, components); the table itself where all bands stay."""
+        if self.axes is None or self.offsets is None:
+            return table
+        return (table @ self.axes.astype(np.float32)) - self.offsets.astype(np.float32)
+
+    def to_record(self) -> dict[str, Any]:
+        """Ready for JSON, exact to the last bit; what is not used is left out."""
+        arrays = {name: getattr(self, name) for name in ("mean", "std", "axes", "offsets")}
+        return {name: array.tolist() for name, array in arrays.items() if array is not None}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Preprocessing":
+        """What `to_record` gave.
+
+        Raises:
+            InputError: statistics that are missing, no numbers, or do not fit each other.
+        """
+        try:
+            arrays = {name: np.array(record[name], dtype=np.float64) for name in ("mean", "std")}
+            arrays |= {
+                name: np.array(record[name], dtype=np.float64) for name in ("axes", "offsets") if "axes" in record
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"mean and std of every band, or the axes, are missing or damaged ({error})") from error
+        bands, components = arrays["mean"].shape, arrays.get("offsets", np.zeros(0)).shape
+        shapes = {"mean": bands, "std": bands, "axes": (*bands, *components), "offsets": components}
+        wrong = [name for name, array in arrays.items() if array.shape != shapes[name]]
+        if wrong or len(bands) != 1 or not bands[0] or not (arrays["std"] > 0).all():
+            raise InputError(f"{wrong[0] if wrong else 'std'} does not fit the {arrays['mean'].size} means of bands")
+        return cls(**arrays)

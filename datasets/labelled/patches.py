@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alliance.errors import InputError
-from datasets.labelled.normalise import principal_components, standardised
+from datasets.imagery.images import ImageSource
+from datasets.labelled.normalise import Preprocessing
 from datasets.labelled.scenes import LabelledScene
 from datasets.sampling.splits import Indices
 
@@ -42,11 +43,8 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PatchSet:
-    """Labelled pixels of one or several scenes. Nothing is copied but the patches that are asked for.
-
-    A place counts all pixels, row by row, scene after scene; `place` says where the m labelled ones are.
-    """
+class PixelTables:
+    """Images as tables of pixels, and which of their rows lie around a place. Nothing is copied but what is asked for."""
 
     spectral: Tensor  # (places, bands)
     passive: Tensor  # (places, components)
@@ -54,6 +52,27 @@ class PatchSet:
     grid: Grid
     active_grid: Grid
     patch: int  # side, odd
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each of the inputs."""
+        return {role: getattr(self, role).shape[1] for role in Inputs._fields}
+
+    def around(self, place: NDArray) -> Inputs:
+        """Patches around any places (n,)."""
+        _check_range(place, len(self.grid), "places")
+        rows, active_rows = (torch.from_numpy(grid.around(place, self.patch)) for grid in (self.grid, self.active_grid))
+        gathered = (self.spectral[rows], self.passive[rows], self.active[active_rows])
+        return Inputs(*(rearrange(one, "n h w c -> n c h w").contiguous() for one in gathered))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatchSet(PixelTables):
+    """Labelled pixels of one or several scenes.
+
+    A place counts all pixels, row by row, scene after scene; `place` says where the m labelled ones are.
+    """
+
     place: Indices  # (m,)
     label: Indices  # (m,), 0 .. k - 1, the k classes that occur
     numbers: tuple[int, ...]  # their k numbers in the files
@@ -64,27 +83,17 @@ class PatchSet:
     test: Indices | None = None
     footprints: tuple[Footprint, ...] = ()  # of whole scenes, in their order; empty for ready patches
     missing: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # places without a value in some band
+    preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)  # that made the tables: passive, active
+    sources: Mapping[str, ImageSource] = field(default_factory=dict)  # what the images are, as far as it is described
     dropped: Mapping[str, int] = field(default_factory=dict)  # class -> labelled pixels left out, as a value is missing
 
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def channels(self) -> dict[str, int]:
-        """Channels of each of the inputs."""
-        return {role: getattr(self, role).shape[1] for role in Inputs._fields}
-
     def batch(self, pixels: NDArray) -> tuple[Inputs, Tensor]:
         """Patches around labelled pixels (n,), and their labels (n,) int64."""
         _check_range(pixels, len(self), "labelled pixels")
         return self.around(self.place[pixels]), torch.from_numpy(self.label[pixels])
-
-    def around(self, place: NDArray) -> Inputs:
-        """Patches around any places (n,)."""
-        _check_range(place, len(self.grid), "places")
-        rows, active_rows = (torch.from_numpy(grid.around(place, self.patch)) for grid in (self.grid, self.active_grid))
-        gathered = (self.spectral[rows], self.passive[rows], self.active[active_rows])
-        return Inputs(*(rearrange(one, "n h w c -> n c h w").contiguous() for one in gathered))
 
 
 class SceneGrid:
@@ -127,15 +136,16 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
     place = np.flatnonzero(labels)
     image, row, col = grid.locate(place)
     numbers, label = np.unique(labels[place], return_inverse=True)
-    spectral = standardised([scene.passive for scene in scenes])
     official = {}
     for role in ("train", "test"):
         masks = [mask for scene in scenes if (mask := getattr(scene, role)) is not None]
         official[role] = np.flatnonzero(_joined(masks)[place]) if len(masks) == len(scenes) else None
     return PatchSet(
-        spectral=torch.from_numpy(spectral),
-        passive=torch.from_numpy(principal_components(spectral, components)),
-        active=torch.from_numpy(standardised([scene.active for scene in scenes])),
+        **prepared(
+            [scene.passive for scene in scenes],
+            [scene.active for scene in scenes],
+            components,
+        ),
         grid=grid,
         active_grid=grid,
         patch=patch,
@@ -150,6 +160,21 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
         dropped=_dropped(scenes),
         **official,
     )
+
+
+def prepared(passive: Sequence[NDArray], active: Sequence[NDArray], components: int) -> dict[str, Any]:
+    """Tables of images (c, h, w), by their names in `PixelTables`, and the `preprocessing` that is fitted to them.
+
+    Args:
+        components: of the passive images at most.
+    """
+    first, second = Preprocessing.of(passive), Preprocessing.of(active)
+    spectral = first.table(passive)
+    first = first.with_components(spectral, components)
+    tables = {"spectral": spectral, "passive": first.components(spectral), "active": second.table(active)}
+    return {name: torch.from_numpy(table) for name, table in tables.items()} | {
+        "preprocessing": {"passive": first, "active": second}
+    }
 
 
 def _dropped(scenes: Sequence[LabelledScene]) -> dict[str, int]:

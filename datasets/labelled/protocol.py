@@ -21,8 +21,6 @@ class SplitConfig:
 
     kind: Literal["auto", "official", "blocks", "random"] = "auto"
     """auto: the official split where there is one, else blocks; random pixels leak neighbours into the test."""
-    file: str = ""
-    """FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation; {seed} is replaced; empty: none."""
     per_class: int | None = 20
     """Training pixels of each class; null: all official ones, none for validation."""
     validation: int | None = None
@@ -44,15 +42,18 @@ class SplitConfig:
         return Draw(per_class=self.per_class, validation=self.validation_count, cap=self.cap, seed=seed)
 
 
-def make_split(patches: PatchSet, config: SplitConfig, seed: int) -> Split:
-    """Split the labelled pixels of a set; a file goes before `kind`.
+def make_split(patches: PatchSet, config: SplitConfig, seed: int, *, file: str = "") -> Split:
+    """Split the labelled pixels of a set.
 
+    Args:
+        file: FILE.npz or FILE.npz:PREFIX of arrays train, test, perhaps validation, which goes before `kind`; {seed} is
+            replaced.
     Raises:
         InputError: there is no such split, or a class has too few pixels for it.
     """
     number = np.array(patches.numbers)[patches.label]
-    if config.file:
-        return _read_split(config, patches, number, seed)
+    if file:
+        return _read_split(file, config, patches, number, seed)
     if config.kind == "random":
         return random_split(number, config.draw(seed))
     official = patches.train is not None and patches.test is not None
@@ -77,7 +78,7 @@ def split_report(patches: PatchSet, split: Split) -> dict[str, Any]:
 
 
 def write_split(file: Path, split: Split, patches: PatchSet) -> None:
-    """Save a split so that `SplitConfig.file` reads it, also for a description with other labelled pixels of the scenes.
+    """Save a split so that `make_split` reads it, also for a description with other labelled pixels of the scenes.
 
     Beside the indices the file holds row, column (and image) and the class number of every labelled pixel.
     """
@@ -85,9 +86,9 @@ def write_split(file: Path, split: Split, patches: PatchSet) -> None:
     np.savez_compressed(file, allow_pickle=False, **split._asdict(), **known)
 
 
-def _read_split(config: SplitConfig, patches: PatchSet, number: Indices, seed: int) -> Split:
+def _read_split(given: str, config: SplitConfig, patches: PatchSet, number: Indices, seed: int) -> Split:
     """The split of a file; without validation pixels in it, they are drawn from those that it leaves over."""
-    name, _, prefix = config.file.replace("{seed}", str(seed)).partition(":")
+    name, _, prefix = given.replace("{seed}", str(seed)).partition(":")
     file, keys = Path(name), [prefix + part for part in ("train", "test")]
     found = read_arrays(file, tuple(keys))
     with open_arrays(file) as arrays:

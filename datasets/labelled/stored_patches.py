@@ -1,9 +1,9 @@
 """Ready patches in one .npz file, and the one way to open a data set of either kind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
@@ -11,8 +11,8 @@ from alliance.errors import InputError
 from datasets.imagery.cubes import open_arrays
 from datasets.imagery.scenes import Unreadable
 from datasets.labelled.description import LabelledSet
-from datasets.labelled.normalise import check_bands, principal_components, standardised
-from datasets.labelled.patches import PatchSet, check_patch, class_names, scene_patches
+from datasets.labelled.normalise import check_bands
+from datasets.labelled.patches import PatchSet, check_patch, class_names, prepared, scene_patches
 from datasets.labelled.scenes import read_scenes
 from datasets.sampling.splits import Indices
 
@@ -42,13 +42,15 @@ def open_patches(described: LabelledSet, *, patch: int = 7, components: int = 30
     """
     if described.patches:
         file = described.root / described.patches if described.root.is_dir() else described.root
-        return stored_patches(file, tuple(described.classes), patch=patch, components=components)
+        patches = stored_patches(file, tuple(described.classes), patch=patch, components=components)
+        return replace(patches, sources=described.images)
     if not described.layouts:
         raise InputError(
             f"{described.name} describes tiles, not scenes or ready patches; add `layouts` to its description"
         )
     check_patch(patch)
-    return scene_patches(read_scenes(described), patch=patch, components=components)
+    patches = scene_patches(read_scenes(described), patch=patch, components=components)
+    return replace(patches, sources=described.images)
 
 
 def stored_patches(file: Path, classes: tuple[str, ...] = (), *, patch: int = 7, components: int = 30) -> PatchSet:
@@ -67,11 +69,8 @@ def stored_patches(file: Path, classes: tuple[str, ...] = (), *, patch: int = 7,
     lidar = rearrange(arrays["lidar_patch"], "m c h w -> c m (h w)")
     check_bands(spectra, f"spectra in {file}")
     check_bands(lidar, f"lidar_patch in {file}")
-    spectral = standardised([spectra])
     return PatchSet(
-        spectral=torch.from_numpy(spectral),
-        passive=torch.from_numpy(principal_components(spectral, components)),
-        active=torch.from_numpy(standardised([lidar])),
+        **prepared([spectra], [lidar], components),
         grid=StoredGrid(arrays["neighbour_index"]),
         active_grid=StoredGrid(np.arange(count * side**2).reshape(count, side, side)),
         patch=patch,

@@ -77,6 +77,21 @@ def index_folder(
     return index
 
 
+def _check_index_ours(folder: Path) -> None:
+    """Raise InputError where an index.json is neither ours nor lies beside sidecars of ours."""
+    path = folder / NAME
+    if not path.exists():
+        return
+    try:
+        Index.read(folder)
+    except InputError as error:
+        for sidecar in folder.glob("*.npz"):
+            with suppress(InputError):
+                _check_ours(sidecar)
+                return
+        raise InputError(f"{path} is in the way: the index is kept under this name; move it") from error
+
+
 def held_to_sensor(index: Index, folder: Path, *, force: bool) -> Index:
     """The index, if the statistics of its arrays are what their sensor says, or marked as forced.
 
@@ -133,21 +148,6 @@ def _members(tars: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
     for tar in tars:
         with tar.open("rb") as stream:
             yield from ((key, field, tar) for key, field, _ in members(stream, tar, []))
-
-
-def _check_index_ours(folder: Path) -> None:
-    """Raise InputError where an index.json is neither ours nor lies beside sidecars of ours."""
-    path = folder / NAME
-    if not path.exists():
-        return
-    try:
-        Index.read(folder)
-    except InputError as error:
-        for sidecar in folder.glob("*.npz"):
-            with suppress(InputError):
-                _check_ours(sidecar)
-                return
-        raise InputError(f"{path} is in the way: the index is kept under this name; move it") from error
 
 
 def _scan_shard(job: ScanJob, *, sensor: Sensor, field: str, shape: tuple[int, int, int]) -> None:

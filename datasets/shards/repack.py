@@ -13,18 +13,17 @@ from typing import Any, BinaryIO
 from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
-from alliance.files import scratch_file
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
-from datasets.descriptors import only_writer
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
+from datasets.imagery.units import settle_units
 from datasets.shards.foreign import IMAGES, find_tars, held_to_sensor, image_fields, other_size, state_of
-from datasets.shards.index import Index, collect
+from datasets.shards.index import Index
 from datasets.shards.plan import Layer
-from datasets.shards.scan import members, scan
-from datasets.shards.write import finish_shard, npy, prepare_folder, run_jobs, settle
+from datasets.shards.scan import members
+from datasets.shards.write import Written, collect_finished, make_shard, npy, own_folder, run_jobs, settle
 
 TRIED = 16  # samples of the first tar, until one can be read
 LARGEST = 1 << 30  # bytes of a member
@@ -76,11 +75,9 @@ def repack_folder(
             raise InputError(other_size(tar, found, tars[0], shape))
     fingerprint = state_of(tars, sensor, fields[0], axes, shape)
     jobs = [RepackJob(tar, out / f"shard-{number:06d}.tar", fingerprint) for number, tar in enumerate(tars)]
-    out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
-        prepare_folder(out, fingerprint, overwrite=overwrite)
+    with own_folder(out, fingerprint, overwrite=overwrite):
         run_jobs(jobs, partial(_repack, field=fields[0], sensor=sensor, options=options, shape=shape), workers)
-        index = collect([job.path for job in jobs], {sensor.name: sensor}, {sensor.name: shape})
+        index = collect_finished(jobs, {sensor.name: sensor}, {sensor.name: shape})
         index = held_to_sensor(index, folder, force=force)
         index.write(out)
     return index
@@ -97,21 +94,18 @@ def _first_shape(tar: Path, field: str, sensor: Sensor, options: CubeOptions) ->
 
 
 def _repack(job: RepackJob, *, field: str, sensor: Sensor, options: CubeOptions, shape: tuple[int, int, int]) -> None:
-    skipped: list[Skipped] = []
-    written = 0
-    with scratch_file(job.path) as part:
-        with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
-            for sample, found in _samples(job.source, field, sensor, options, skipped):
-                if found is not None and found != shape:
-                    reason = (
-                        f"shape {found}, expected {shape} (bands, rows, columns) as the first; convert each size apart"
-                    )
-                    skipped.append(Skipped(f"{job.source.name}: {sample['__key__']}.{field}", reason))
-                elif found is not None:
-                    tar.write(sample)
-                    written += 1
-        sidecar = scan(part, {sensor.name: sensor}, {sensor.name: shape})
-        finish_shard(part, job, sidecar, written=written, skipped=skipped)
+    def fill(tar: TarWriter) -> Written:
+        keys, skipped = set[str](), list[Skipped]()
+        for sample, found in _samples(job.source, field, sensor, options, skipped):
+            if found is not None and found != shape:
+                reason = f"shape {found}, expected {shape} (bands, rows, columns) as the first; convert each size apart"
+                skipped.append(Skipped(f"{job.source.name}: {sample['__key__']}.{field}", reason))
+            elif found is not None:
+                keys.add(sample["__key__"])
+                tar.write(sample)
+        return Written(keys, 0, skipped)
+
+    make_shard(job, fill, {sensor.name: sensor}, {sensor.name: shape})
 
 
 Sample = tuple[
@@ -149,6 +143,9 @@ def _image(
         else:
             scene = rasters.describe_raster(file, scratch)
         bands = fit(sensor, scene.band_names, scene.shape[0], scene.dtype)
+        if settle_units(sensor, scene, bands) != sensor:
+            said = f"says scale {scene.scales[0]:g} and offset {scene.offsets[0]:g} itself"
+            raise Unreadable(f"{said}, sensor {sensor.name} none; write them into a sensor file of your own")
         with scene.open(bands) as read:
             array, _ = settle(read(0, 0, *scene.shape[1:]), Layer(sensor, scene, bands))
     finally:

@@ -7,14 +7,14 @@ import os
 import re
 import signal
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -52,21 +52,46 @@ def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = F
         InputError: the folder holds something else or is written into by another process, or no sample could be made.
     """
     jobs = plan.jobs(out)
+    work = partial(write_shard, sensors=plan.sensors, shapes=plan.shapes)
+    with own_folder(out, plan.fingerprint, overwrite=overwrite):
+        run_jobs(jobs, work, workers)
+        index = collect_finished(jobs, plan.sensors, plan.shapes, plan.skipped)
+        index = dataclasses.replace(index, forced=bool(plan.forced))
+        index.write(out)
+    return index
+
+
+@contextmanager
+def own_folder(out: Path, fingerprint: str, *, overwrite: bool) -> Iterator[None]:
+    """Be the only process that writes into a folder, which is made if need be, and see that nothing else lies in it.
+
+    Raises:
+        InputError: another process writes into it, or it holds what is not ours, see `prepare_folder`.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; pass another --out")
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
-        prepare_folder(out, plan.fingerprint, overwrite=overwrite)
-        run_jobs(jobs, partial(write_shard, sensors=plan.sensors, shapes=plan.shapes), workers)
-        undone = [job.path for job in jobs if not is_finished(job)]
-        if undone:
-            raise InputError(
-                f"{undone[0]} is not as it was written; see that nobody else writes into {out}, then go on"
-            )
-        index = collect([job.path for job in jobs], plan.sensors, plan.shapes, plan.skipped)
-        index = dataclasses.replace(index, forced=bool(plan.forced))
-        index.write(out)
-    return index
+        prepare_folder(out, fingerprint, overwrite=overwrite)
+        yield
+
+
+def collect_finished(
+    jobs: Sequence[ShardJob],
+    sensors: Mapping[str, Sensor],
+    shapes: Mapping[str, tuple[int, int, int]],
+    skipped: Sequence[Skipped] = (),
+) -> Index:
+    """The index of shards that are all as they were written.
+
+    Raises:
+        InputError: one is not, there are no samples at all, or a band is missing everywhere.
+    """
+    undone = [job.path for job in jobs if not is_finished(job)]
+    if undone:
+        where = undone[0].parent
+        raise InputError(f"{undone[0]} is not as it was written; see that nobody else writes into {where}, then go on")
+    return collect([job.path for job in jobs], sensors, shapes, skipped)
 
 
 def prepare_folder(out: Path, fingerprint: str, *, overwrite: bool) -> None:
@@ -128,7 +153,7 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
     """
     todo = [job for job in jobs if not is_finished(job)]
     total, left = (sum(job.tiles for job in some) for some in (jobs, todo))
-    with tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
+    with safe_path(), tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
         if workers <= 1 or len(todo) <= 1:
             for job in todo:
                 work(job)
@@ -137,7 +162,7 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
         context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
         context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker)
-        with pool, safe_path():
+        with pool:
             futures = {pool.submit(work, job): job for job in todo}
             try:
                 for future in as_completed(futures):
@@ -153,57 +178,66 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
 
 
 def write_shard(job: Job, *, sensors: dict[str, Sensor], shapes: dict[str, tuple[int, int, int]]) -> None:
-    """Write one tar under a name of its own, read it back, and give it its name.
+    """Cut the tiles of one shard and write them, see `make_shard`."""
+    make_shard(job, partial(_write_tiles, job), sensors, shapes)
 
+
+class Written(NamedTuple):
+    """What a shard should hold, and what was left out of it."""
+
+    keys: set[str]
+    dropped: int  # tiles with too many missing values
+    skipped: Sequence[Skipped]
+
+
+def make_shard(
+    job: ShardJob,
+    fill: Callable[[TarWriter], Written],
+    sensors: Mapping[str, Sensor],
+    shapes: Mapping[str, tuple[int, int, int]],
+) -> None:
+    """Write one tar under a name of its own and read it back; its sidecar gets its name first, so that no tar lacks one.
+
+    Args:
+        fill: writes the samples.
     Raises:
         InputError: not all samples that were written can be read back.
     """
     with scratch_file(job.path) as part:
-        written, dropped, skipped = _write_samples(job, part)
-        finish_shard(part, job, scan(part, sensors, shapes), written=written, dropped=dropped, skipped=skipped)
+        with part.open("r+b") as stream:
+            with TarWriter(stream, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
+                written = fill(tar)
+            stream.flush()
+            os.fsync(stream.fileno())
+        sidecar = scan(part, sensors, shapes)
+        if sidecar.skipped or len(sidecar.keys) != len(written.keys):
+            reason = f": {sidecar.skipped[0].reason}" if sidecar.skipped else ""
+            raise InputError(
+                f"{job.path}: {len(sidecar.keys)} of the {len(written.keys)} samples written can be read back{reason}; see "
+                f"that the disk is neither full nor failing, then give the same command again"
+            )
+        record = {"dropped": written.dropped, "skipped": tuple(written.skipped), "fingerprint": job.fingerprint}
+        record |= {} if written.keys else {"bytes": 0}
+        dataclasses.replace(sidecar, **record).save(job.path.with_suffix(".npz"))
+        if written.keys:
+            os.replace(part, job.path)
 
 
-def finish_shard(
-    part: Path, job: ShardJob, sidecar: Sidecar, *, written: int, dropped: int = 0, skipped: Sequence[Skipped] = ()
-) -> None:
-    """Give a tar that was written and read back its name; its sidecar gets its own first, so that no tar lacks one.
-
-    Raises:
-        InputError: not all samples that were written can be read back.
-    """
-    if sidecar.skipped or len(sidecar.keys) != written:
-        reason = f": {sidecar.skipped[0].reason}" if sidecar.skipped else ""
-        raise InputError(
-            f"{job.path}: {len(sidecar.keys)} of the {written} samples written can be read back{reason}; see that the "
-            f"disk is neither full nor failing, then give the same command again"
-        )
-    record = {"dropped": dropped, "skipped": tuple(skipped), "fingerprint": job.fingerprint}
-    record |= {} if written else {"bytes": 0}
-    dataclasses.replace(sidecar, **record).save(job.path.with_suffix(".npz"))
-    if written:
-        os.replace(part, job.path)
-
-
-def _write_samples(job: Job, part: Path) -> tuple[int, int, list[Skipped]]:
-    """Fill a tar and bring it to the disk: how many samples it has, how many tiles lacked too much, what was left out."""
-    skipped: list[Skipped] = []
-    written = dropped = 0
-    with part.open("r+b") as stream:
-        with TarWriter(stream, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
-            for piece in job.pieces:
-                windows = piece.footprint.windows(job.options)[piece.start : piece.stop]
-                try:
-                    samples = list(_cut(piece.footprint, windows, job))
-                except Unreadable as error:
-                    skipped.append(Skipped(_source(piece.footprint, error.file), str(error)))
-                    continue
-                dropped += len(windows) - len(samples)
-                written += len(samples)
-                for sample in samples:
-                    tar.write(sample)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return written, dropped, skipped
+def _write_tiles(job: Job, tar: TarWriter) -> Written:
+    """The tiles of a shard; a footprint that cannot be read is left out whole."""
+    keys, skipped, dropped = set[str](), list[Skipped](), 0
+    for piece in job.pieces:
+        windows = piece.footprint.windows(job.options)[piece.start : piece.stop]
+        try:
+            samples = list(_cut(piece.footprint, windows, job))
+        except Unreadable as error:
+            skipped.append(Skipped(_source(piece.footprint, error.file), str(error)))
+            continue
+        dropped += len(windows) - len(samples)
+        for sample in samples:
+            keys.add(sample["__key__"])
+            tar.write(sample)
+    return Written(keys, dropped, skipped)
 
 
 def _cut(footprint: Footprint, windows: Sequence[tuple[int, int]], job: Job) -> Iterator[dict[str, Any]]:
@@ -248,7 +282,7 @@ def _holds(dtype: np.dtype, value: float) -> bool:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as the bytes of a little-endian .npy file."""
+    """An array (c, h, w) as the bytes of a little-endian .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))), allow_pickle=False)
     return buffer.getvalue()

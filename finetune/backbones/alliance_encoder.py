@@ -49,10 +49,8 @@ class InputSensor:
 class TransferConfig:
     """How a task uses a pretrained encoder."""
 
-    checkpoint: str = ""
-    """Run folder, export folder or model.safetensors; empty: an untrained `model`."""
     model: str = "alliance_base_patch8"
-    """Name of an untrained encoder, see alliance.list_models(); not read with a checkpoint."""
+    """Name of an untrained encoder, see alliance.list_models(); not read where the task has a `checkpoint`."""
     mode: Mode = "frozen"
     """frozen: nothing of it learns; full: all weights learn; lora: adapters beside its layers learn."""
     layer_decay: float = 0.9
@@ -93,17 +91,23 @@ class TransferredEncoder(nn.Module):
 
     Args:
         channels: of each input that is read; `config.sensors` must name the sensor of each.
-        record: of `record()`; the same network without weights, which are loaded later. `config.checkpoint` is not read.
+        record: of `record()`; the same network without weights, which are loaded later.
+        checkpoint: run folder, export folder or model.safetensors to begin with; empty: an untrained `config.model`.
     Raises:
         InputError: no such checkpoint, model or sensor, or channels that do not fit the bands.
     """
 
     def __init__(
-        self, config: TransferConfig, channels: Mapping[str, int], record: Mapping[str, Any] | None = None
+        self,
+        config: TransferConfig,
+        channels: Mapping[str, int],
+        record: Mapping[str, Any] | None = None,
+        *,
+        checkpoint: str = "",
     ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _open(config) if record is None else _rebuild(record)
+        self.encoder = _open(config, checkpoint) if record is None else _rebuild(record)
         self.readings = {
             name: _reading(config, name, count, self.encoder.sensors) if record is None else _recorded(record, name)
             for name, count in channels.items()
@@ -186,10 +190,10 @@ def blocks_above(name: str, depth: int) -> int:
     return 0 if name.startswith("norm.") else depth
 
 
-def _open(config: TransferConfig) -> AllianceEncoder:
-    if not config.checkpoint:
+def _open(config: TransferConfig, checkpoint: str) -> AllianceEncoder:
+    if not checkpoint:
         return AllianceEncoder(dataclasses.replace(model_config(config.model).encoder, drop_path=config.drop_path))
-    loaded = load_encoder(config.checkpoint)
+    loaded = load_encoder(checkpoint)
     settings = dataclasses.replace(loaded.config, drop_path=config.drop_path)
     encoder = AllianceEncoder(settings, tuple(loaded.sensors.values()))
     encoder.load_state_dict(loaded.state_dict())

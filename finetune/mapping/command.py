@@ -1,7 +1,8 @@
-"""The command `finetune/predict.py`: the class map of a whole scene by a trained or converted PAD network.
+"""The command `finetune/predict.py`: the class map of a whole scene by a trained or converted network of any task.
 
 The map is a Cloud Optimised GeoTIFF on the grid of the images: class indices, 255 where no image has a pixel, with a
-colour table and class names. Memory grows with the width of the scene, not with its height.
+colour table and class names. A network of patches (S2Fin) also leaves out pixels that are missing in one of its images.
+Memory grows with the width of the scene, not with its height.
 """
 
 import argparse
@@ -13,9 +14,12 @@ from pathlib import Path
 import torch
 
 from alliance.errors import InputError
+from finetune.mapping.images import ImageFile
+from finetune.mapping.networks import open_network
 from finetune.mapping.scene import STANDARD, SceneOptions, predict_scene
-from finetune.pad.checkpoint import find_pad, load_pad
-from finetune.pad.inputs import Inputs, read_inputs
+from finetune.model_files import find_network
+
+SHORT = ("optical", "sar")  # images with a flag of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,29 +41,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    scene_options = SceneOptions(
-        window=options.window, overlap=options.overlap, batch=options.batch, device=_device(options.device)
-    )
-    folder = find_pad(options.checkpoint)
-    inputs = read_inputs(folder)
-    files = _files(options, inputs)
-    network = load_pad(folder, device=scene_options.device)
-    predict_scene(network, inputs, files, options.out, scene_options, probabilities=options.probabilities)
+    device = _device(options.device)
+    network = open_network(find_network(options.checkpoint), device)
+    files = _files(options, list(network.inputs.images))
+    scene_options = SceneOptions(window=options.window, overlap=options.overlap, batch=options.batch)
+    predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities)
 
 
-def _files(options: argparse.Namespace, inputs: Inputs) -> dict[str, Path]:
-    """The images by modality, exactly those that the network takes."""
-    given = {"rgb": ("--optical", options.optical), "sar": ("--sar", options.sar)}
-    for modality, (flag, path) in given.items():
-        if modality in inputs.sources and path is None:
-            raise InputError(
-                f"the network in {options.checkpoint} takes {' and '.join(inputs.sources)}; give {flag} FILE"
-            )
-        if modality not in inputs.sources and path is not None:
-            raise InputError(
-                f"the network in {options.checkpoint} takes {' and '.join(inputs.sources)} alone; omit {flag}"
-            )
-    return {modality: given[modality][1] for modality in inputs.sources}
+def _files(options: argparse.Namespace, wanted: Sequence[str]) -> dict[str, ImageFile]:
+    """The images by name, exactly those that the network takes."""
+    given = {name: text for name in SHORT if (text := getattr(options, name)) is not None}
+    for pair in options.image:
+        name, equals, text = pair.partition("=")
+        if not equals or not text or name in given:
+            raise InputError(f"--image {pair!r}: give each image once, as NAME=FILE or NAME=FILE:KEY")
+        given[name] = text
+    takes = f"the network in {options.checkpoint} takes {' and '.join(wanted)}"
+    for name in wanted:
+        if name not in given:
+            flag = f"--{name} FILE" if name in SHORT else f"--image {name}=FILE"
+            raise InputError(f"{takes}; give {flag}")
+    for name in given:
+        if name not in wanted:
+            raise InputError(f"{takes} alone; omit {f'--{name}' if name in SHORT else f'--image {name}=...'}")
+    return {name: ImageFile.parse(given[name]) for name in wanted}
 
 
 def _device(name: str) -> str:
@@ -75,8 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune/predict.py", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run folder, its model/, or a converted release")
-    add("--optical", type=Path, metavar="FILE", help="optical scene, stored as the training images were")
-    add("--sar", type=Path, metavar="FILE", help="SAR scene on the same grid; each as far as the network takes it")
+    add("--image", action="append", default=[], metavar="NAME=FILE", help="an image that the network takes, stored as the "
+        "training images were, such as passive=hsi.tif; FILE:KEY for an array of a .mat or .h5; all on one grid")  # fmt: skip
+    add("--optical", metavar="FILE", help="short for --image optical=FILE")
+    add("--sar", metavar="FILE", help="short for --image sar=FILE")
     add("--out", type=Path, required=True, metavar="FILE", help="class map to write, .tif")
     add(
         "--probabilities",
@@ -86,6 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     add("--window", type=int, default=STANDARD.window, metavar="N", help="side, pixels (default %(default)s)")
-    add("--overlap", type=int, default=STANDARD.overlap, metavar="N", help="of windows, pixels (default %(default)s)")
-    add("--batch", type=int, default=STANDARD.batch, metavar="N", help="windows at once (default %(default)s)")
+    add("--overlap", type=int, metavar="N", help="of windows, pixels (default 128; none for networks of patches)")
+    add("--batch", type=int, metavar="N", help="windows, or patches, at once (default 4, or 256)")
     return parser

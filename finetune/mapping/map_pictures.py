@@ -10,13 +10,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import nn
 
+from datasets.imagery.labels import IGNORE
 from datasets.labelled import PatchSet
 from datasets.sampling.splits import Split
-from finetune.mapping.pixels import ROLES, ClassMap, Colour, classify_scenes, colour, is_placed, write_geotiff
+from finetune.mapping.pixels import ROLES, ClassMap, class_colours, classify_scenes, is_placed, write_geotiff
+from finetune.pictures import legend_patches, save_figure
 
 UNLABELLED = (0, 0, 0)
 ERRORS = {  # of labelled pixels
@@ -80,16 +81,14 @@ def draw_map(path: Path, found: ClassMap, patches: PatchSet) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    classes = {name: colour(number) for number, name in zip(patches.numbers, patches.classes, strict=True)}
+    classes = class_colours(patches)
     shown = {kind: shade for kind, shade in ERRORS.items() if (counted == kind).any()}
     legends = {"classes": (classes | {"unlabelled": UNLABELLED}, "upper"), "errors": (shown, "lower")}
     for name, (entries, side) in legends.items():
         place: Any = f"outside right {side}"
-        figure.legend(handles=_handles(entries), title=name, loc=place, fontsize=8, title_fontsize=9)
+        figure.legend(handles=legend_patches(entries), title=name, loc=place, fontsize=8, title_fontsize=9)
     figure.suptitle(found.footprint.name, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    save_figure(figure, path, DPI)
 
 
 def error_map(found: ClassMap) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
@@ -102,7 +101,7 @@ def error_map(found: ClassMap) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
         names = ("not used", "training", "validation")
         for role, name in zip(range(len(ROLES) - 1), names, strict=True):
             kind[found.role == role] = name
-    kind[found.truth == 0] = ""
+    kind[found.truth == IGNORE] = ""
     image = np.zeros((*kind.shape, 3), dtype=np.uint8)
     for name, shade in ERRORS.items():
         image[kind == name] = shade
@@ -111,13 +110,5 @@ def error_map(found: ClassMap) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
 
 def _coloured(classes: NDArray[np.uint8], patches: PatchSet) -> NDArray[np.uint8]:
     table = np.zeros((256, 3), dtype=np.uint8)
-    for number in patches.numbers:
-        table[number] = colour(number)
+    table[: len(patches.classes)] = list(class_colours(patches).values())
     return table[classes]
-
-
-def _handles(entries: dict[str, Colour]) -> list[Patch]:
-    return [
-        Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor="gray", label=name)
-        for name, (red, green, blue) in entries.items()
-    ]

@@ -8,30 +8,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
 import torch
-from affine import Affine
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from alliance.errors import InputError
+from datasets.imagery.labels import IGNORE, Colour, palette_colour
+from datasets.imagery.maps import write_class_map
 from datasets.labelled import Footprint, PatchSet, SceneGrid
+from datasets.labelled.patches import PixelTables
 from datasets.sampling.splits import Indices, Split
+from finetune.mapping.images import grid_of
+from finetune.tasks.evaluate import evaluating
 
-Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
-
-PALETTE: tuple[Colour, ...] = (  # of classes 1, 2, ...; they repeat after 20 classes; black is unlabelled
-    *((46, 139, 61), (166, 217, 106), (0, 184, 169), (20, 90, 36), (169, 113, 75)),
-    *((47, 111, 214), (230, 51, 42), (245, 152, 196), (140, 140, 140), (242, 142, 28)),
-    *((123, 63, 160), (247, 224, 60), (201, 180, 88), (111, 211, 255), (138, 28, 44)),
-    *((210, 166, 255), (255, 208, 166), (91, 108, 255), (212, 51, 212), (217, 242, 224)),
-)
 ROLES = ("none", *Split._fields)  # what a pixel serves for: none, train, validation, test
 
 
 class ClassMap(NamedTuple):
-    """Classes (h, w) uint8, numbered as in the files; 0 where a pixel is not classified, or has no label."""
+    """Class indices (h, w) uint8 from 0; 255 where a pixel is not classified, or has no label."""
 
     footprint: Footprint
     predicted: NDArray[np.uint8]
@@ -41,7 +36,7 @@ class ClassMap(NamedTuple):
 
 def predict_places(
     model: nn.Module,
-    patches: PatchSet,
+    patches: PixelTables,
     place: Indices,
     *,
     batch: int = 256,
@@ -56,24 +51,26 @@ def predict_places(
         place: pixels of all scenes, labelled or not; those of labelled pixels are `patches.place`.
         progress: title of a progress bar, shown in a terminal only; None: silent.
     """
+    found = [torch.empty(0, dtype=torch.int64)]
+    with tqdm(total=len(place), desc=progress, unit="px", disable=None if progress else True) as bar:
+        for logits in place_logits(model, patches, place, batch=batch, device=device):
+            found.append(logits.argmax(dim=1).cpu())
+            bar.update(len(logits))
+    return torch.cat(found)
+
+
+def place_logits(
+    model: nn.Module, tables: PixelTables, place: Indices, *, batch: int, device: torch.device | str
+) -> Iterator[Tensor]:
+    """Logits (b, k) of places, batch by batch, in evaluation mode; see `predict_places`."""
     if batch < 1:
         raise InputError(f"a batch of {batch} pixels was asked for; give at least 1")
-    training = model.training
-    model.eval()
-    found = torch.empty(len(place), dtype=torch.int64)
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(total=len(place), desc=progress, unit="px", disable=None if progress else True) as bar,
-        ):
-            for start in range(0, len(place), batch):
-                inputs = patches.around(place[start : start + batch])
+    with evaluating(model):
+        for start in range(0, len(place), batch):
+            inputs = tables.around(place[start : start + batch])
+            with torch.inference_mode():
                 logits = model(*(image.to(device) for image in inputs)).logits
-                found[start : start + batch] = logits.argmax(dim=1).cpu()
-                bar.update(len(logits))
-    finally:
-        model.train(training)
-    return found
+            yield logits
 
 
 def classify_scenes(
@@ -91,58 +88,44 @@ def classify_scenes(
 
     Args:
         split: remembered in the map, so that pixels of training are not counted as test.
-        labelled_only: leave the other pixels at 0.
-    Raises:
-        InputError: class numbers above 255.
+        labelled_only: leave the other pixels unknown.
     """
-    if max(patches.numbers) > 255:
-        raise InputError(f"class number {max(patches.numbers)} does not fit into a map of 8 bits; number from 1 to 255")
     canvas = _Canvas.of(patches, split)
     for image, footprint in enumerate(canvas.footprints):
         inside = np.arange(*canvas.span(image))
-        wanted = canvas.truth[inside] > 0
+        wanted = canvas.truth[inside] != IGNORE
         if not labelled_only and canvas.whole:
             wanted = ~np.isin(inside, patches.missing)
         at = inside[wanted]
         title = f"classify {footprint.name}"
         found = predict_places(model, patches, canvas.source[at], batch=batch, device=device, progress=title)
-        predicted = np.zeros(len(inside), dtype=np.uint8)
-        predicted[wanted] = np.array(patches.numbers)[found.numpy()]
+        predicted = np.full(len(inside), IGNORE, dtype=np.uint8)
+        predicted[wanted] = found.numpy()
         shape = canvas.shapes[image]
         role = None if canvas.role is None else canvas.role[inside].reshape(shape)
         yield ClassMap(footprint, predicted.reshape(shape), canvas.truth[inside].reshape(shape), role)
 
 
-def write_geotiff(path: Path, found: ClassMap, patches: PatchSet) -> None:
-    """Write the predicted classes of a georeferenced scene: uint8 numbers of the files, 0 nodata, colours, names.
+def class_colours(patches: PatchSet) -> dict[str, Colour]:
+    """Colours of the classes that occur, by the numbers that they have in the files."""
+    return {name: palette_colour(number - 1) for name, number in zip(patches.classes, patches.numbers, strict=True)}
 
-    The names are tags `CLASS_<number>`.
+
+def write_geotiff(path: Path, found: ClassMap, patches: PatchSet) -> None:
+    """Write the predicted classes of a georeferenced scene, as `finetune/predict.py` writes maps.
 
     Raises:
         InputError: the scene's files do not say where it lies.
     """
     if not is_placed(found):
         raise InputError(f"scene {found.footprint.name} has no coordinates; its map can be a PNG, not a GeoTIFF")
-    height, width = found.predicted.shape
-    shape = {"count": 1, "height": height, "width": width, "dtype": "uint8", "nodata": 0, "compress": "deflate"}
-    grid = {"crs": found.footprint.crs, "transform": Affine(*(found.footprint.transform or ()))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, "w", driver="GTiff", **shape, **grid) as file:
-        file.write(found.predicted, 1)
-        file.write_colormap(1, {0: (0, 0, 0, 255)} | {number: (*colour(number), 255) for number in patches.numbers})
-        names = zip(patches.numbers, patches.classes, strict=True)
-        file.update_tags(**{f"CLASS_{number}": name for number, name in names})
-        file.set_band_description(1, "predicted class")
+    grid = grid_of(found.predicted.shape, found.footprint.crs, found.footprint.transform)
+    write_class_map(path, grid, class_colours(patches), found.predicted)
 
 
 def is_placed(found: ClassMap) -> bool:
     """Whether the scene's files say where on Earth it lies."""
     return found.footprint.crs is not None and found.footprint.transform is not None
-
-
-def colour(number: int) -> Colour:
-    """Colour of a class by its number in the files, the same in all maps."""
-    return PALETTE[(number - 1) % len(PALETTE)]
 
 
 def mosaic(position: Indices, group: Indices) -> tuple[Indices, tuple[int, int]]:
@@ -195,8 +178,8 @@ class _Canvas(NamedTuple):
             footprints, shapes = (Footprint("blocks", None, None),), [shape]
             pixel, source = spot[:, 0] * shape[1] + spot[:, 1], np.zeros(shape[0] * shape[1], dtype=np.int64)
             source[pixel] = patches.place
-        truth = np.zeros(len(source), dtype=np.uint8)
-        truth[pixel] = np.array(patches.numbers)[patches.label]
+        truth = np.full(len(source), IGNORE, dtype=np.uint8)
+        truth[pixel] = patches.label
         role = None
         if split is not None:
             role = np.zeros(len(source), dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""A whole scene through a PAD network: windows in, blended windows out, in the memory of one row of windows."""
+"""A whole scene through a trained network: windows in, blended windows out, in the memory of one row of windows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,112 +11,120 @@ import rasterio
 import torch
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
-from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
 from datasets.imagery.maps import FULL, class_map, probability_map
 from finetune.mapping.blending import Strip, cover
-from finetune.mapping.registered import RegisteredImages, opened_images
-from finetune.pad.inputs import Inputs
-from finetune.pad.model import SMALLEST, PadOutput
+from finetune.mapping.images import ImageFile, SceneImages, opened_images
+from finetune.mapping.networks import SceneNetwork
 
 CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL keeps; its default is a share of the machine's memory
 SUFFIXES = (".tif", ".tiff")
-
-Network = Callable[..., PadOutput]  # called with `rgb` and `sar` (b, c, h, w), as far as it takes them
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
     """How a scene is taken apart and put together."""
 
-    window: int = 512  # side, pixels
-    overlap: int = 128  # of neighbouring windows, pixels
-    batch: int = 4  # windows at once
-    device: str = "cpu"  # where the network is
-    progress: bool = True  # show a bar where there is a terminal
+    window: int = 512
+    """Side of a window, pixels."""
+    overlap: int | None = None
+    """Pixels that neighbouring windows share; None: what suits the network."""
+    batch: int | None = None
+    """Windows, or patches, at once; None: what suits the network."""
+    progress: bool = True
+    """Show a bar where there is a terminal."""
 
-    def __post_init__(self) -> None:
-        if self.window < SMALLEST or not 0 <= self.overlap <= self.window // 2 or self.batch < 1:
+    def suited_to(self, network: SceneNetwork) -> tuple[int, int]:
+        """Overlap and batch for a network.
+
+        Raises:
+            InputError: windows, overlap or batch that it cannot have.
+        """
+        if self.overlap and network.overlap is None:
             raise InputError(
-                f"window {self.window}, overlap {self.overlap}, batch {self.batch}: a window has at least {SMALLEST} "
-                f"pixels, the overlap at most half of them, a batch at least one window"
+                f"overlap {self.overlap}: the network sees a patch around every pixel, so that windows need none; "
+                f"leave --overlap out"
             )
+        usual = min(network.overlap or 0, self.window // 2)
+        overlap = usual if self.overlap is None else self.overlap
+        batch = network.batch if self.batch is None else self.batch
+        if self.window < network.smallest or not 0 <= overlap <= self.window // 2 or batch < 1:
+            raise InputError(
+                f"window {self.window}, overlap {overlap}, batch {batch}: a window has at least {network.smallest} "
+                f"pixels, the overlap at most half of them, a batch at least one"
+            )
+        return overlap, batch
 
 
 STANDARD = SceneOptions()
 
 
 def predict_scene(
-    network: Network,
-    inputs: Inputs,
-    files: Mapping[str, Path],
+    network: SceneNetwork,
+    files: Mapping[str, ImageFile],
     out: Path,
     options: SceneOptions = STANDARD,
     *,
     probabilities: Path | None = None,
 ) -> None:
-    """Write the class map of a scene of any size as a Cloud Optimised GeoTIFF; `finetune.class_maps` says what is in it.
+    """Write the class map of a scene of any size as a Cloud Optimised GeoTIFF; `datasets.imagery.maps` says what is in it.
 
     The class probabilities of overlapping windows are averaged with weights that fall linearly to the windows' edges.
-    Pixels that are missing in all images become 255. Memory grows with the width of the scene, not with its height.
+    Pixels without anything to go by become 255. Memory grows with the width of the scene, not with its height.
 
     Args:
-        network: float32, in evaluation mode on `options.device`.
-        inputs: what it was trained on.
-        files: registered images by modality, of the modalities of `inputs.sources`.
+        network: float32, in evaluation mode.
+        files: registered images by name, those of `network.inputs.images`.
         probabilities: file for the class probabilities, if wanted.
     Raises:
-        InputError: an image cannot be read or is not what the network was trained on, the two do not lie on one grid,
+        InputError: an image cannot be read or is not what the network was trained on, the images do not lie on one grid,
             a file to write is an image that is read or no .tif, or the network gives numbers that are not finite.
     """
     makers = {out: class_map} | ({probabilities: probability_map} if probabilities else {})
-    _check_targets([out, probabilities] if probabilities else [out], list(files.values()))
-    with rasterio.Env(GDAL_CACHEMAX=CACHE), opened_images(files, inputs) as scene, ExitStack() as stack:
-        writers = [stack.enter_context(make(path, scene.grid, inputs.classes)) for path, make in makers.items()]
-        rows, cols = (cover(side, options.window, options.overlap) for side in (scene.grid.height, scene.grid.width))
-        strip = Strip(len(inputs.classes), rows, cols, options.device)
+    classes = network.inputs.classes
+    overlap, batch = options.suited_to(network)
+    _check_targets([out, probabilities] if probabilities else [out], [file.path for file in files.values()])
+    with rasterio.Env(GDAL_CACHEMAX=CACHE), opened_images(files, network.inputs.images) as scene, ExitStack() as stack:
+        writers = [stack.enter_context(make(path, scene.grid, classes)) for path, make in makers.items()]
+        rows, cols = (cover(side, options.window, overlap) for side in (scene.grid.height, scene.grid.width))
+        strip = Strip(len(classes), rows, cols, network.device)
         total = len(rows.starts) * len(cols.starts)
         bar = tqdm(total=total, desc="predicting", unit="window", disable=None if options.progress else True)
         stack.enter_context(bar)
+        at_once = 1 if network.margin else batch
         for row, (top, below) in enumerate(pairwise([*rows.starts, scene.grid.height])):
-            for first in range(0, len(cols.starts), options.batch):
-                numbers = range(len(cols.starts))[first : first + options.batch]
-                _predict(network, scene, strip, row, numbers)
+            for first in range(0, len(cols.starts), at_once):
+                numbers = range(len(cols.starts))[first : first + at_once]
+                _predict(network, scene, strip, row, numbers, batch)
                 bar.update(len(numbers))
             _write(writers, strip, top, below - top)
             strip.advance(below - top)
 
 
-def _predict(network: Network, scene: RegisteredImages, strip: Strip, row: int, numbers: range) -> None:
+def _predict(network: SceneNetwork, scene: SceneImages, strip: Strip, row: int, numbers: range, batch: int) -> None:
     """Blend the windows of these numbers along a row into the strip; those without any pixel need no network."""
+    down, height = _with_margin(strip.rows.starts[row], strip.rows.size, network.margin, scene.grid.height)
     present = []
     for col in numbers:
-        images, missing = scene.read(
-            _window(strip.rows.starts[row], strip.cols.starts[col], strip.rows.size, strip.cols.size)
-        )
-        strip.missing[:, strip.span(col)] = missing
+        along, width = _with_margin(strip.cols.starts[col], strip.cols.size, network.margin, scene.grid.width)
+        images = scene.read(down.start, along.start, len(down), len(along))
+        missing = network.missing(images)[height, width]
+        strip.missing[:, strip.span(col)] = torch.from_numpy(missing)
         if not missing.all():
-            present.append((col, images))
+            present.append((col, width, images))
     if present:
-        tiles = {modality: torch.stack([images[modality] for _, images in present]) for modality in scene.images}
-        for (col, _), each in zip(present, _probabilities(network, tiles, strip.device), strict=True):
-            strip.add(row, col, each)
+        found = network.probabilities([images for _, _, images in present], batch)
+        for (col, width, _), each in zip(present, found, strict=True):
+            strip.add(row, col, each[:, height, width].to(strip.device))
 
 
-@torch.inference_mode()
-def _probabilities(network: Network, tiles: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """Of each class, (b, k, h, w) float32; a scene too small for the network is padded with means for it."""
-    h, w = next(iter(tiles.values())).shape[-2:]
-    padding = (0, max(0, SMALLEST - w), 0, max(0, SMALLEST - h))
-    images = {modality: functional.pad(tile, padding).to(device) for modality, tile in tiles.items()}
-    probabilities = network(**images).logits[..., :h, :w].float().softmax(dim=1)
-    if not probabilities.isfinite().all():
-        raise InputError("the network gives numbers that are not finite; its weights, or mean and std, do not fit")
-    return probabilities
+def _with_margin(start: int, size: int, margin: int, length: int) -> tuple[range, slice]:
+    """Rows or columns of a window and as much around them as the scene has, and where the window lies among these."""
+    first, last = max(start - margin, 0), min(start + size + margin, length)
+    return range(first, last), slice(start - first, start - first + size)
 
 
 def _write(writers: Sequence[DatasetWriter], strip: Strip, top: int, count: int) -> None:

@@ -1,7 +1,6 @@
 """A PAD network as files: `model.safetensors` and `config.json`. Reading them executes nothing."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from alliance.checkpoint import CONFIG, WEIGHTS, load_weights
 from alliance.errors import InputError
 from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
 from finetune.backbones.pyramid import PyramidConfig
-from finetune.model_files import FORMAT, fill_model, read_model_weights, write_model
+from finetune.model_files import fill_model, read_model_weights, read_record, write_model
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, build_backbones
+
+TASK = "pad"  # in config.json
+RESIZED = (".conv_seg.weight", ".conv_seg.bias", ".stem.0.weight")  # weights whose shape follows classes or channels
 
 
 def save_pad(
@@ -31,10 +33,10 @@ def save_pad(
     Args:
         weights: its state dict; written as float32, counters as they are.
         encoder: `model.transferred`; needed where `config.backbone` has an Alliance encoder.
-        notes: more entries of `config.json`, for whoever uses the network.
+        notes: more entries of `config.json`: those of `finetune.pad.inputs.describe`, without which it cannot map scenes.
     """
     assert (encoder is None) == (config.backbone == "convnext"), "save_pad needs encoder=model.transferred"
-    record = {"task": "pad", "model": dataclasses.asdict(config)}
+    record = {"task": TASK, "model": dataclasses.asdict(config)}
     record |= {} if encoder is None else {"encoder": encoder.record()}
     return write_model(folder, {**record, **notes}, weights)
 
@@ -53,44 +55,29 @@ def load_pad(folder: str | Path, *, device: str | torch.device = "cpu") -> Pad:
         with torch.device("meta"):  # nothing is initialised that is overwritten
             model = Pad(config, None if encoder is None else build_backbones(config, encoder))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again"
-        ) from error
+        raise _damaged(folder, error) from error
     return fill_model(model, folder).to(device).eval()
 
 
-def start_from(model: Pad, folder: str | Path) -> None:
+def start_from(model: Pad, folder: str | Path) -> list[str]:
     """Copy the weights of a saved or converted network into `model`, which may have an Alliance encoder beside.
 
+    Classifiers and first layers of another size, for other classes or channels, stay as they are.
+
+    Returns:
+        The names of these.
     Raises:
-        InputError: nothing to load there, damaged files, another count of classes, or a table of weights that do not fit.
+        InputError: nothing to load there, damaged files, or a table of weights that do not fit.
     """
     folder = Path(folder)
-    classes = read_config(folder).classes
-    if classes != model.config.classes:
-        raise InputError(
-            f"{folder} tells {classes} classes apart, the data has {model.config.classes}; give a network of the same "
-            f"classes, or only start.convnext"
-        )
-    weights = read_model_weights(folder)
-    added = [name for name in model.state_dict() if ".alliance." in name and name not in weights]
-    load_weights(model, weights, allow=added, source=str(folder / WEIGHTS))
-
-
-def find_pad(path: str | Path) -> Path:
-    """The folder that holds a network, given the folder, its weights file, or a run folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(path)
-    for folder in (path, path / "model", path.parent):
-        if (folder / WEIGHTS).is_file() and (folder != path.parent or path.name == WEIGHTS):
-            return folder
-    raise InputError(
-        f"{path} holds no PAD network ({WEIGHTS}, {CONFIG}); give a run folder, its model/ folder, or the folder of a "
-        f"converted release"
-    )
+    read_record(folder, TASK)
+    weights, own = read_model_weights(folder), model.state_dict()
+    added = [name for name in own if ".alliance." in name and name not in weights]
+    anew = [
+        name for name in own if name.endswith(RESIZED) and name in weights and own[name].shape != weights[name].shape
+    ]
+    load_weights(model, weights, allow=[*added, *anew], source=str(folder / WEIGHTS))
+    return anew
 
 
 def read_config(folder: Path) -> PadConfig:
@@ -104,23 +91,20 @@ def read_config(folder: Path) -> PadConfig:
 
 def _read(folder: Path) -> tuple[PadConfig, dict[str, Any] | None]:
     """Settings, and the record of the Alliance encoder if there is one."""
-    path = folder / CONFIG
+    record = read_record(folder, TASK)
     try:
-        record = json.loads(path.read_text())
-        if record["task"] != "pad" or record["format"] != FORMAT:
-            raise ValueError(f"it is of task {record['task']}, format {record['format']}")
         config = _config(record["model"])
         return config, None if config.backbone == "convnext" else record["encoder"]
-    except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not the configuration of a PAD network ({error}); write it again") from error
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again")
 
 
 def _config(settings: Mapping[str, Any]) -> PadConfig:
-    """From `dataclasses.asdict`, as JSON gives it back; files from before the Alliance encoder lack its settings."""
+    """From `dataclasses.asdict`, as JSON gives it back."""
     fusion = FusionConfig(**{**settings["fusion"], "stages": tuple(settings["fusion"]["stages"])})
-    parts: dict[str, Any] = {"fusion": fusion}
-    if "encoder" in settings:
-        parts["encoder"] = TransferConfig.from_record(settings["encoder"])
-    if "pyramid" in settings:
-        parts["pyramid"] = PyramidConfig(**settings["pyramid"])
-    return PadConfig(**{**settings, **parts})
+    encoder, pyramid = TransferConfig.from_record(settings["encoder"]), PyramidConfig(**settings["pyramid"])
+    return PadConfig(**{**settings, "fusion": fusion, "encoder": encoder, "pyramid": pyramid})

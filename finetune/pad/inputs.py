@@ -1,77 +1,57 @@
-"""What a PAD network was trained on, kept beside its weights: how its images are normalised, what its classes are."""
+"""The images of a PAD network by their names outside of it, and how they are described beside its weights."""
 
-import colorsys
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
-from datasets.imagery.images import ImageSource
-from datasets.imagery.labels import Colour, as_colour
+from datasets.imagery.labels import IGNORE
 from datasets.labelled.description import LabelledSet
+from finetune.model_files import Inputs, image_input, read_inputs
 from finetune.pad.checkpoint import read_config
+from finetune.pad.model import PadConfig
 
-MODALITIES = {"rgb": "optical", "sar": "sar"}  # name in the network -> in a description of pairs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Classes in the order of their indices, and the image source of each modality, whose files are not named."""
-
-    classes: Mapping[str, Colour]
-    sources: Mapping[str, ImageSource]  # "rgb", "sar"
-
-    def notes(self) -> dict[str, Any]:
-        """Entries of `config.json` that `read_inputs` understands: pass them to `save_pad`."""
-        fields = ("bands", "mean", "std", "dtype", "nodata")
-        return {
-            "classes": {name: list(colour) for name, colour in self.classes.items()},
-            "normalisation": {
-                modality: {name: getattr(source, name) for name in fields} for modality, source in self.sources.items()
-            },
-        }
+MODALITIES = {"rgb": "optical", "sar": "sar"}  # name in the network -> of the image in a description
 
 
 def describe(pairs: LabelledSet) -> dict[str, Any]:
-    """Notes on a network that is trained on these pairs, for `save_pad`."""
-    sources = {modality: pairs.images[role] for modality, role in MODALITIES.items() if role in pairs.images}
-    return Inputs(classes=pairs.classes, sources=sources).notes()
+    """Classes and images of a network that is trained on these pairs, for `save_pad`."""
+    images = {role: image_input(pairs.images[role]) for role in MODALITIES.values() if role in pairs.images}
+    return Inputs(classes=pairs.classes, images=images).to_record()
 
 
-def nameless(count: int) -> dict[str, Colour]:
-    """Names and colours for classes of which only the number is known."""
-    hues = [colorsys.hsv_to_rgb(index / count, 0.8, 0.9) for index in range(count)]
-    return {f"class {index}": as_colour("", [round(255 * part) for part in hue]) for index, hue in enumerate(hues)}
+def used_channels(config: PadConfig) -> dict[str, int]:
+    """Channels of each image that a network takes, by name."""
+    return {role: config.in_channels[name] for name, role in MODALITIES.items() if name in config.in_channels}
 
 
-def read_inputs(folder: Path) -> Inputs:
-    """What the network in a folder needs to know of new images, for the modalities that it uses.
+def read_pad_inputs(folder: Path) -> Inputs:
+    """What the network in a folder needs to know of new images.
 
     Raises:
-        InputError: no network there, no normalisation, or notes that do not fit the network.
+        InputError: as `read_inputs`.
     """
-    config, path = read_config(folder), folder / CONFIG
-    record = json.loads(path.read_text())
-    try:
-        classes = {name: as_colour(name, rgb) for name, rgb in (record.get("classes") or {}).items()}
-        stored = record.get("normalisation") or {}
-        sources = {name: ImageSource(**stored[name]) for name in config.in_channels if name in stored}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: classes or normalisation are damaged ({error}); write the network again") from error
-    for name, channels in config.in_channels.items():
-        source = sources.get(name)
-        if source is None or not (source.mean and source.std):
-            raise InputError(
-                f"{path} says no mean and std of the {name} image under 'normalisation'; save the network with the "
-                f"description of its pairs, or convert the release again"
-            )
-        if len(source.bands) != channels:
-            raise InputError(
-                f"{path}: the network takes {channels} {name} bands, 'normalisation' has {len(source.bands)}"
-            )
-    if classes and len(classes) != config.classes:
-        raise InputError(f"{path}: the network tells {config.classes} classes apart, 'classes' names {len(classes)}")
-    return Inputs(classes=classes or nameless(config.classes), sources=sources)
+    config = read_config(folder)
+    return read_inputs(folder, used_channels(config), config.classes)
+
+
+def as_seen_by(described: LabelledSet, inputs: Inputs) -> LabelledSet:
+    """A set read as a network reads it: classes by name in its order, its own bands and statistics of the images.
+
+    Raises:
+        InputError: the set has no such image, or classes that the network does not know.
+    """
+    names = list(inputs.classes)
+    strange = [name for name in described.classes if name not in names]
+    if strange:
+        raise InputError(f"the network knows {', '.join(names)}, {described.name} names {', '.join(strange)}; call classes "
+                         f"that are the same alike, or ignore them: `label.values: {{STORED: 255}}`")  # fmt: skip
+    index = {own: names.index(name) for own, name in enumerate(described.classes)}
+    values = {stored: index.get(own, IGNORE) for stored, own in described.label.table(len(described.classes)).items()}
+    images = {
+        role: dataclasses.replace(image.described, files=described.image(role).files)
+        for role, image in inputs.images.items()
+    }
+    classes = {name: described.classes.get(name, colour) for name, colour in inputs.classes.items()}
+    label = dataclasses.replace(described.label, values=values)
+    return dataclasses.replace(described, images={**described.images, **images}, label=label, classes=classes)

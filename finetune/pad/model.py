@@ -92,16 +92,19 @@ class Pad(nn.Module):
 
     Args:
         backbones: encoders by modality ("rgb", "sar") instead of those of `config`; their channels must agree.
+        checkpoint: of an Alliance encoder, see `TransferredEncoder`.
     Raises:
         InputError: other modalities than `config.input`, or channels that differ.
     """
 
-    def __init__(self, config: PadConfig, backbones: Mapping[str, Backbone] | None = None) -> None:
+    def __init__(
+        self, config: PadConfig, backbones: Mapping[str, Backbone] | None = None, *, checkpoint: str = ""
+    ) -> None:
         super().__init__()
         self.config = config
         if backbones is not None and config.early_fusion:
             raise InputError("early_fusion runs ConvNeXt V2 stage by stage; leave it off with other backbones")
-        backbones = build_backbones(config) if backbones is None else backbones
+        backbones = build_backbones(config, checkpoint=checkpoint) if backbones is None else backbones
         channels = _common_channels(backbones, list(config.in_channels), 1 if config.early_fusion else len(STAGES))
         self.encoders = nn.ModuleDict({name: backbones[name] for name in config.in_channels})
         fusing = config.fusion.stages if config.input == "both" else ()
@@ -162,11 +165,13 @@ class Pad(nn.Module):
         return maps, penalty
 
 
-def build_backbones(config: PadConfig, record: Mapping[str, Any] | None = None) -> dict[str, Backbone]:
+def build_backbones(
+    config: PadConfig, record: Mapping[str, Any] | None = None, *, checkpoint: str = ""
+) -> dict[str, Backbone]:
     """The encoders by modality, as `config.backbone` says.
 
     Args:
-        record: of the Alliance encoder, see `TransferredEncoder`, instead of its checkpoint.
+        record, checkpoint: of the Alliance encoder, see `TransferredEncoder`.
     Raises:
         InputError: the Alliance encoder cannot be had, or has no sensor for an input.
     """
@@ -177,7 +182,7 @@ def build_backbones(config: PadConfig, record: Mapping[str, Any] | None = None) 
     read = {name: count for name, count in inputs.items() if everywhere or name in config.encoder.sensors}
     if not read:
         raise InputError(f"encoder.sensors names none of the inputs {', '.join(inputs)}; add the sensor of one or both")
-    encoder, owner = TransferredEncoder(config.encoder, read, record), next(iter(read))
+    encoder, owner = TransferredEncoder(config.encoder, read, record, checkpoint=checkpoint), next(iter(read))
     backbones: dict[str, Backbone] = {}
     for name, count in inputs.items():
         source, owns = EncoderInput(encoder, name), name == owner

@@ -6,13 +6,16 @@ from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
+from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor
 
 from alliance.checkpoint import differences
 from alliance.errors import InputError
 from alliance.foreign import read_weights
+from engine.log import logger
 from finetune.backbones.convnext import ConvNeXtV2
-from finetune.pad.checkpoint import find_pad, start_from
+from finetune.model_files import find_network, refuse_differences
+from finetune.pad.checkpoint import start_from
 from finetune.pad.model import Pad
 from finetune.tasks.segmentation_config import StartConfig
 
@@ -26,16 +29,19 @@ def load_start(model: Pad, start: StartConfig) -> None:
         InputError: they cannot be read, or do not fit.
     """
     if start.convnext:
-        weights = _read(Path(start.convnext))
+        given = _read(Path(start.convnext))
         for name, encoder in model.encoders.items():
             if not isinstance(encoder, ConvNeXtV2):
                 raise InputError(f"start.convnext is for ConvNeXt V2, the {name} encoder is another one; leave it out")
             own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norms.")}
+            released = any(name.startswith("downsample_layers.") for name in given)  # names of the authors' files
+            weights = checkpoint_filter_fn(given, encoder) if released else given
             kept = {k: _adapted(k, v, own[k]) for k, v in weights.items() if k in own}  # the rest is the classifier's
-            _fit(own, kept, start.convnext)
+            refuse_differences(differences(own, kept), f"{start.convnext} does not fit the network")
             encoder.load_state_dict(kept, strict=False)
     if start.network:
-        start_from(model, find_pad(start.network))
+        for name in start_from(model, find_network(start.network)):
+            logger.info("start.network has %s for other classes or channels; here it begins at random", name)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -52,9 +58,3 @@ def _adapted(name: str, given: Tensor, own: Tensor) -> Tensor:
     if name == STEM and given.shape[1] == RGB and own.shape[1] != RGB:
         return adapt_input_conv(own.shape[1], given)
     return rearrange(given, "o i 1 1 -> o i") if own.ndim == 2 and given.shape[2:] == (1, 1) else given
-
-
-def _fit(own: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
-    rows = differences(own, given)
-    if rows:
-        raise InputError(f"{name} does not fit the network:\n" + "\n".join(rows[:40]))

@@ -65,17 +65,17 @@ class S2FinConfig:
 
     def __post_init__(self) -> None:
         if self.width < HEAD or self.width % HEAD:
-            raise InputError(f"network.width {self.width} is not a multiple of {HEAD}; use 64 or 96")
+            raise InputError(f"model.width {self.width} is not a multiple of {HEAD}; use 64 or 96")
         if self.patch < 3 or self.patch % 2 == 0:
             raise InputError(
-                f"network.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
+                f"model.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
             )
         for name in ("temperature", "frequency_rate"):
             if not getattr(self, name) > 0:
-                raise InputError(f"network.{name} must be positive, got {getattr(self, name)}")
+                raise InputError(f"model.{name} must be positive, got {getattr(self, name)}")
         for name in ("dropout", "auxiliary", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"network.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
+                raise InputError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
         strange = set(self.encoder.sensors if self.encoder else ()) - {"spectral", "passive", "active"}
         if strange:
             raise InputError(f"encoder.sensors names the input {min(strange)}; there are spectral, passive and active")
@@ -112,7 +112,7 @@ class S2Fin(nn.Module):
         components: of the passive image for its spatial branch, such as principal components.
         channels: of the active image.
         classes: K.
-        record: of the Alliance encoder, see `TransferredEncoder`, instead of its checkpoint.
+        record, checkpoint: of the Alliance encoder, see `TransferredEncoder`.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class S2Fin(nn.Module):
         channels: int,
         classes: int,
         record: Mapping[str, Any] | None = None,
+        checkpoint: str = "",
     ) -> None:
         super().__init__()
         self.config = config = config or S2FinConfig()
@@ -137,7 +138,7 @@ class S2Fin(nn.Module):
         self.hfset = None
         if config.inputs != "active":
             self.hfset = HighFrequencyEnhancement(bands, d, pixels, config.temperature, config.attention, config.hfset)
-        self.stem_inputs, self.encoder = self._stem_inputs(record)
+        self.stem_inputs, self.encoder = self._stem_inputs(record, checkpoint)
         self.stems = nn.ModuleList(self._stem(branch, name) for branch, name in self.stem_inputs.items())
         self.afcm = AdaptiveFrequencyChannels(d, k, config.temperature) if config.afcm else nn.Identity()
         self.conv1 = nn.ModuleList(conv_norm_gelu(d, d, 3) for _ in range(k))
@@ -152,7 +153,9 @@ class S2Fin(nn.Module):
         self.head = nn.Linear(2 * d, classes)
         self.branch_heads = nn.ModuleList(nn.Linear(d, classes) for _ in range(joined if config.auxiliary else 0))
 
-    def _stem_inputs(self, record: Mapping[str, Any] | None) -> tuple[dict[str, str], TransferredEncoder | None]:
+    def _stem_inputs(
+        self, record: Mapping[str, Any] | None, checkpoint: str
+    ) -> tuple[dict[str, str], TransferredEncoder | None]:
         """The image of every branch, and the encoder if it reads one of them."""
         given = self.config.encoder
         if given is None:
@@ -161,7 +164,8 @@ class S2Fin(nn.Module):
         sizes = {name: self.sizes[name] for name in read.values() if name}
         if not sizes:
             raise InputError(f"encoder.sensors names no image of {', '.join(read)}; add one, or leave the encoder out")
-        return {branch: name or branch for branch, name in read.items()}, TransferredEncoder(given, sizes, record)
+        encoder = TransferredEncoder(given, sizes, record, checkpoint=checkpoint)
+        return {branch: name or branch for branch, name in read.items()}, encoder
 
     def _stem(self, branch: str, name: str) -> nn.Module:
         if self.encoder is None or name not in self.encoder.readings:

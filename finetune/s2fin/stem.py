@@ -35,9 +35,7 @@ class EncoderStem(nn.Module):
         super().__init__()
         patch = source.encoder.patch_size
         if side % patch or side < 0:
-            raise InputError(
-                f"network.encoder_side {side} is not a multiple of the encoder's patch {patch}; 0 suits it"
-            )
+            raise InputError(f"model.encoder_side {side} is not a multiple of the encoder's patch {patch}; 0 suits it")
         self.source, self.side = source, side
         self.project = conv_norm_gelu(source.encoder.embed_dim, d, 1)
 

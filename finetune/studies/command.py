@@ -14,7 +14,9 @@ import torch
 from alliance.errors import InputError
 from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Tiles
-from finetune.pad.checkpoint import find_pad, load_pad
+from finetune.model_files import find_network
+from finetune.pad.checkpoint import load_pad
+from finetune.pad.inputs import as_seen_by, read_pad_inputs
 from finetune.studies.feature_separation import feature_figure
 from finetune.studies.report import draw_clouds, write_rows
 from finetune.studies.robustness import RobustnessConfig, robustness, score_rows
@@ -32,13 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _examine(options: argparse.Namespace) -> list[str]:
-    pairs = find_set(options.pairs, options.root)
+    folder = find_network(options.checkpoint)
+    pairs = as_seen_by(find_set(options.set, options.path), read_pad_inputs(folder))
     tiles = Tiles(pairs, options.split)
-    network = load_pad(find_pad(options.checkpoint), device=options.device)
-    if network.config.classes != len(pairs.classes):
-        raise InputError(
-            f"the network tells {network.config.classes} classes apart, {options.pairs} names {len(pairs.classes)}"
-        )
+    network = load_pad(folder, device=options.device)
     config = RobustnessConfig(clouds=tuple(options.clouds), cloud_value=options.cloud_value, seed=options.seed)
     scores = robustness(network, tiles, device=options.device, config=config)
     rows = score_rows(scores, list(pairs.classes))
@@ -58,9 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run folder, its model/, or a converted release")
     add(
-        "--pairs", type=Path, required=True, metavar="FILE", help="description of the pairs, normalised as for training"
+        "--set",
+        "--pairs",
+        required=True,
+        metavar="FILE",
+        help="description of the pairs; the network's classes by their names",
     )
-    add("--root", type=Path, metavar="DIR", help="folder of the files (default: the description's)")
+    add("--path", "--root", type=Path, metavar="DIR", help="folder of the files (default: the description's)")
     add("--split", default="test", help="which pairs (default %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for tables and figures")
     add("--clouds", type=float, nargs="+", default=list(RobustnessConfig().clouds), help="shares (default %(default)s)")

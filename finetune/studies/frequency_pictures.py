@@ -16,7 +16,8 @@ from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
 from datasets.labelled import PatchSet
-from finetune.mapping.pixels import colour
+from finetune.mapping.pixels import class_colours
+from finetune.pictures import save_figure
 from finetune.s2fin.channels import ChannelGains
 from finetune.s2fin.network import S2Fin
 from finetune.studies.frequencies import Frequencies, Values, by_class
@@ -47,9 +48,7 @@ def draw_frequencies(path: Path, found: Frequencies, model: S2Fin, patches: Patc
         _draw_masks(below.subplots(1, MASKS + 1), found.mask, found.label, patches)
     below.suptitle("resonance mask of HFRM, mean over channels and patches (units of Nyquist)", fontsize=10)
     above.suptitle(f"{title}, {len(found.label)} patches".removeprefix(", "), fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _draw_thresholds(axis: Axes, found: Frequencies, patches: PatchSet) -> None:
@@ -133,7 +132,7 @@ def _draw_masks(axes: Sequence[Axes], masks: Values, label: NDArray, patches: Pa
 
 
 def _shade(patches: PatchSet, k: int) -> tuple[float, ...]:
-    return tuple(value / 255 for value in colour(patches.numbers[k]))
+    return tuple(value / 255 for value in class_colours(patches)[patches.classes[k]])
 
 
 def _say(axis: Axes, text: str) -> None:

@@ -10,11 +10,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from datasets.imagery.labels import Colour
-from finetune.segmentation_scores import SegmentationScores
+from finetune.pictures import save_figure
+from finetune.scores import SegmentationScores
 from finetune.studies.robustness import CLEAN, NO_RGB, NO_SAR, RobustnessConfig, cloudy
 
 
@@ -48,7 +48,7 @@ def draw_features(
     drawn = [(name, shades[index]) for index, name in enumerate(classes) if (labels == index).any()]
     handles = [axes[0, 0].scatter([], [], s=40, color=shade, label=name, **edge) for name, shade in drawn]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_clouds(
@@ -72,10 +72,4 @@ def draw_clouds(
     axis.set_xlabel("share of clouds, %")
     axis.set_ylabel("mIoU, %")
     axis.legend(fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, path)

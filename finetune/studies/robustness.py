@@ -11,7 +11,7 @@ from alliance.errors import InputError
 from datasets.labelled.corrupt import cloud_mask, cover, without
 from datasets.labelled.tiles import Sample, Tiles
 from finetune.pad.model import Pad
-from finetune.segmentation_scores import SegmentationScores, segmentation_scores
+from finetune.scores import SegmentationScores, segmentation_scores
 from finetune.tasks.evaluate import Corruption, evaluate
 
 CLEAN, NO_RGB, NO_SAR = "clean", "no rgb", "no sar"

@@ -11,9 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
+from finetune.pictures import save_figure
 from finetune.studies.modality_gap import (
     EDGES,
     MAPS,
@@ -125,7 +125,7 @@ def _draw_maps(study: Study, path: Path) -> None:
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_profiles(study: Study, path: Path) -> None:
@@ -140,7 +140,7 @@ def _draw_profiles(study: Study, path: Path) -> None:
         axis.set_title(f"{name}: mean and deviation over pairs", fontsize=10)
     axes[1].axhline(UNRELATED_APPD, color="k", lw=0.8, ls="--", label="unrelated phases")
     axes[1].legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_sampling(study: Study, path: Path) -> None:
@@ -159,7 +159,7 @@ def _draw_sampling(study: Study, path: Path) -> None:
             axis.set_title(f"{name.upper()}, {kind} over {DRAWS} draws", fontsize=10)
     for axis in axes[1]:
         axis.set_xlabel("sampling rate: share of the pairs")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_histograms(study: Study, path: Path) -> None:
@@ -175,7 +175,7 @@ def _draw_histograms(study: Study, path: Path) -> None:
         axis.set_title(f"{name.upper()}, average map and normal curve", fontsize=10)
     for axis in axes.flat:
         axis.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_counts(axis: Axes, study: Study, index: int) -> None:
@@ -199,8 +199,3 @@ def _draw_average(axis: Axes, study: Study, region: tuple[str, str], normal: Nor
     axis.hist(values, edges, density=True, histtype="stepfilled", alpha=0.25, color=COLOURS[band], label=label)
     axis.plot(edges, stats.norm.pdf(edges, normal.mean, normal.std), color=COLOURS[band], lw=1)
     axis.set_ylabel("density")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=90)
-    plt.close(figure)

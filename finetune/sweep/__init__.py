@@ -1,1 +1,1 @@
-"""Several seeds of one task, and the table of all of them."""
+"""A task with several seeds: one run for each, several at once, one table of all."""

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,16 +16,23 @@ from datasets.children import end_with_parent
 from engine.command import run_command
 from engine.log import logger
 from engine.ranks import World, forget_launcher
-from finetune.sweep.runs import open_data, train_seeds
-from finetune.tasks.classification import SCORES
-from finetune.tasks.classification_config import CONFIG, ClassifyConfig
+from finetune.sweep.experiment import Experiment, finished_record
 
+CONFIG = "config.yaml"  # of all seeds of a command
 POLL = 0.5  # seconds between two looks at the processes
 
 
-def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: World) -> None:
+def train_in_processes(
+    experiment: Experiment[Any],
+    config: Any,
+    seeds: Sequence[int],
+    world: World,
+    body: Callable[..., Callable[[], None]],
+) -> None:
     """Deal the seeds to processes and wait for them.
 
+    Args:
+        body: what each does with the experiment, its settings and its world; a function of a module.
     Raises:
         InputError: a process failed; the others are let go on first.
     """
@@ -35,25 +44,27 @@ def train_in_processes(config: ClassifyConfig, seeds: Sequence[int], world: Worl
         own, log = seeds[number::count], folder / f"process_{number}.log"
         given = ["--config", str(folder / CONFIG), "--seeds", ",".join(map(str, own))]
         log.touch()
-        process = context.Process(target=train_part, args=(given, str(log), threads))
+        process = context.Process(target=train_part, args=(experiment, body, given, str(log), threads))
         process.start()
         started.append((process, log))
     logger.info("%d seeds in %d processes of %d threads; what they say is in %s", len(seeds), count, threads,
                 folder / "process_*.log")  # fmt: skip
-    _wait(started, seeds, folder, world)
+    _wait(started, lambda seed: finished_record(experiment, config, seed) is not None, seeds, world)
     for process, log in started:
         if process.exitcode and not world.stop:  # asked to stop, it may end in many ways
             last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
             raise InputError(f"a process of seeds ended with code {process.exitcode}: {last}; see {log}")
 
 
-def _wait(started: Sequence[tuple[BaseProcess, Path]], seeds: Sequence[int], folder: Path, world: World) -> None:
+def _wait(
+    started: Sequence[tuple[BaseProcess, Path]], is_done: Callable[[int], bool], seeds: Sequence[int], world: World
+) -> None:
     told: set[int] = set()
     asked = False
     while True:
         alive = [process for process, _ in started if process.is_alive()]
         for seed in seeds:
-            if seed not in told and (folder / f"seed_{seed}" / SCORES).is_file():
+            if seed not in told and is_done(seed):
                 told.add(seed)
                 logger.info("seed %d is done, %d of %d", seed, len(told), len(seeds))
         if not alive:
@@ -65,7 +76,13 @@ def _wait(started: Sequence[tuple[BaseProcess, Path]], seeds: Sequence[int], fol
         alive[0].join(POLL)
 
 
-def train_part(arguments: Sequence[str], log: str, threads: int) -> None:
+def train_part(
+    experiment: Experiment[Any],
+    body: Callable[..., Callable[[], None]],
+    arguments: Sequence[str],
+    log: str,
+    threads: int,
+) -> None:
     """What a process of its own does: some of the seeds. Its screen is a file."""
     with open(log, "a", buffering=1) as screen:
         sys.stdout = sys.stderr = screen
@@ -74,9 +91,4 @@ def train_part(arguments: Sequence[str], log: str, threads: int) -> None:
         torch.set_num_threads(threads)
         end_with_parent()
         forget_launcher()
-        run_command(ClassifyConfig, __doc__, _part, arguments)
-
-
-def _part(config: ClassifyConfig, world: World) -> Callable[[], None]:
-    train_seeds(config, config.seed_list, open_data(config), world)
-    return lambda: None
+        run_command(experiment.settings, __doc__, partial(body, experiment), arguments)

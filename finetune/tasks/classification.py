@@ -2,93 +2,72 @@
 
 import dataclasses
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import IGNORE
 from datasets.labelled import PatchSet, split_report, write_split
 from datasets.labelled.patch_samples import PatchBatch, PatchSamples
-from datasets.sampling.loader import Dealing, IndexedLoader
 from datasets.sampling.splits import Indices, Split
-from engine.build import deal_batch
-from engine.checkpoints import full_weights
-from engine.job import Job, Running
+from engine.job import Running
 from engine.log import logger, report_disk_errors
 from engine.loop import digest
 from engine.ranks import World, gather
 from engine.settings import to_record
-from engine.training import count_parameters
-from finetune.mapping.pixels import predict_places
-from finetune.records import classification_record, write_scores
-from finetune.s2fin.checkpoint import save_network
-from finetune.s2fin.network import S2Fin, classification_loss
-from finetune.scores import Scores, classification_scores, confusion_matrix
+from finetune.mapping.pixels import class_colours, predict_places
+from finetune.model_files import Inputs, image_input
+from finetune.s2fin.checkpoint import load_network, save_network
+from finetune.s2fin.network import S2Fin, S2FinConfig, classification_loss
+from finetune.scores import Scores, classification_record, classification_scores, confusion_matrix
+from finetune.task import Task, parameters_of
 from finetune.tasks.classification_config import ClassifyConfig
 
-SCORES = "scores.json"
 
+class Classification(Task[Any]):
+    """S2Fin on the training pixels of one split; the network of the last step is scored and kept."""
 
-class Classification(Job[ClassifyConfig]):
-    """S2Fin on the training pixels of one split; the network of the last step is scored."""
+    headline = {"oa": "OA", "aa": "AA", "kappa": "kappa"}
+    parts = ("test",)
 
     def __init__(self, config: ClassifyConfig, world: World, patches: PatchSet, split: Split) -> None:
-        self.patches, self.split, self.world = patches, split, world
-        given, batch = config, min(config.optim.batch, len(split.train) // world.size * world.size)
+        self.patches, self.split = patches, split
+        self.model = network_for(config.model, patches)
+        batch = min(config.optim.batch, len(split.train) // world.size * world.size)
         steps = math.ceil(config.epochs * len(split.train) / batch)
-        self.config = config = dataclasses.replace(
-            config,
-            run=dataclasses.replace(config.run, steps=steps),
-            optim=dataclasses.replace(config.optim, batch=batch),
-        )
-        self.batching = deal_batch(batch, config.engine.micro_batch, world.size)
-        self.loader = IndexedLoader(
-            [str(pixel) for pixel in split.train], PatchSamples(patches, split.train, config.run.seed),
-            Dealing(micro=self.batching.micro, accumulation=self.batching.accumulation, rank=world.rank, world=world.size),
-            seed=config.run.seed,
-        )  # fmt: skip
+        run = dataclasses.replace(config.run, steps=steps)
+        own = dataclasses.replace(config, run=run, optim=dataclasses.replace(config.optim, batch=batch))
+        super().__init__(own, world)
+        self.seed: int = getattr(own.run, "seed")  # noqa: B009 - of one seed
+        keys = [str(pixel) for pixel in split.train]
+        self.loader = self.deal(keys, PatchSamples(patches, split.train, self.seed), seed=self.seed)
         report = split_report(patches, split)
         self.splits = report | {"leakage": 100 * report["leakage"]}  # percent, as all scores
-        record = to_record(given)  # with the batch that was asked for
+        record = to_record(config)  # with the batch that was asked for
         self.identity = {
-            **{name: record[name] for name in ("network", "optim", "epochs")},
-            "data": {"benchmark": config.data.benchmark, "components": config.data.components},
+            **{name: record[name] for name in ("model", "checkpoint", "optim", "epochs")},
+            "data": {name: record["data"][name] for name in ("set", "components")},
             "split": {part: digest(list(map(str, pixels))) for part, pixels in split._asdict().items()},
-            "seed": config.run.seed,
+            "seed": self.seed,
         }
-        self.began = time.perf_counter()
-        self.earlier = 0.0  # seconds of the same run before it was interrupted
 
     def make_model(self) -> S2Fin:
         channels = {role: max(count, 1) for role, count in self.patches.channels.items()}  # an image may not be there
         return S2Fin(
-            self.config.network, bands=channels["spectral"], components=channels["passive"],
-            channels=channels["active"], classes=len(self.patches.classes),
+            self.model, bands=channels["spectral"], components=channels["passive"], channels=channels["active"],
+            classes=len(self.patches.classes), checkpoint=self.config.checkpoint,
         )  # fmt: skip
-
-    def batches(self) -> Iterator[PatchBatch]:
-        return iter(self.loader)
 
     def losses(self, engine: Any, batch: PatchBatch, step: int) -> Mapping[str, Tensor]:
         device = self.world.device
         prediction = engine(*(image.to(device) for image in batch.inputs))
-        return {"loss": classification_loss(prediction, batch.label.to(device), self.config.network)}
-
-    def progress(self, step: int) -> dict[str, Any]:
-        return {"epoch": self.loader.epoch(), "sample_digest": digest(self.loader.global_keys(step))}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self.loader.state_dict(), "seconds": self._seconds()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-        self.earlier = state["seconds"]
-
-    def _seconds(self) -> float:
-        return self.earlier + time.perf_counter() - self.began
+        return {"loss": classification_loss(prediction, batch.label.to(device), self.model)}
 
     def begin(self, run: Running) -> None:
         if self.world.is_main:
@@ -104,49 +83,69 @@ class Classification(Job[ClassifyConfig]):
                 "%d of %d labelled pixels of %s are left out, as an image has no value there", count, count + left, name
             )
         logger.info("seed %d: %d pixels to train on, %d for validation, %d for test; patches of %.1f %% of the test pixels "
-                    "overlap one of training", self.config.run.seed, *map(len, self.split), self.splits["leakage"])  # fmt: skip
+                    "overlap one of training", self.seed, *map(len, self.split), self.splits["leakage"])  # fmt: skip
+        super().begin(run)
 
-    def report(self, run: Running, done: int, *, last: bool) -> None:
-        if not last:
-            return
-        model = run.engine.module
+    def score(self, model: nn.Module, part: str) -> dict[str, Any]:
+        """Scores on the test pixels, and on those of validation; what else there is to say of the seed."""
         records = {
-            part: classification_record(self.score(model, pixels), self.patches.classes)
-            for part, pixels in self.split._asdict().items()
-            if part != "train" and len(pixels)
+            each: classification_record(self.scores(model, pixels), self.patches.classes)
+            for each, pixels in self.split._asdict().items()
+            if each != "train" and len(pixels)
         }
-        record = {
-            "seed": self.config.run.seed,
-            **records["test"],
+        return {
+            "seed": self.seed,
+            **records[part],
             "validation": records.get("validation"),
             "split": self.splits,
-            "parameters": sum(map(count_parameters, model.parameters())),
-            "seconds": round(self._seconds(), 1),
-            "readings": model.readings(),
+            "parameters": parameters_of(model),
+            "seconds": round(self.seconds, 1),
+            "readings": model.readings() if isinstance(model, S2Fin) else {},
         }
-        run.write(event="scores", step=done - 1, **{name: record[name] for name in ("oa", "aa", "kappa")})
-        logger.info("seed %d: OA %.2f  AA %.2f  kappa %.2f, leaking test pixels %.1f %%",
-                    *(record[name] for name in ("seed", "oa", "aa", "kappa")), self.splits["leakage"])  # fmt: skip
-        self._export(run)
-        if self.world.is_main:
-            with report_disk_errors("scores", must=True):
-                write_scores(run.folder.path / SCORES, record)
 
-    def _export(self, run: Running) -> None:
-        weights = full_weights(run.engine, "")
-        if weights is not None:
-            with report_disk_errors("the network", must=True):
-                save_network(run.engine.module, weights, run.folder.path / "model", classes=list(self.patches.classes))
-
-    def score(self, model: nn.Module, pixels: Indices) -> Scores:
+    def scores(self, model: nn.Module, pixels: Indices) -> Scores:
         """Scores on labelled pixels, each rank predicting its part."""
         share = math.ceil(len(pixels) / self.world.size)
         start = min(self.world.rank * share, len(pixels))
         own = pixels[start : start + share]
         padded = np.append(own, np.repeat(pixels[:1], share - len(own)))  # ranks that share weights go forward together
-        predicted = predict_places(model, self.patches, self.patches.place[padded], device=self.world.device)[
-            : len(own)
-        ]
+        places = self.patches.place[padded]
+        predicted = predict_places(model, self.patches, places, device=self.world.device)[: len(own)]
         truth = torch.from_numpy(self.patches.label[own])
         found = gather(confusion_matrix(truth, predicted, len(self.patches.classes)))
         return classification_scores(torch.stack(list(found)).sum(dim=0))
+
+    def save(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+        assert isinstance(model, S2Fin), "what make_model makes"
+        save_network(model, weights, folder, inputs_of(self.patches))
+
+    def load(self, folder: Path) -> nn.Module:
+        return load_network(folder, device=self.world.device)
+
+
+def inputs_of(patches: PatchSet) -> Inputs:
+    """What a network that is trained on these patches needs to know of other scenes."""
+    known = {role: each for role, each in patches.preprocessing.items() if len(each.mean)}
+    images = {role: image_input(patches.sources.get(role, ImageSource()), each) for role, each in known.items()}
+    return Inputs(classes=class_colours(patches), images=images)
+
+
+def network_for(config: S2FinConfig, patches: PatchSet) -> S2FinConfig:
+    """The network with the inputs that a set of patches has: of both, the one that there is.
+
+    Raises:
+        InputError: the set lacks the only image of the network, has one class alone, or more than a map can hold.
+    """
+    count = len(patches.classes)
+    if not 2 <= count < IGNORE:
+        listed = f", {patches.classes[0]!r}" if count == 1 else ""
+        raise InputError(f"the labelled pixels are of {count} class{'es' if count > 1 else ''}{listed}; a classification "
+                         f"tells 2 to {IGNORE - 1} apart: label others too, or put rare ones together")  # fmt: skip
+    there = [role for role in ("passive", "active") if patches.channels[role]]
+    if config.inputs != "both" and config.inputs not in there:
+        raise InputError(f"model.inputs is {config.inputs}, the data set has the {' and '.join(there)} image alone; set it "
+                         f"to {there[0]}")  # fmt: skip
+    if config.inputs == "both" and len(there) == 1:
+        logger.info("the data set has the %s image alone; the network takes that", there[0])
+        return dataclasses.replace(config, inputs="passive" if there[0] == "passive" else "active")
+    return config

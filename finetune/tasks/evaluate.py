@@ -6,13 +6,14 @@ from contextlib import contextmanager
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from alliance.errors import InputError
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import Sample, Tiles, blank_sample
 from finetune.pad.inputs import MODALITIES
 from finetune.pad.model import SMALLEST, Pad, PadConfig
-from finetune.segmentation_scores import image_confusions
+from finetune.scores import image_confusions
 
 Corruption = Callable[[Sample, int], Sample]  # a sample and its number in the split -> what the network is shown of it
 
@@ -62,12 +63,17 @@ def _read(tiles: Tiles, index: int, on_broken: Callable[[InputError], None] | No
 
 
 def predict(model: Pad, sample: Sample, described: LabelledSet, *, device: str | torch.device = "cpu") -> Tensor:
-    """Class indices (1, h, w) int64 of one image, on the CPU; the model keeps its modes."""
+    """Class indices (1, h, w) int64 of one image, on the CPU; the model keeps its modes.
+
+    An image that is too small for the network is filled up with means.
+    """
     dtype = next(model.parameters()).dtype
     images = network_images(sample, described, model.config)
+    h, w = sample.label.shape[-2:]
+    margins = (0, max(SMALLEST - w, 0), 0, max(SMALLEST - h, 0))
     with evaluating(model), torch.no_grad():
-        output = model(**{name: image.to(device, dtype) for name, image in images.items()})
-        return output.logits.argmax(dim=1).cpu()
+        output = model(**{name: functional.pad(image, margins).to(device, dtype) for name, image in images.items()})
+        return output.logits[..., :h, :w].argmax(dim=1).cpu()
 
 
 def network_images(sample: Sample, described: LabelledSet, config: PadConfig) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The settings tree of a segmentation run. Defaults < YAML (`--config`) < command line (`--optim.lr 1e-4`)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from alliance.errors import InputError
 from datasets.labelled.augment import AugmentConfig
@@ -10,15 +11,16 @@ from engine.optim import OptimConfig
 from engine.runs import RunConfig
 from finetune.pad.losses import LossConfig
 from finetune.pad.model import PadConfig
+from finetune.sweep.experiment import SeedsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairDataConfig:
     """Registered pairs of optical image, SAR image and label map."""
 
-    pairs: str
+    set: str
     """Description of the pairs, made by launch/prepare.py or by hand; configs/labelled/ has examples."""
-    root: str | None = None
+    path: str | None = None
     """Folder of the files; null: the one in the description."""
     train: str = "train"
     """Split that is learnt from."""
@@ -45,8 +47,13 @@ class StartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
+class SegmentConfig(SeedsConfig):
     """Everything that defines a run. The defaults of `optim` are PAD's; classes and channels follow the data."""
+
+    MOVED: ClassVar[Mapping[str, str]] = {
+        "model.encoder.checkpoint": "checkpoint", "network": "model", "data.pairs": "data.set", "data.root": "data.path",
+        "epochs": "run.steps", "maps": "run.picture_every",
+    }  # fmt: skip
 
     run: RunConfig
     """Where the run lives, how long it is, how often it reports."""
@@ -57,7 +64,7 @@ class SegmentConfig:
     start: StartConfig = field(default_factory=StartConfig)
     """Weights to begin with."""
     checkpoint: str = ""
-    """Run, folder or file of an Alliance encoder: a short name of model.encoder.checkpoint."""
+    """Run, folder or file of an Alliance encoder that `model.encoder` begins with; empty: an untrained one."""
     model: PadConfig = field(default_factory=PadConfig)
     """The network (docs/model.md 13)."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -72,7 +79,15 @@ class SegmentConfig:
     """How steps are computed; ZeRO stage 0, so autocast on GPUs and float32 norms."""
     evaluate_every: int = 8000
     """Steps between two evaluations."""
+    seeds: str | list[int] = ""
+    """Runs with these seeds in place of run.seed, such as 0,1,2 or 0-9, and one table of all; empty: one run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.evaluate_every < 1:
             raise InputError(f"evaluate_every must be at least 1 step, got {self.evaluate_every}")
+        if self.checkpoint and self.model.backbone == "convnext":
+            raise InputError(
+                "--checkpoint is of an Alliance encoder, model.backbone is convnext; give a second --config of "
+                "configs/finetune/backbones/, or start.network for the weights of a PAD network"
+            )

@@ -12,7 +12,21 @@ NM = [420.0, 560.5, 2450.0]
 @pytest.mark.parametrize(
     ("factor", "units"),
     [
-        *[(1, units) for units in ("nm", "Nanometers", "nanometres", None, "", "Unknown")],
+        *[
+            (1, units)
+            for units in (
+                "nm",
+                "Nanometers",
+                "nanometres",
+                "nanometers (nm)",
+                "[nm]",
+                "1e-9 m",
+                "10^-9 m",
+                None,
+                "",
+                "Unknown",
+            )
+        ],
         *[(1e-3, units) for units in ("um", "µm", "μm", "Micrometers", "micrometre", "microns", None)],
         *[(1e-9, units) for units in ("m", "meters", "metre", None)],
         *[(10, units) for units in ("Angstrom", "angstroms", "Å", "Ångström")],
@@ -24,7 +38,7 @@ def test_every_unit_is_converted_once(factor: float, units: str | None) -> None:
     assert to_nanometres(to_nanometres([value * factor for value in NM], units)) == NM
 
 
-@pytest.mark.parametrize("units", ["cm-1", "cm^-1", "1/cm", "cm**-1", "Wavenumber"])
+@pytest.mark.parametrize("units", ["cm-1", "cm^-1", "1/cm", "cm**-1", "cm⁻¹", "Wavenumber", "wavenumber (cm-1)"])
 def test_wavenumbers_are_turned_into_wavelengths(units: str) -> None:
     """10,000 per cm are one micrometre each."""
     np.testing.assert_allclose(to_nanometres([10_000, 1_000], units), [1000, 10_000])

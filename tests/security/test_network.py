@@ -59,7 +59,7 @@ def test_ranks_of_one_machine_listen_at_its_loopback_address_alone(
     finally:
         end()
         for process in processes:
-            process.wait(10)
+            process.communicate(timeout=10)
     assert all(LOOPBACK.fullmatch(address) for address in seen), seen
     assert seen or ranks == 1  # two must meet somewhere
 

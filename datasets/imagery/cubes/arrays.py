@@ -67,7 +67,7 @@ class Arrays(Mapping[str, Stored]):
     found: dict[str, Stored]
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # lists of words, such as band names
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)  # names that lead out of the file, and where to
+    refused: dict[str, str] = field(default_factory=dict)  # what is not opened, and why
 
     def __getitem__(self, name: str) -> Stored:
         return self.found[name]
@@ -123,21 +123,22 @@ def _in_memory(array: np.ndarray) -> Stored:
 
 
 def _zipped(path: Path, archive: Any) -> Arrays:
-    found, texts = {}, {}
+    found, texts, refused = {}, {}, {}
     for name in archive.files:
         with zipfile.ZipFile(path) as members, members.open(f"{name}.npy") as stream:
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(stream)
-        refusal = "holds Python objects, which are never unpickled" if dtype.hasobject else ""
-        refusal = refusal or too_large(shape, dtype.itemsize, path)
-        if dtype.kind in "US" and len(shape) == 1 and not refusal:
-            texts[name] = tuple(map(plain, archive[name]))
+        claim = too_large(shape, dtype.itemsize, path)
+        if dtype.hasobject:
+            refused[name] = f"{name} holds Python objects, which are never unpickled"
+        elif dtype.kind in "US":
+            texts |= {name: tuple(map(plain, archive[name]))} if len(shape) == 1 and not claim else {}
         else:
             found[name] = Stored(
-                shape=shape, dtype=dtype, load=lambda name=name: archive[name], refusal=refusal and f"{name} {refusal}"
+                shape=shape, dtype=dtype, load=lambda name=name: archive[name], refusal=claim and f"{name} {claim}"
             )
-    return Arrays(found=found, texts=texts)
+    return Arrays(found=found, texts=texts, refused=refused)
 
 
 class _Mapped:

@@ -15,7 +15,9 @@ from datasets.imagery.cubes.axes import letter
 from datasets.imagery.scenes import Unreadable
 
 WAVELENGTH = r"wavelen|wave_?number|(^|_)(wl|wvl|wave|waves|lambda|cw|lbda|centers?|centres?)(_|$)"
-OTHER = r"flag|good|bad|fwhm|width|mask|index|valid|bbl|err|uncert|unc(_|$)|range|resol|min|max|std|unit|count|num"
+OTHER = (
+    r"flag|good|bad|fwhm|width|mask|index|valid|bbl|err|uncert|unc(_|$)|range|resol|(^|_)(min|max|std|unit|count|num)"
+)
 GOOD = r"good|bbl|bad_?bands?_?(list|multiplier)|valid_?(band|wave|channel)|(use|used|usable|selected)_?(band|wave)"
 BAD = r"bad_?(band|wave|channel|detector)"  # the "bad band list" of ENVI says 1 for a good band
 NAMES = r"bands?(_?names?)?|channels?(_?names?)?|names?|variables?|polari[sz]ations?|long_name"
@@ -78,6 +80,8 @@ def _lists(arrays: Arrays, key: str) -> Iterator[_List]:
 def _of_attributes(attributes: Any, rank: int) -> Iterator[_List]:
     units = {key.lower(): str(value) for key, value in attributes.items()}
     for name, value in attributes.items():
+        if isinstance(value, np.number):  # of an array of one band
+            value = np.array([value])
         if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iufb":
             stem = name.lower().removesuffix("s")
             found = next((units[word] for end in ("_units", "s_units", "_unit") if (word := stem + end) in units), "")

@@ -58,7 +58,7 @@ def _named(arrays: Arrays, key: str) -> str | None:
     if key in arrays:
         return key
     if key in arrays.refused:
-        raise Unreadable(f"{arrays.refused[key]}; copy the array into the file")
+        raise Unreadable(f"{arrays.refused[key]}; save the array itself in the file")
     ending = [name for name in arrays if name.endswith(f"/{key}")]
     return ending[0] if len(ending) == 1 else None
 

@@ -1,5 +1,6 @@
 """Tables of pixels and the patches around them, worked by hand and against NumPy and scikit-learn."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from datasets.labelled import (
     scene_patches,
     stored_patches,
 )
-from datasets.labelled.normalise import band_statistics, principal_components, standardised
+from datasets.labelled.normalise import Preprocessing, band_statistics
 from datasets.labelled.patches import SceneGrid
 from finetune.s2fin import S2Fin
 from tests.helpers.labelled_files import made_scene, own_set
@@ -42,6 +43,11 @@ def stored(path: Path, **changed: np.ndarray) -> Path:
 # Tables
 
 
+def principal_components(table: np.ndarray, count: int) -> np.ndarray:
+    plain = Preprocessing(mean=np.zeros(table.shape[1]), std=np.ones(table.shape[1]))
+    return plain.with_components(table, count).components(table)
+
+
 def test_statistics_by_hand():
     """1 3 2 6: mean 3, variance (4 + 0 + 1 + 9) / 4; missing values do not count."""
     first = np.array([[[1, 3, np.nan]], [[7, 7, 7]]], dtype=np.float32)
@@ -49,7 +55,7 @@ def test_statistics_by_hand():
     mean, std = band_statistics([first, second])
     np.testing.assert_allclose(mean, [3, 7])
     np.testing.assert_allclose(std, [np.sqrt(3.5), 1])  # a constant band keeps its scale
-    table = standardised([first, second])
+    table = Preprocessing.of([first, second]).table([first, second])
     assert table.dtype == np.float32 and table.shape == (5, 2)
     np.testing.assert_allclose(table[:, 0], np.array([-2, 0, 0, -1, 3]) / np.sqrt(3.5), atol=1e-6)
     assert (table[:, 1] == 0).all()
@@ -75,6 +81,23 @@ def test_components_equal_those_of_scikit_learn():
 def test_components_that_are_only_rounding_are_left_out():
     table = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
     assert principal_components(np.tile(table, 3), 4).shape == (100, 2)
+
+
+def test_preprocessing_survives_json_to_the_last_bit() -> None:
+    image = np.random.default_rng(1).normal(40, 7, (6, 8, 9)).astype(np.float32)
+    fitted = Preprocessing.of([image])
+    fitted = fitted.with_components(fitted.table([image]), 3)
+    again = Preprocessing.from_record(json.loads(json.dumps(fitted.to_record())))
+    for name in ("mean", "std", "axes", "offsets"):
+        assert (getattr(again, name) == getattr(fitted, name)).all()
+    assert (again.components(again.table([image])) == fitted.components(fitted.table([image]))).all()
+
+
+@pytest.mark.parametrize("record", [{"mean": [1.0]}, {"mean": [1.0], "std": [0.0]}, {"mean": [1.0], "std": [1.0, 2.0]},
+                                    {"mean": [1.0], "std": [1.0], "axes": [[1.0], [2.0]], "offsets": [0.0]}])  # fmt: skip
+def test_damaged_preprocessing_is_refused(record: dict) -> None:
+    with pytest.raises(InputError, match="mean|std|axes"):
+        Preprocessing.from_record(record)
 
 
 # Places

@@ -112,7 +112,7 @@ def test_a_written_split_is_read_again(tmp_path):
     patches = stripes()
     split = make_split(patches, SplitConfig(**FEW, side=6), seed=5)
     write_split(tmp_path / "split.npz", split, patches)
-    again = make_split(patches, SplitConfig(file=str(tmp_path / "split.npz")), seed=0)
+    again = make_split(patches, SplitConfig(), seed=0, file=str(tmp_path / "split.npz"))
     assert all(np.array_equal(one, other) for one, other in zip(split, again, strict=True))
 
 
@@ -120,13 +120,13 @@ def test_validation_pixels_come_from_those_that_a_file_leaves_over(tmp_path):
     patches = stripes()  # rows of 24 pixels: indices 0 to 23 are class 3, 24 to 47 class 5, and so on
     arrays = {"seed7_train": np.array([30, 2]), "seed7_test": np.arange(48, 380, dtype=np.int16)}
     np.savez(tmp_path / "splits.npz", **arrays)
-    config = SplitConfig(file=f"{tmp_path / 'splits.npz'}:seed{{seed}}_", **FEW)
-    split = make_split(patches, config, seed=7)
+    config, file = SplitConfig(**FEW), f"{tmp_path / 'splits.npz'}:seed{{seed}}_"
+    split = make_split(patches, config, seed=7, file=file)
     assert split.train.tolist() == [2, 30] and split.test.tolist() == list(range(48, 380))
     assert counts(patches, split)[1] == [2, 2]
     assert set(split.validation) <= (set(range(48)) | set(range(380, 384))) - {2, 30}
     with pytest.raises(InputError, match="has no array 'seed8_train'; it has seed7_test, seed7_train"):
-        make_split(patches, config, seed=8)
+        make_split(patches, config, seed=8, file=file)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,13 @@ def test_validation_pixels_come_from_those_that_a_file_leaves_over(tmp_path):
 def test_wrong_files_are_refused_in_one_line(arrays, message, tmp_path):
     np.savez(tmp_path / "split.npz", **arrays)
     with pytest.raises(InputError, match=message) as caught:
-        make_split(stripes(), SplitConfig(file=str(tmp_path / "split.npz")), seed=0)
+        make_split(stripes(), SplitConfig(), seed=0, file=str(tmp_path / "split.npz"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_split_of_no_file_is_refused():
+    with pytest.raises(InputError, match="nowhere.npz is missing; give the path of an .npz file"):
+        make_split(stripes(), SplitConfig(), seed=0, file="nowhere.npz")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,6 @@ def test_wrong_files_are_refused_in_one_line(arrays, message, tmp_path):
             "protocol.per_class is null, all pixels; only an official split has them",
         ),
         (SplitConfig(kind="random", per_class=200), "class 3 has 192 pixels of the 301 that the split needs; ask for"),
-        (SplitConfig(file="nowhere.npz"), "nowhere.npz is missing; give the path of an .npz file"),
     ],
 )
 def test_splits_that_cannot_be_made_are_refused(config, message):
@@ -224,8 +228,7 @@ def test_plots_of_idtrees_do_not_leak_into_each_other(shared_data):
 def test_blocks_of_houston_do_not_leak_and_beat_chance(shared_data):
     folder = shared_data / "houston2013_patches"
     patches = open_patches(find_set("houston2013-patches", folder))
-    published = SplitConfig(file=f"{folder / 'splits_by_block.npz'}:n20_seed{{seed}}_")
-    split = make_split(patches, published, seed=0)
+    split = make_split(patches, SplitConfig(), seed=0, file=f"{folder / 'splits_by_block.npz'}:n20_seed{{seed}}_")
     report = split_report(patches, split)
     assert report["leakage"] == 0 and set(report["train"].values()) == {20} and len(split.test) == 1441
     assert split_report(patches, make_split(patches, SplitConfig(kind="random"), seed=0))["leakage"] > 0.5

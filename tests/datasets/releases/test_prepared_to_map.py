@@ -28,7 +28,7 @@ def trained(root: Path, name: str) -> tuple[Path, LabelledSet]:
     prepare([name, str(root / "raw"), str(root / "tiles"), "--tile", "32"])
     config = ROOT / "configs" / "finetune" / f"segment_{name.replace('-', '_')}.yaml"
     pairs = root / "tiles" / "pairs.yaml"
-    own = ["--config", str(config), "--data.pairs", str(pairs), "--run.dir", str(root / "run"), *SMALL]
+    own = ["--config", str(config), "--data.set", str(pairs), "--run.dir", str(root / "run"), *SMALL]
     ((code, output),) = Ranks([str(ROOT / "finetune" / "segment.py"), *own], 1).wait()
     assert code == 0, output
     return root / "run", find_set(pairs)
@@ -97,8 +97,8 @@ def test_the_network_knows_what_was_measured_on_the_tiles(whu: tuple[Path, Label
     run, pairs = whu
     record = json.loads((run / "model" / "config.json").read_text())
     assert (record["model"]["rgb_channels"], record["model"]["sar_channels"], record["model"]["classes"]) == (3, 1, 7)
-    for modality, source in (("rgb", pairs.images["optical"]), ("sar", pairs.images["sar"])):
-        kept = record["normalisation"][modality]
+    for modality, source in (("optical", pairs.images["optical"]), ("sar", pairs.images["sar"])):
+        kept = record["inputs"][modality]
         assert (kept["bands"], kept["mean"], kept["std"]) == (list(source.bands), list(source.mean), list(source.std))
     assert (pairs.images["optical"].bands, pairs.images["sar"].bands) == ((1, 2, 3), (1,))
 

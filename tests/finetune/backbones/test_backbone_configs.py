@@ -50,9 +50,9 @@ def settings(overlay: Path, pairs: LabelledSet, *arguments: str) -> PadConfig:
     return for_data(tree.model, pairs)
 
 
-def network(config: PadConfig) -> Pad:
+def network(config: PadConfig, checkpoint: str = "") -> Pad:
     torch.manual_seed(0)
-    return Pad(config).eval()
+    return Pad(config, checkpoint=checkpoint).eval()
 
 
 @each_overlay
@@ -87,7 +87,7 @@ def test_an_overlay_begins_with_a_pretrained_encoder(
     torch.manual_seed(5)
     encoder = AllianceEncoder(model_config(NANO).encoder)
     save_encoder(encoder, tmp_path / "mine")
-    model = network(settings(overlay, prepared["measured"], "--model.encoder.checkpoint", str(tmp_path / "mine")))
+    model = network(settings(overlay, prepared["measured"]), str(tmp_path / "mine"))
     assert model.transferred is not None
     held = model.transferred.encoder.state_dict()
     assert all(value.equal(held[name]) for name, value in encoder.state_dict().items())

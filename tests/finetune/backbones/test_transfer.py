@@ -76,7 +76,7 @@ def test_outliers_are_clamped_and_not_taken_for_wrong_units() -> None:
 def test_a_checkpoint_gives_the_features_of_its_encoder(tmp_path: Path) -> None:
     folder = saved_encoder(tmp_path)
     module = TransferredEncoder(
-        TransferConfig(checkpoint=str(folder), drop_path=0.5, sensors={"ms": InputSensor(sensor="four")}), {"ms": 4}
+        TransferConfig(drop_path=0.5, sensors={"ms": InputSensor(sensor="four")}), {"ms": 4}, checkpoint=str(folder)
     )
     encoder = tiny_model(sensors=[FOUR]).encoder.eval()
     assert torch.equal(module.maps(image(4), "ms", [-1])[0], encoder.forward_intermediates(image(4), "four", [-1])[0])
@@ -230,10 +230,8 @@ def test_adapters_and_heads_learn_at_the_whole_rate() -> None:
 @pytest.mark.parametrize("mode", ["frozen", "full", "lora"])
 def test_a_record_rebuilds_the_network_without_the_checkpoint(tmp_path: Path, mode: Any, tokenizer: str) -> None:
     shuffled = InputSensor(sensor="four", bands=("band3", "band0", "band2", "band1"))
-    config = TransferConfig(
-        checkpoint=str(saved_encoder(tmp_path, tokenizer=tokenizer)), mode=mode, drop_path=0.1, sensors={"ms": shuffled}
-    )
-    module = TransferredEncoder(config, {"ms": 4})
+    config = TransferConfig(mode=mode, drop_path=0.1, sensors={"ms": shuffled})
+    module = TransferredEncoder(config, {"ms": 4}, checkpoint=str(saved_encoder(tmp_path, tokenizer=tokenizer)))
     randomise(module)
     (tmp_path / "encoder" / "config.json").unlink()
     config = TransferConfig.from_record(json.loads(json.dumps(dataclasses.asdict(config))))
@@ -255,7 +253,7 @@ def test_a_record_rebuilds_the_network_without_the_checkpoint(tmp_path: Path, mo
         (lambda: LoraConfig(rank=0), "lora needs rank >= 1 and alpha > 0, got 0"),
         (lambda: InputSensor(sensor="x", bands=("a",), wavelengths=(1.0,)), "both bands and wavelengths"),
         (lambda: transferred(model="nano"), "no model is called 'nano'"),
-        (lambda: transferred(checkpoint="/nowhere"), "/nowhere holds no exported encoder"),
+        (lambda: TransferredEncoder(TransferConfig(), {}, checkpoint="/nowhere"), "/nowhere holds no exported encoder"),
         (lambda: transferred({"sar": 1}), r"names no sensor for the input sar \(it has rgb\); add sar"),
         (lambda: transferred({"rgb": 1}), "rgb: 1 channels are read, but sensor rgb-uint8 has the bands R, G, B"),
         (

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from datasets.imagery.labels import PALETTE, palette_colour
 from datasets.labelled import LabelledScene, PatchSet, open_patches, scene_patches
 from datasets.sampling.splits import Split
 from finetune.mapping.map_pictures import ERRORS, error_map, write_maps
-from finetune.mapping.pixels import PALETTE, ClassMap, classify_scenes, colour, mosaic, predict_places, write_geotiff
+from finetune.mapping.pixels import ClassMap, classify_scenes, mosaic, predict_places, write_geotiff
 from finetune.s2fin.network import Prediction
 from tests.helpers.labelled_files import made_scene, own_set
 from tests.helpers.rasters import write_tiff
@@ -43,6 +44,11 @@ def truth(shape: tuple[int, int]) -> np.ndarray:
     return NUMBERS[np.random.default_rng(shape[0]).integers(0, 3, shape)]
 
 
+def indices(numbers: np.ndarray) -> np.ndarray:
+    """Numbers of the files, 0 unlabelled, as in maps: from 0, 255 unknown."""
+    return np.where(numbers == 0, 255, np.searchsorted(NUMBERS, numbers))
+
+
 def scene(shape: tuple[int, int], **more) -> LabelledScene:
     """Every pixel shows its class; every third one has a label."""
     whole = truth(shape)
@@ -66,8 +72,8 @@ def test_every_pixel_of_every_scene_gets_its_class(batch, patches):
     model = reader(patches).train()
     maps = list(classify_scenes(model, patches, batch=batch))
     for shape, found in zip(SHAPES, maps, strict=True):
-        assert np.array_equal(found.predicted, truth(shape)) and found.predicted.dtype == np.uint8
-        assert np.array_equal(found.truth, scene(shape).labels)
+        assert np.array_equal(found.predicted, indices(truth(shape))) and found.predicted.dtype == np.uint8
+        assert np.array_equal(found.truth, indices(scene(shape).labels))
         assert found.footprint.name == f"scene{shape[0]}" and found.role is None
     assert max(model.seen) <= batch and sum(model.seen) == 6 * 9 + 5 * 4
     assert model.training
@@ -105,13 +111,7 @@ def test_pixels_without_a_value_have_no_class():
     active[0, 1:3, 2] = np.nan  # pixels without a label
     patches = scene_patches([scene(shape, active=active)], patch=3)
     (found,) = classify_scenes(reader(patches, [shape]), patches)
-    assert np.array_equal(found.predicted, np.where(np.isnan(active[0]), 0, truth(shape)))
-
-
-def test_class_numbers_that_do_not_fit_are_refused():
-    patches = scene_patches([made_scene(np.array([[1, 300]]))], patch=1)
-    with pytest.raises(InputError, match="class number 300 does not fit"):
-        next(classify_scenes(nn.Identity(), patches))
+    assert np.array_equal(found.predicted, np.where(np.isnan(active[0]), 255, indices(truth(shape))))
 
 
 def test_the_geotiff_lies_where_the_scene_does(tmp_path):
@@ -125,15 +125,15 @@ def test_the_geotiff_lies_where_the_scene_does(tmp_path):
     picture, raster = write_maps(tmp_path / "maps", reader(patches, SHAPES[:1]), patches)
     assert picture.suffix == ".png" and raster == picture.with_suffix(".tif")
     with rasterio.open(raster) as found, rasterio.open(tmp_path / "hsi.tif") as source:
-        assert np.array_equal(found.read(1), whole)
+        assert np.array_equal(found.read(1), indices(whole))
         assert (found.crs, found.transform) == (source.crs, source.transform)
-        assert found.dtypes == ("uint8",) and found.nodata == 0
-        assert {key: value for key, value in found.tags().items() if key.startswith("CLASS_")} == {
-            "CLASS_1": "water", "CLASS_3": "reed", "CLASS_7": "mud"
-        }  # fmt: skip
-        colours = found.colormap(1)
-        assert [colours[number][:3] for number in NUMBERS] == [colour(int(number)) for number in NUMBERS]
-        assert colours[0][:3] == (0, 0, 0)
+        assert found.dtypes == ("uint8",) and found.nodata == 255
+        assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert found.tags(1) == {"CLASS_0": "water", "CLASS_1": "reed", "CLASS_2": "mud"}
+        assert [found.colormap(1)[index][:3] for index in range(3)] == [
+            palette_colour(int(number) - 1) for number in NUMBERS
+        ]
+        assert found.colormap(1)[255][3] == 0
 
 
 def test_a_scene_without_coordinates_is_a_picture_alone(patches, tmp_path):
@@ -146,7 +146,7 @@ def test_a_scene_without_coordinates_is_a_picture_alone(patches, tmp_path):
 def test_the_picture_shows_the_classes_in_their_colours(patches, tmp_path):
     picture, _ = write_maps(tmp_path, reader(patches), patches)
     shown = {tuple(pixel) for pixel in (255 * plt.imread(picture)[..., :3]).round().astype(int).reshape(-1, 3).tolist()}
-    assert {colour(int(number)) for number in NUMBERS} | {(0, 0, 0)} | {ERRORS["right"]} <= shown
+    assert {palette_colour(int(number) - 1) for number in NUMBERS} | {(0, 0, 0)} | {ERRORS["right"]} <= shown
     assert ERRORS["wrong"] not in shown
 
 
@@ -154,12 +154,12 @@ def test_colours_are_apart_from_each_other_and_from_unlabelled():
     colours = np.array([(0, 0, 0), *PALETTE])
     apart = np.abs(colours[:, None] - colours[None]).sum(axis=-1)[~np.eye(21, dtype=bool)]
     assert len(PALETTE) == 20 and apart.min() >= 60
-    assert colour(21) == colour(1)
+    assert palette_colour(20) == palette_colour(0)
 
 
 def test_errors_by_hand(patches):
     """Only test pixels are right or wrong; those of training and validation are marked, whatever was predicted."""
-    predicted, labels = np.array([[1, 3, 1, 1, 3, 1]]), np.array([[1, 1, 1, 1, 1, 0]])
+    predicted, labels = np.array([[0, 1, 0, 0, 1, 0]]), np.array([[0, 0, 0, 0, 0, 255]])
     role = np.array([[3, 3, 1, 2, 0, 0]])
     _, kind = error_map(ClassMap(patches.footprints[0], predicted, labels, role))
     assert kind.tolist() == [["right", "wrong", "training", "validation", "not used", ""]]
@@ -198,8 +198,8 @@ def test_ready_patches_give_their_blocks_side_by_side(tmp_path):
     levels = torch.tensor((NUMBERS - label.mean()) / label.std(), dtype=torch.float32)
     (found,) = classify_scenes(Reader(levels), patches)
     assert np.array_equal(found.predicted, found.truth)
-    assert [(found.truth == number).sum() for number in NUMBERS] == [10, 20, 10]  # none lies on another
-    assert found.truth[:2, :5].tolist() == [[1] * 5] * 2
+    assert [(found.truth == index).sum() for index in range(3)] == [10, 20, 10]  # none lies on another
+    assert found.truth[:2, :5].tolist() == [[0] * 5] * 2
     assert write_maps(tmp_path, Reader(levels), patches) == [tmp_path / "blocks.png"]
 
 

@@ -2,7 +2,7 @@
 
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,38 @@ from datasets.labelled.description import LabelledSet
 from datasets.synthetic.pair_trees import write_plain
 from finetune.mapping.blending import cover
 from finetune.mapping.command import main
+from finetune.mapping.images import ImageFile
+from finetune.mapping.networks import SegmentationNetwork
 from finetune.mapping.scene import SceneOptions, predict_scene
+from finetune.model_files import Inputs, image_input
 from finetune.pad.checkpoint import load_pad, save_pad
-from finetune.pad.inputs import Inputs, describe, read_inputs
+from finetune.pad.inputs import MODALITIES, describe, read_pad_inputs
 from finetune.pad.model import Pad, PadConfig, PadOutput
 from tests.helpers.rasters import write_tiff
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = {"farmland": (204, 102, 0), "water": (0, 0, 255), "rest & roads": (1, 2, 3)}
+
+
+def inputs_of(sources: Mapping[str, ImageSource]) -> Inputs:
+    return Inputs(classes=CLASSES, images={name: image_input(source) for name, source in sources.items()})
+
+
 OPTICAL = ImageSource(bands=(3, 2, 1), dtype="uint8", mean=(100, 110, 120), std=(40, 50, 60))
 SAR = ImageSource(bands=(1, 1, 1), dtype="uint8", mean=(90,) * 3, std=(45,) * 3)
-INPUTS = Inputs(classes=CLASSES, sources={"rgb": OPTICAL, "sar": SAR})
+NAMES = {role: name for name, role in MODALITIES.items()}
+IMAGES = {"optical": OPTICAL, "sar": SAR}
+INPUTS = inputs_of(IMAGES)
 SMALL = SceneOptions(window=64, overlap=16, batch=3)
 ATTO = PadConfig(size="atto", classes=3)
+
+
+def map_scene(
+    network: Callable[..., PadOutput], inputs: Inputs, files: Mapping[str, Path], out: Path, *options: SceneOptions,
+    probabilities: Path | None = None,
+) -> None:  # fmt: skip
+    located = {name: ImageFile(path) for name, path in files.items()}
+    predict_scene(SegmentationNetwork(network, inputs), located, out, *options, probabilities=probabilities)
 
 
 def pointwise(rgb: Tensor, sar: Tensor) -> PadOutput:
@@ -50,18 +69,20 @@ def pixels(bands: int, height: int, width: int, seed: int) -> np.ndarray:
 
 def write_pair(folder: Path, height: int, width: int, **profile: Any) -> dict[str, Path]:
     """Registered scenes: an optical one of four bands and a SAR one."""
-    files = {"rgb": folder / "optical.tif", "sar": folder / "sar.tif"}
-    write_tiff(files["rgb"], pixels(4, height, width, 0), **profile)
+    files = {"optical": folder / "optical.tif", "sar": folder / "sar.tif"}
+    write_tiff(files["optical"], pixels(4, height, width, 0), **profile)
     write_tiff(files["sar"], pixels(1, height, width, 1), **profile)
     return files
 
 
-def at_once(files: Mapping[str, Path], inputs: Inputs = INPUTS) -> Tensor:
+def at_once(files: Mapping[str, Path]) -> Tensor:
     """Probabilities (k, h, w) of the pointwise network for the whole image."""
     images = {}
-    for name, source in inputs.sources.items():
+    for name, source in IMAGES.items():
         with rasterio.open(files[name]) as file:
-            images[name] = source.standardise(torch.from_numpy(file.read(list(source.bands)).astype(np.float32)))[None]
+            images[NAMES[name]] = source.standardise(
+                torch.from_numpy(file.read(list(source.bands)).astype(np.float32))
+            )[None]
     return pointwise(**images).logits[0].softmax(dim=0)
 
 
@@ -105,7 +126,7 @@ def test_windows_of_a_pointwise_network_give_what_the_whole_image_gives(
 ) -> None:
     files = write_pair(tmp_path, height, width)
     out, shares = tmp_path / "map.tif", tmp_path / "shares.tif"
-    predict_scene(pointwise, INPUTS, files, out, replace(SMALL, overlap=overlap), probabilities=shares)
+    map_scene(pointwise, INPUTS, files, out, replace(SMALL, overlap=overlap), probabilities=shares)
     expected = at_once(files)
     top = expected.topk(2, dim=0).values
     clear = (top[0] - top[1] > 1e-4).numpy()  # elsewhere the order of additions decides
@@ -125,7 +146,7 @@ def test_between_two_windows_the_prediction_passes_from_one_to_the_other(tmp_pat
             each[next(sides)] = 100.0
         return PadOutput(logits, logits, torch.zeros(()))
 
-    predict_scene(alternating, INPUTS, files, tmp_path / "map.tif", SMALL, probabilities=tmp_path / "shares.tif")
+    map_scene(alternating, INPUTS, files, tmp_path / "map.tif", SMALL, probabilities=tmp_path / "shares.tif")
     second = np.clip((np.arange(112) - 48 + 0.5) / 16, 0, 1)
     shares = read(tmp_path / "shares.tif")
     np.testing.assert_allclose(shares[1] / 250, np.tile(second, (64, 1)), atol=0.5 / 250 + 1e-6)
@@ -138,7 +159,7 @@ def test_windows_that_cannot_be_are_refused(window: int, overlap: int, batch: in
     with pytest.raises(
         InputError, match=f"window {window}, overlap {overlap}, batch {batch}: a window has at least 32"
     ):
-        SceneOptions(window=window, overlap=overlap, batch=batch)
+        SceneOptions(window=window, overlap=overlap, batch=batch).suited_to(SegmentationNetwork(pointwise, INPUTS))
 
 
 # Missing pixels
@@ -149,12 +170,12 @@ def test_pixels_that_are_missing_in_both_images_have_no_class(tmp_path: Path) ->
     optical[:, :40] = optical[:, :, 80:] = 0  # whole windows too
     sar[:, :, 70:] = 0
     optical[0, 60:] = 0  # a dark band alone is no missing pixel
-    files = {"rgb": tmp_path / "optical.tif", "sar": tmp_path / "sar.tif"}
-    write_tiff(files["rgb"], optical)
+    files = {"optical": tmp_path / "optical.tif", "sar": tmp_path / "sar.tif"}
+    write_tiff(files["optical"], optical)
     write_tiff(files["sar"], sar)
-    sources = {name: replace(source, nodata=0) for name, source in INPUTS.sources.items()}
+    inputs = inputs_of({name: replace(source, nodata=0) for name, source in IMAGES.items()})
     out, shares = tmp_path / "map.tif", tmp_path / "shares.tif"
-    predict_scene(pointwise, replace(INPUTS, sources=sources), files, out, SMALL, probabilities=shares)
+    map_scene(pointwise, inputs, files, out, SMALL, probabilities=shares)
     missing = np.zeros((100, 150), dtype=bool)
     missing[:40, 70:] = missing[:, 80:] = True
     np.testing.assert_array_equal(read(out)[0] == 255, missing)
@@ -164,10 +185,10 @@ def test_pixels_that_are_missing_in_both_images_have_no_class(tmp_path: Path) ->
 def test_what_a_file_calls_missing_has_no_class_either(tmp_path: Path) -> None:
     optical, sar = pixels(3, 40, 40, 0), pixels(1, 40, 40, 1)
     optical[:, :5] = sar[:, :5] = 0
-    files = {"rgb": tmp_path / "optical.tif", "sar": tmp_path / "sar.tif"}
-    write_tiff(files["rgb"], optical, nodata=0)
+    files = {"optical": tmp_path / "optical.tif", "sar": tmp_path / "sar.tif"}
+    write_tiff(files["optical"], optical, nodata=0)
     write_tiff(files["sar"], sar, nodata=0)
-    predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+    map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
     found = read(tmp_path / "map.tif")[0]
     assert (found[:5] == 255).all() and (found[5:] < 3).all()
 
@@ -183,10 +204,11 @@ def test_numbers_that_are_not_finite_reach_the_network_as_the_mean(tmp_path: Pat
         return PadOutput(rgb, rgb, torch.zeros(()))
 
     source = ImageSource(bands=(1, 2, 3), dtype="float32", mean=(5,) * 3, std=(2,) * 3)
-    inputs = Inputs(classes=CLASSES, sources={"rgb": source})
-    predict_scene(watching, inputs, {"rgb": tmp_path / "optical.tif"}, tmp_path / "map.tif", SMALL)
+    map_scene(
+        watching, inputs_of({"optical": source}), {"optical": tmp_path / "optical.tif"}, tmp_path / "map.tif", SMALL
+    )
     expected = (optical - 5) / 2
-    expected[1, 3, 4], expected[:, 6, 7] = 0, 0
+    expected[:, 3, 4], expected[:, 6, 7] = 0, 0  # without one band a pixel is missing
     np.testing.assert_allclose(seen[0][0].numpy(), expected, atol=1e-6)
     assert np.argwhere(read(tmp_path / "map.tif")[0] == 255).tolist() == [[6, 7]]
 
@@ -196,7 +218,7 @@ def test_numbers_without_meaning_make_no_map(tmp_path: Path) -> None:
         return PadOutput(rgb / 0, rgb / 0, torch.zeros(()))
 
     with pytest.raises(InputError, match="the network gives numbers that are not finite"):
-        predict_scene(broken, INPUTS, write_pair(tmp_path, 40, 40), tmp_path / "map.tif", SMALL)
+        map_scene(broken, INPUTS, write_pair(tmp_path, 40, 40), tmp_path / "map.tif", SMALL)
     assert not (tmp_path / "map.tif").exists()
 
 
@@ -208,7 +230,7 @@ def mapped(tmp_path: Path) -> tuple[dict[str, Path], Path, Path]:
     """A scene of 700 x 1100 pixels with its map and probabilities."""
     files = write_pair(tmp_path, 700, 1100)
     out, shares = tmp_path / "new" / "map.tif", tmp_path / "new" / "shares.tif"
-    predict_scene(pointwise, INPUTS, files, out, SceneOptions(window=256, overlap=64), probabilities=shares)
+    map_scene(pointwise, INPUTS, files, out, SceneOptions(window=256, overlap=64), probabilities=shares)
     return files, out, shares
 
 
@@ -228,7 +250,7 @@ def test_both_files_are_cloud_optimised_and_lie_where_the_images_lie(mapped: tup
     files, *outputs = mapped
     for path in outputs:
         assert_cloud_optimised(path)
-        with rasterio.open(path) as file, rasterio.open(files["rgb"]) as image:
+        with rasterio.open(path) as file, rasterio.open(files["optical"]) as image:
             assert (file.crs, file.transform, file.shape) == (image.crs, image.transform, image.shape)
             assert set(file.dtypes) == {"uint8"} and file.nodata == 255
     assert sorted(path.name for path in outputs[0].parent.iterdir()) == ["map.tif", "map.tif.aux.xml", "shares.tif"]
@@ -249,10 +271,10 @@ def test_the_map_has_class_colours_and_names(mapped: tuple, tmp_path: Path) -> N
 
 
 def test_scenes_without_a_place_give_a_map_without_a_place(tmp_path: Path) -> None:
-    files = {"rgb": tmp_path / "optical.png", "sar": tmp_path / "sar.png"}
-    write_plain(files["rgb"], pixels(3, 80, 90, 0))
+    files = {"optical": tmp_path / "optical.png", "sar": tmp_path / "sar.png"}
+    write_plain(files["optical"], pixels(3, 80, 90, 0))
     write_plain(files["sar"], pixels(1, 80, 90, 1))
-    predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+    map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(tmp_path / "map.tif") as file:
         assert file.crs is None and file.shape == (80, 90)
 
@@ -260,21 +282,21 @@ def test_scenes_without_a_place_give_a_map_without_a_place(tmp_path: Path) -> No
 def test_a_real_tile_keeps_its_place(tmp_path: Path, shared_data: Path) -> None:
     tiles, name = shared_data / "terramesh_tiles", "282D_485L_3_3.tif"
     sources = {
-        "rgb": ImageSource(bands=(1, 2, 3), dtype="uint8", mean=(80,) * 3, std=(40,) * 3),
+        "optical": ImageSource(bands=(1, 2, 3), dtype="uint8", mean=(80,) * 3, std=(40,) * 3),
         "sar": ImageSource(bands=(1, 2, 2), dtype="float32", mean=(-12, -18, -18), std=(5,) * 3),
     }
-    files = {"rgb": tiles / "S2RGB" / name, "sar": tiles / "S1RTC" / name}
-    predict_scene(pointwise, replace(INPUTS, sources=sources), files, tmp_path / "map.tif", SMALL)
-    with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(files["rgb"]) as image:
+    files = {"optical": tiles / "S2RGB" / name, "sar": tiles / "S1RTC" / name}
+    map_scene(pointwise, inputs_of(sources), files, tmp_path / "map.tif", SMALL)
+    with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(files["optical"]) as image:
         assert (file.crs, file.transform, file.shape) == (image.crs, image.transform, image.shape)
         assert file.crs is not None and (file.read() < 3).all()
 
 
 def test_one_image_with_a_place_is_enough(tmp_path: Path) -> None:
     files = write_pair(tmp_path, 40, 50)
-    files["rgb"] = tmp_path / "optical.png"
-    write_plain(files["rgb"], pixels(3, 40, 50, 0))
-    predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+    files["optical"] = tmp_path / "optical.png"
+    write_plain(files["optical"], pixels(3, 40, 50, 0))
+    map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
     with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(files["sar"]) as sar:
         assert (file.crs, file.transform) == (sar.crs, sar.transform)
 
@@ -292,7 +314,7 @@ def test_an_older_map_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
 
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        predict_scene(breaking, INPUTS, files, tmp_path / "map.tif", SMALL, probabilities=tmp_path / "shares.tif")
+        map_scene(breaking, INPUTS, files, tmp_path / "map.tif", SMALL, probabilities=tmp_path / "shares.tif")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "map.tif").read_text() == "older"
 
@@ -309,15 +331,15 @@ def registered(path: Path, **profile: Any) -> None:
     [
         (
             {"crs": CRS.from_epsg(32632)},
-            "optical.tif is in EPSG:32633, sar.tif in EPSG:32632; reproject one onto the grid of the other",
+            "optical.tif and sar.tif lie in different places: .*, CRS EPSG:32633 and EPSG:32632; resample one onto",
         ),
         (
             {"transform": from_origin(400_030, 5_000_040, 10, 10)},
-            r"optical.tif and sar.tif lie 5 pixels apart: one corner is at \(400000, 5000000\) and \(400030, 5000040\)",
+            r"footprints differ by 40 map units, 4 pixels: a corner is at \(400000, 5000000\) and \(400030, 5000040\)",
         ),
         (
             {"transform": from_origin(400_000, 5_000_000, 20, 10)},
-            r"lie 96 pixels apart: one corner is at \(400960, 5000000\) and \(401920, 5000000\)",
+            r"960 map units, 96 pixels: a corner is at \(400960, 5000000\) and \(401920, 5000000\)",
         ),
     ],
 )
@@ -325,14 +347,14 @@ def test_images_on_different_grids_are_refused_with_the_numbers(tmp_path: Path, 
     files = write_pair(tmp_path, 64, 96)
     write_tiff(files["sar"], pixels(1, 64, 96, 1), **profile)
     with pytest.raises(InputError, match=message):
-        predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+        map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
     assert not (tmp_path / "map.tif").exists()
 
 
 def test_a_rounded_origin_is_no_other_grid(tmp_path: Path) -> None:
     files = write_pair(tmp_path, 64, 96)
     write_tiff(files["sar"], pixels(1, 64, 96, 1), transform=from_origin(400_000.004, 5_000_000, 10, 10))
-    predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+    map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.transform == Affine(10, 0, 400_000, 0, -10, 5_000_000)
 
@@ -340,20 +362,18 @@ def test_a_rounded_origin_is_no_other_grid(tmp_path: Path) -> None:
 def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
     files = write_pair(tmp_path, 64, 96)
     write_tiff(files["sar"], pixels(1, 64, 95, 1))
-    with pytest.raises(
-        InputError, match=r"optical.tif has 96 x 64 pixels \(width x height\), sar.tif 95 x 64; resample"
-    ):
-        predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+    with pytest.raises(InputError, match="sizes in pixels differ: optical.tif 64 x 96, sar.tif 64 x 95; resample"):
+        map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
 
 
 def test_outputs_that_would_overwrite_something_are_refused(tmp_path: Path) -> None:
     files = write_pair(tmp_path, 40, 40)
     with pytest.raises(InputError, match=r"sar\.tif is an image that is read; write to another file"):
-        predict_scene(pointwise, INPUTS, files, tmp_path / "x" / ".." / "sar.tif")
+        map_scene(pointwise, INPUTS, files, tmp_path / "x" / ".." / "sar.tif")
     with pytest.raises(InputError, match="both the map and the probabilities"):
-        predict_scene(pointwise, INPUTS, files, tmp_path / "map.tif", probabilities=tmp_path / "map.tif")
+        map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", probabilities=tmp_path / "map.tif")
     with pytest.raises(InputError, match="map.png is written as a GeoTIFF; let its name end in .tif"):
-        predict_scene(pointwise, INPUTS, files, tmp_path / "map.png")
+        map_scene(pointwise, INPUTS, files, tmp_path / "map.png")
 
 
 # What a network was trained on
@@ -369,36 +389,40 @@ def pair_set() -> LabelledSet:
 
 def test_notes_beside_the_weights_say_how_images_were_given(tmp_path: Path) -> None:
     save_pad(ATTO, Pad(ATTO).state_dict(), tmp_path, **describe(pair_set()))
-    inputs = read_inputs(tmp_path)
+    inputs = read_pad_inputs(tmp_path)
     assert list(inputs.classes.items()) == list(CLASSES.items())
-    assert inputs.sources == {"rgb": replace(OPTICAL, dtype="uint16", nodata=0), "sar": SAR}
+    optical, sar = inputs.images["optical"], inputs.images["sar"]
+    assert (optical.source.bands, optical.source.dtype, optical.source.nodata) == ((3, 2, 1), "uint16", 0)
+    assert (sar.source.bands, sar.source.dtype, sar.source.nodata) == ((1, 1, 1), "uint8", None)
+    for image, source in ((optical, OPTICAL), (sar, SAR)):
+        kept = image.preprocessing
+        assert (tuple(kept.mean), tuple(kept.std)) == (source.mean, source.std)
+        assert kept.axes is None
 
 
 def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
-    save_pad(ATTO, Pad(ATTO).state_dict(), tmp_path, normalisation=INPUTS.notes()["normalisation"])
-    classes = read_inputs(tmp_path).classes
+    save_pad(ATTO, Pad(ATTO).state_dict(), tmp_path, inputs=INPUTS.to_record()["inputs"])
+    classes = read_pad_inputs(tmp_path).classes
     assert list(classes) == ["class 0", "class 1", "class 2"] and len(set(classes.values())) == 3
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalisation": None}, "says no mean and std of the rgb image under 'normalisation'; save the network with"),
-        ({"normalisation": {"rgb": {"bands": [1, 2, 3]}}}, "says no mean and std of the rgb image"),
-        (
-            {"normalisation": {"rgb": {"bands": [1], "mean": [0], "std": [1]}}},
-            "takes 3 rgb bands, 'normalisation' has 1",
-        ),
-        ({"normalisation": {"rgb": {"band": [1]}}}, "classes or normalisation are damaged"),
+        ({"inputs": None}, "says no mean and std of the optical image under 'inputs'; save the network with"),
+        ({"inputs": {"sar": {"bands": [1]}}}, "says no mean and std of the optical image"),
+        ({"inputs": {"optical": {"mean": [0], "std": [1]}}}, "takes 3 optical bands, 'inputs' has 1"),
+        ({"inputs": {"optical": {"bands": [1]}}}, "classes or inputs are damaged"),
+        ({"inputs": {"optical": {"bands": [1, 2], "mean": [0], "std": [1]}}}, "classes or inputs are damaged"),
         ({"classes": {"one": [1, 2, 3]}}, "tells 3 classes apart, 'classes' names 1"),
-        ({"classes": {"one": [1, 2, 300]}}, "classes or normalisation are damaged .*one"),
+        ({"classes": {"one": [1, 2, 300]}}, "classes or inputs are damaged .*one"),
     ],
 )
 def test_notes_that_do_not_fit_are_refused(tmp_path: Path, change: dict, message: str) -> None:
     config = replace(ATTO, input="rgb")
-    save_pad(config, Pad(config).state_dict(), tmp_path, **(INPUTS.notes() | change))
+    save_pad(config, Pad(config).state_dict(), tmp_path, **(INPUTS.to_record() | change))
     with pytest.raises(InputError, match=message):
-        read_inputs(tmp_path)
+        read_pad_inputs(tmp_path)
 
 
 # The command
@@ -410,8 +434,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     for name, config, notes in (
-        ("both", ATTO, INPUTS.notes()),
-        ("rgb", replace(ATTO, input="rgb"), INPUTS.notes()),
+        ("both", ATTO, INPUTS.to_record()),
+        ("rgb", replace(ATTO, input="rgb"), INPUTS.to_record()),
         ("bare", ATTO, {}),
     ):
         save_pad(config, Pad(config).state_dict(), folder / name / "model", **notes)
@@ -419,7 +443,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(run: Path, files: Mapping[str, Path], out: Path, *more: str) -> list[str]:
-    images = ["--optical", str(files["rgb"]), "--sar", str(files["sar"])]
+    images = ["--optical", str(files["optical"]), "--sar", str(files["sar"])]
     return ["--checkpoint", str(run), *images, "--out", str(out), "--device", "cpu", *more]
 
 
@@ -430,11 +454,11 @@ def test_the_command_maps_a_scene_that_fits_one_window_as_the_network_sees_it(
     main(arguments(run, files, tmp_path / "map.tif", "--probabilities", str(tmp_path / "shares.tif")))
     assert capsys.readouterr().out == f"map in {tmp_path / 'map.tif'}, probabilities in {tmp_path / 'shares.tif'}\n"
     images = {}
-    for name, source in INPUTS.sources.items():
+    for name, source in IMAGES.items():
         stored = torch.from_numpy(read(files[name])[[band - 1 for band in source.bands]].astype(np.float32))
-        images[name] = ((stored - torch.tensor(source.mean)[:, None, None]) / torch.tensor(source.std)[:, None, None])[
-            None
-        ]
+        images[NAMES[name]] = (
+            (stored - torch.tensor(source.mean)[:, None, None]) / torch.tensor(source.std)[:, None, None]
+        )[None]
     with torch.no_grad():
         expected = load_pad(run / "model")(**images).logits[0].softmax(dim=0).numpy()
     np.testing.assert_allclose(read(tmp_path / "shares.tif") / 250, expected, atol=0.5 / 250 + 1e-4)
@@ -448,7 +472,7 @@ def test_a_network_of_one_modality_needs_one_image(tmp_path: Path, runs: Path) -
             "--checkpoint",
             str(run / "model"),
             "--optical",
-            str(files["rgb"]),
+            str(files["optical"]),
             "--out",
             str(tmp_path / "map.tif"),
         ]
@@ -461,15 +485,15 @@ def test_a_network_of_one_modality_needs_one_image(tmp_path: Path, runs: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--optical": "gone.tif"}, "error: gone.tif cannot be read: gone.tif: No such file or directory"),
-        ({"--optical": "sar.tif"}, "error: sar.tif has 1 band, the network reads rgb from [3, 2, 1]"),
+        ({"--optical": "gone.tif"}, "error: gone.tif is no file; give the optical image, or FILE:KEY"),
+        ({"--optical": "sar.tif"}, "error: sar.tif has 1 band, the network reads optical from [3, 2, 1]"),
         ({"--optical": "floats.tif"}, "error: floats.tif holds float32, the network was trained on uint8; convert the"),
-        ({"--sar": None}, "error: the network in both takes rgb and sar; give --sar FILE"),
-        ({"--checkpoint": "rgb"}, "error: the network in rgb takes rgb alone; omit --sar"),
-        ({"--checkpoint": "bare"}, "error: bare/model/config.json says no mean and std of the rgb image"),
+        ({"--sar": None}, "error: the network in both takes optical and sar; give --sar FILE"),
+        ({"--checkpoint": "rgb"}, "error: the network in rgb takes optical alone; omit --sar"),
+        ({"--checkpoint": "bare"}, "error: bare/model/config.json says no mean and std of the optical image"),
         (
             {"--checkpoint": "nowhere"},
-            "error: nowhere holds no PAD network (model.safetensors, config.json); give a run",
+            "error: nowhere holds no trained network (model.safetensors, config.json); give a run",
         ),
         ({"--out": "map.jpg"}, "error: map.jpg is written as a GeoTIFF; let its name end in .tif"),
         ({"--overlap": "400"}, "error: window 512, overlap 400, batch 4: a window has at least 32 pixels, the overlap"),

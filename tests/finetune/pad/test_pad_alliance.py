@@ -37,15 +37,15 @@ each_way = pytest.mark.parametrize(
 
 def settings(kind: Any = "alliance", *, patch: int = 8, mode: Any = "frozen", **changes: Any) -> PadConfig:
     """The smallest network of a kind. `changes` are those of the network, or of its encoder's use."""
-    use = {name: changes.pop(name) for name in ("sensors", "checkpoint", "layer_decay") if name in changes}
+    use = {name: changes.pop(name) for name in ("sensors", "layer_decay") if name in changes}
     encoder = TransferConfig(**{"model": f"alliance_nano_patch{patch}", "mode": mode, "sensors": SENSORS, **use})
     pyramid = changes.pop("pyramid", PyramidConfig(widths=WIDTHS, stem=4))
     return PadConfig(size="atto", classes=3, backbone=kind, encoder=encoder, pyramid=pyramid, **changes)
 
 
-def network(kind: Any = "alliance", *, seed: int = 0, **changes: Any) -> Pad:
+def network(kind: Any = "alliance", *, seed: int = 0, checkpoint: str = "", **changes: Any) -> Pad:
     torch.manual_seed(seed)
-    return Pad(settings(kind, **changes)).eval()
+    return Pad(settings(kind, **changes), checkpoint=checkpoint).eval()
 
 
 def pair(h: int = 64, w: int = 64, b: int = 1) -> tuple[Tensor, Tensor]:

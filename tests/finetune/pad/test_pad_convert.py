@@ -16,11 +16,10 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.foreign import read_weights
-from datasets.imagery.images import ImageSource
 from finetune.conversion import main
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.convert import convert, from_release, release_name
-from finetune.pad.inputs import read_inputs
+from finetune.pad.inputs import read_pad_inputs
 from finetune.pad.model import Pad, PadConfig
 from tests.helpers.mmengine_files import mmengine_file
 from tests.helpers.models import natural_image
@@ -129,19 +128,65 @@ def test_the_command_writes_weights_and_settings(
         assert torch.equal(value.flatten(), weights[release_name(name)].flatten())
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     assert record["model"]["fusion"]["radius"] == 0.1
-    assert record["normalisation"]["rgb"]["mean"] == [80.475, 98.217, 106.364]
+    assert record["inputs"]["optical"]["mean"] == [80.475, 98.217, 106.364]
 
 
 @pytest.mark.parametrize(("classes", "first"), [(7, "farmland"), (5, "buildings"), (3, "class 0")])
 def test_a_converted_network_knows_its_inputs_and_classes(tmp_path: Path, classes: int, first: str) -> None:
     path = mmengine_file(tmp_path / "release.pth", weightless("atto", classes))
     convert(path, tmp_path / "out", PadConfig(size="atto", classes=classes))
-    inputs = read_inputs(tmp_path / "out")
+    inputs = read_pad_inputs(tmp_path / "out")
     assert len(inputs.classes) == classes and next(iter(inputs.classes)) == first
-    assert inputs.sources == {
-        "rgb": ImageSource(bands=(3, 2, 1), dtype="uint8", mean=(80.475, 98.217, 106.364), std=(29.48, 26.953, 24.829)),
-        "sar": ImageSource(bands=(1, 1, 1), dtype="uint8", mean=(53.837,) * 3, std=(48.475,) * 3),
-    }
+    for name, bands, mean, std in (
+        ("optical", (3, 2, 1), [80.475, 98.217, 106.364], [29.48, 26.953, 24.829]),
+        ("sar", (1, 1, 1), [53.837] * 3, [48.475] * 3),
+    ):
+        image = inputs.images[name]
+        assert (image.source.bands, image.source.dtype) == (bands, "uint8")
+        assert (image.preprocessing.mean.tolist(), image.preprocessing.std.tolist()) == (mean, std)
+
+
+CFG = "data_preprocessor = dict(bgr_to_rgb=False, mean=[120.0, 81.5, 88.0, 40.0, 41.0, 42.0], std=[54., 39., 36., 20., 21., 22.])"
+
+
+def own_release(path: Path, weights: Mapping[str, Tensor], *, prefix: str = "", **more: Any) -> Path:
+    """A checkpoint of the released code that was trained on other data, as mmengine describes it."""
+    names = ("impervious", "building", "car")
+    meta = {"cfg": CFG, "dataset_meta": {"classes": names, "palette": [[i * 30, 99, 9] for i in range(3)]}}
+    torch.save({"meta": meta, "state_dict": {prefix + name: value for name, value in weights.items()}, **more}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_release_of_own_classes_keeps_its_names_colours_and_statistics(
+    tmp_path: Path, weights: Mapping[str, Tensor], prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {
+        f"module.{name}": value + 1 for name, value in weights.items()
+    }  # not averaged: mmengine has swapped the two
+    path = own_release(tmp_path / "own.pth", weights, prefix=prefix, ema_state_dict=other)
+    main(["pad", str(path), str(tmp_path / "out"), "--size", "atto"])
+    inputs = read_pad_inputs(tmp_path / "out")
+    assert dict(inputs.classes) == {"impervious": (0, 99, 9), "building": (30, 99, 9), "car": (60, 99, 9)}
+    optical, sar = (inputs.images[name].preprocessing for name in ("optical", "sar"))
+    assert (optical.mean.tolist(), optical.std.tolist()) == ([120, 81.5, 88], [54, 39, 36])
+    assert (sar.mean.tolist(), sar.std.tolist()) == ([40, 41, 42], [20, 21, 22])
+    state = load_pad(tmp_path / "out").state_dict()
+    assert all(value.flatten().equal(weights[release_name(name)].flatten()) for name, value in state.items())
+    assert "assumed: bands of the optical files, from 1: 3, 2, 1" in capsys.readouterr().out
+
+
+def test_what_a_release_does_not_say_is_said_to_be_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = dict(weightless("atto", 7))
+    name = "backbone.backbone2.downsample_layers.0.0.weight"
+    weights[name] = weights[name][:, :1]
+    torch.save({"state_dict": weights}, tmp_path / "one.pth")
+    main(["pad", str(tmp_path / "one.pth"), str(tmp_path / "out"), "--size", "atto"])
+    told = capsys.readouterr().out
+    assert "assumed: the file names no 7 classes; taken: farmland, city" in told
+    assert "assumed: the file says no mean and std of its bands; taken: those of the authors' code" in told
+    sar = read_pad_inputs(tmp_path / "out").images["sar"]
+    assert (sar.source.bands, sar.preprocessing.mean.tolist()) == ((1,), [53.837])
 
 
 def test_the_command_refuses_in_one_message(
@@ -168,7 +213,7 @@ def test_a_saved_network_keeps_its_switches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.update(task="s2fin"), "not the configuration of a PAD network"),
+        (lambda record: record.update(task="s2fin"), "is of a network of task s2fin, needed is pad"),
         (lambda record: record.update(format=9), "format 9"),
         (lambda record: record["model"].update(depth=3), "depth"),
         (lambda record: record["model"].pop("fusion"), "fusion"),
@@ -186,5 +231,5 @@ def test_settings_that_do_not_fit_the_weights_are_refused(tmp_path: Path, change
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json is not the configuration"):
+    with pytest.raises(InputError, match=r"config\.json does not describe a trained network"):
         load_pad(tmp_path)

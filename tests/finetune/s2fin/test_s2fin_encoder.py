@@ -148,7 +148,7 @@ def test_half_precision_predicts_nearly_the_same() -> None:
         (lambda: network({"spectral": CUBE}, inputs="active"), "encoder.sensors names no image of active"),
         (
             lambda: network({"active": RADAR}, side=12),
-            "network.encoder_side 12 is not a multiple of the encoder's patch",
+            "model.encoder_side 12 is not a multiple of the encoder's patch",
         ),
         (lambda: network({"passive": RADAR}), "passive: 4 channels are read"),
     ],

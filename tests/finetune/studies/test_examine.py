@@ -15,6 +15,7 @@ from datasets.labelled.tiles import Tiles
 from datasets.synthetic.pairs import make_pair
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.fusion import FusionConfig
+from finetune.pad.inputs import describe
 from finetune.pad.model import Pad, PadConfig
 from finetune.studies.command import main
 from finetune.tasks.evaluate import predict
@@ -43,21 +44,21 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Tiles:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, tiles: Tiles) -> Path:
     """Run folders with untrained networks."""
     folder = tmp_path_factory.mktemp("runs")
     for name, config in CONFIGS.items():
         torch.manual_seed(0)
         model = Pad(config)
         randomise(model, std=0.05)
-        save_pad(config, model.state_dict(), folder / name / "model")
+        save_pad(config, model.state_dict(), folder / name / "model", **describe(tiles.described))
     return folder
 
 
 def examine(run: Path, tiles: Tiles, out: Path, *arguments: str) -> list[dict[str, str]]:
     """Rows of robustness.csv."""
     description = str(tiles.described.root / "pairs.yaml")
-    main(["--checkpoint", str(run), "--pairs", description, "--out", str(out), "--device", "cpu", *arguments])
+    main(["--checkpoint", str(run), "--set", description, "--out", str(out), "--device", "cpu", *arguments])
     return rows_of(out / "robustness.csv")
 
 
@@ -117,6 +118,45 @@ def test_after_early_fusion_stage_1_is_compared(tiles: Tiles, runs: Path, tmp_pa
     assert {row["stage"] for row in rows_of(tmp_path / "features.csv")} == {"1"}
 
 
+def test_another_description_of_the_same_pairs_gives_the_same_scores(tiles: Tiles, runs: Path, tmp_path: Path) -> None:
+    """Classes in another order, other statistics and bands: classes go by name, images as the network was trained."""
+    described = tiles.described
+    names = list(described.classes)[::-1]
+    values = {stored: 255 if own == 255 else len(names) - 1 - own for stored, own in described.label.table(3).items()}
+    images = {role: replace(source, mean=(1.0,) * len(source.bands), std=(9.0,) * len(source.bands)) for role, source in
+              described.images.items()}  # fmt: skip
+    images["optical"] = replace(images["optical"], bands=images["optical"].bands[::-1])
+    other = replace(described, images=images, classes={name: described.classes[name] for name in names},
+                    label=replace(described.label, values=values))  # fmt: skip
+    write_set(other, described.root / "other.yaml")
+    main(["--checkpoint", str(runs / "both"), "--set", str(described.root / "other.yaml"), "--out", str(tmp_path / "other"),
+          "--device", "cpu", "--stage", "1"])  # fmt: skip
+    own = examine(runs / "both", tiles, tmp_path / "own", "--stage", "1")
+    found = rows_of(tmp_path / "other" / "robustness.csv")
+    assert found == own
+
+
+def test_classes_that_the_network_does_not_know_are_refused_by_name(
+    tiles: Tiles, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = dict(zip(["class 0", "class 1", "lake"], tiles.described.classes.values(), strict=True))
+    write_set(replace(tiles.described, classes=classes), tiles.described.root / "lake.yaml")
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            [
+                "--checkpoint",
+                str(runs / "both"),
+                "--set",
+                str(tiles.described.root / "lake.yaml"),
+                "--out",
+                str(tmp_path),
+            ]
+        )
+    assert "the network knows class 0, class 1, class 2, lake names lake" in capsys.readouterr().err.replace(
+        "made-up", "lake"
+    )
+
+
 def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, tmp_path: Path) -> None:
     """Clean images and those without SAR stay; what is under the clouds differs."""
     options = ({}, {"--cloud-value": "255"}, {"--seed": "3"})
@@ -132,12 +172,14 @@ def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--checkpoint": "runs/five"}, "error: the network tells 5 classes apart, pairs.yaml names 3\n"),
-        ({"--checkpoint": "runs/gone"}, "error: runs/gone holds no PAD network (model.safetensors, config.json); give a"),
-        ({"--checkpoint": "runs/three channels"}, "error: sar is (1, 1, 32, 48), not (b, 3, h, w) of at least 32 x 32"),
-        ({"--pairs": "gone.yaml"}, "error: gone.yaml cannot be read"),
+        ({"--checkpoint": "runs/five"}, "error: runs/five/model/config.json: the network tells 5 classes apart, 'classes' "
+         "names 3"),
+        ({"--checkpoint": "runs/gone"}, "error: runs/gone holds no trained network (model.safetensors, config.json); give a"),
+        ({"--checkpoint": "runs/three channels"}, "error: runs/three channels/model/config.json: the network takes 3 "
+         "sar bands"),
+        ({"--set": "gone.yaml"}, "error: gone.yaml cannot be read"),
         ({"--split": "train"}, "error: made-up has no split 'train'; it has test"),
-        ({"--root": "runs"}, "error: runs/optical is not a folder; files are looked for there"),
+        ({"--path": "runs"}, "error: runs/optical is not a folder; files are looked for there"),
         ({"--clouds": "1.5"}, "error: clouds cover [1.5] of the images; give shares above 0, at most 1"),
         ({"--out": "pairs.yaml"}, "error: "),
     ],
@@ -150,7 +192,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     (tmp_path / "runs").symlink_to(runs)
     write_set(tiles.described, tmp_path / "pairs.yaml")
     monkeypatch.chdir(tmp_path)
-    given = {"--checkpoint": "runs/both", "--pairs": "pairs.yaml", "--out": "out", "--device": "cpu"} | change
+    given = {"--checkpoint": "runs/both", "--set": "pairs.yaml", "--out": "out", "--device": "cpu"} | change
     with pytest.raises(SystemExit, match="2"):
         main([part for option in given.items() for part in option])
     told = capsys.readouterr().err

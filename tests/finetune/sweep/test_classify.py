@@ -20,14 +20,13 @@ from engine.checkpoints import Layout
 from engine.settings import parse_settings
 from finetune.mapping.pixels import predict_places
 from finetune.s2fin.checkpoint import load_network
-from finetune.sweep.command import with_checkpoint
-from finetune.sweep.runs import draw_split, open_data
 from finetune.tasks.classification_config import ClassifyConfig
+from finetune.tasks.classification_seeds import draw_split, open_data
 from tests.helpers.runs import ROOT, TIMEOUT, Ranks, environment, metrics
 
 SMALL = [
-    *("--config", str(ROOT / "configs/finetune/classify_augsburg.yaml"), "--network.width", "16", "--network.patch", "5"),
-    *("--network.mixer", "none", "--data.components", "4", "--data.protocol.per_class", "6", "--data.protocol.kind", "random"),
+    *("--config", str(ROOT / "configs/finetune/classify_augsburg.yaml"), "--model.width", "16", "--model.patch", "5"),
+    *("--model.mixer", "none", "--data.components", "4", "--data.protocol.per_class", "6", "--data.protocol.kind", "random"),
     *("--epochs", "8", "--optim.batch", "16", "--run.log_every", "1", "--run.save_every", "5", "--run.keep", "9"),
 ]  # fmt: skip
 
@@ -141,7 +140,7 @@ def test_other_settings_do_not_mix_with_finished_seeds(finished: tuple[Path, str
 
 def test_beside_an_encoder_stand_the_same_network_s_plain_stems(scene: Path, tmp_path: Path) -> None:
     encoder = "{model: alliance_nano_patch8, sensors: {spectral: {sensor: hyspex, wavelengths: [400, 2500]}}}"
-    said = classify(tmp_path / "run", scene, "--network.encoder", encoder, "--network.encoder_side", "8", "--epochs", "1",
+    said = classify(tmp_path / "run", scene, "--model.encoder", encoder, "--model.encoder_side", "8", "--epochs", "1",
                     "--seeds", "0", "--maps", "none", "--references", "false")  # fmt: skip
     rows = {line.split("  ")[0] for line in said.splitlines() if line.startswith("S2Fin")}
     assert rows == {"S2Fin with Alliance", "S2Fin with plain stems"}
@@ -172,7 +171,7 @@ def test_a_signal_to_one_rank_stops_all_well(scene: Path, tmp_path: Path) -> Non
 
 
 def test_references_alone(scene: Path, tmp_path: Path) -> None:
-    classify(tmp_path / "run", scene, "--model", "rf", "--seeds", "0-1")
+    classify(tmp_path / "run", scene, "--method", "rf", "--seeds", "0-1")
     record = scores(tmp_path / "run")
     assert record["model"].startswith("forest") and all(name.startswith("forest") for name in record["references"])
     assert not (tmp_path / "run" / "seed_0").exists()
@@ -193,24 +192,31 @@ def test_a_split_from_a_file(scene: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--network.patch", "6"), "network.patch 6 has no centre pixel"),
+        (("--model.patch", "6"), "model.patch 6 has no centre pixel"),
         (("--seeds", "0,0"), "seeds are 0,0; give different whole numbers"),
         (("--seeds", "a"), "give whole numbers such as 0,1,2 or 0-9"),
-        (("--network.widht", "8"), "did you mean 'network.width'?"),
-        (("--epochs", "0"), "epochs and jobs must be at least 1, got 0"),
+        (("--model.widht", "8"), "did you mean 'model.width'?"),
+        (("--epochs", "0"), "epochs must be at least 1, got 0"),
         (
             ("--data.protocol.per_class", "5000", "--data.protocol.cap", "false"),
             "pixels of the 7501 that the split needs",
         ),
-        (("--data.benchmark", "augsberg"), "augsberg"),
+        (("--data.set", "augsberg"), "augsberg"),
         (("--data.path", "/nowhere"), "/nowhere"),
+        (("--network.width", "8"), "unknown setting 'network.width'; here model does it"),
+        (("--run.seed", "1"), "unknown setting 'run.seed'; here seeds does it"),
+        (("--run.steps", "1"), "unknown setting 'run.steps'; here epochs does it"),
+        (("--run.picture_every", "1"), "unknown setting 'run.picture_every'; here maps does it"),
+        (("--data.benchmark", "augsburg"), "unknown setting 'data.benchmark'; here data.set does it"),
+        (("--data.protocol.file", "x.npz"), "unknown setting 'data.protocol.file'; here data.split does it"),
+        (("--model.encoder.checkpoint", "x"), "unknown setting 'model.encoder.checkpoint'; here checkpoint does it"),
         (("--checkpoint", "runs/mine"), "--checkpoint is of an Alliance encoder, the network has none"),
     ],
 )
 def test_wrong_inputs_are_one_line(arguments: tuple[str, ...], message: str, scene: Path) -> None:
     with pytest.raises(InputError) as refused:
         config = parse_settings(ClassifyConfig, "", [*SMALL, "--run.dir", "x", "--data.path", str(scene), *arguments])
-        draw_split(open_data(with_checkpoint(config)), config, 0)
+        draw_split(open_data(config), config, 0)
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from datasets.labelled import find_set
-from engine.runs import RunConfig
+from engine.runs import FolderConfig
 from engine.settings import parse_settings
 from finetune.s2fin import S2Fin, classification_loss
 from finetune.s2fin.attention import SparseAttention, keep_largest
@@ -33,18 +33,18 @@ def base_of(name: str) -> Path:
 
 
 def built(name: str) -> S2Fin:
-    config = parsed(base_of(name), OVERLAYS[name]).network
+    config = parsed(base_of(name), OVERLAYS[name]).model
     return S2Fin(replace(config, width=16, patch=5, dropout=0.0), **SIZES)
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_every_task_is_understood(path):
     tree = parsed(path)
-    assert find_set(tree.data.benchmark)
-    assert tree.seeds == list(range(10))
+    assert find_set(tree.data.set)
+    assert tree.seed_list == list(range(10))
     assert (tree.optim.batch, tree.optim.lr, tree.optim.betas) == (64, 1e-3, (0.9, 0.999))
     assert f"--config configs/finetune/{path.name}" in path.read_text()  # the command that runs it
-    assert tree.run == RunConfig(dir="runs/any", log_every=50, save_every=500)
+    assert tree.run == FolderConfig(dir="runs/any", log_every=50, save_every=500)
 
 
 def test_all_data_sets_have_a_task():
@@ -54,7 +54,7 @@ def test_all_data_sets_have_a_task():
 
 def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
     """0.6 to 0.7 million parameters, docs/model.md 14.9."""
-    model = parsed(FOLDER / "classify_augsburg.yaml").network
+    model = parsed(FOLDER / "classify_augsburg.yaml").model
     count = sum(p.numel() for p in S2Fin(model, bands=180, components=30, channels=4, classes=7).parameters())
     assert 0.6e6 < count < 0.7e6
 
@@ -63,9 +63,9 @@ def test_the_paper_s_sets_use_the_size_that_is_listed_for_it():
 def test_an_ablation_changes_the_network_alone_and_trains(name):
     base = base_of(name)
     with_it, without = parsed(base, OVERLAYS[name]), parsed(base)
-    assert with_it.network != without.network
-    assert replace(with_it, network=without.network) == without
-    assert with_it.network.width == without.network.width
+    assert with_it.model != without.model
+    assert replace(with_it, model=without.model) == without
+    assert with_it.model.width == without.model.width
     torch.manual_seed(0)
     model = built(name)
     counts = (SIZES[key] for key in ("bands", "components", "channels"))

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from alliance.errors import InputError
-from datasets.labelled import PatchSet, SplitConfig, make_split, scene_patches
-from finetune.records import write_scores
-from finetune.scores import Scores, classification_scores
+from datasets.labelled import PatchSet, SplitConfig, make_split, scene_patches, split_report
+from finetune.scores import Scores, classification_scores, write_scores
 from finetune.sweep.classical import reference_scores
 from finetune.sweep.seeds import (
     Results,
@@ -18,11 +17,11 @@ from finetune.sweep.seeds import (
     Spread,
     class_table,
     collect,
-    reference_records,
     score_table,
     summarise,
     to_json,
 )
+from finetune.tasks.classification_seeds import reference_records, seed_scores
 from tests.helpers.labelled_files import made_scene
 
 # Two seeds of a task with three classes; class 2 has no test pixel at seed 1.
@@ -31,12 +30,12 @@ SECOND = [[9, 1, 0], [4, 6, 0], [0, 0, 0]]  # OA 15 / 20, classes 0.9 0.6, none
 
 
 def record(seed: int, confusion: list[list[int]], *, leakage: float = 0.0, seconds: float = 1.0) -> SeedScores:
-    return SeedScores(seed, classification_scores(torch.tensor(confusion)), leakage, seconds)
+    return seed_scores(seed, classification_scores(torch.tensor(confusion)), leakage, seconds)
 
 
 def results(*records: SeedScores) -> Results:
     counts = {part: {"grass": 2, "soil": 3, "water": 4} for part in ("train", "validation", "test")}
-    splits = {one.seed: {**counts, "leakage": one.leakage} for one in records}
+    splits = {one.seed: {**counts, "leakage": one.scores["leakage"]} for one in records}
     models = {"s2fin": summarise(records, 312_000), "svm: passive": summarise(records)}
     return Results(("grass", "soil", "water"), splits, models)
 
@@ -46,11 +45,12 @@ TWO = results(record(0, FIRST, leakage=0.25, seconds=3.0), record(1, SECOND, lea
 
 def test_means_and_deviations_by_hand():
     one = TWO.models["s2fin"]
-    assert one.oa.mean == pytest.approx(80) and one.oa.std == pytest.approx(10 / math.sqrt(2))  # 85 and 75
-    assert one.aa.seeds == pytest.approx({0: 100 * 2.6 / 3, 1: 75.0})
+    oa = one.scores["oa"]
+    assert oa.mean == pytest.approx(80) and oa.std == pytest.approx(10 / math.sqrt(2))  # 85 and 75
+    assert one.scores["aa"].seeds == pytest.approx({0: 100 * 2.6 / 3, 1: 75.0})
     # chance of seed 0: (10 * 9 + 5 * 6 + 5 * 5) / 400 = 0.3625; of seed 1: (10 * 13 + 10 * 7) / 400 = 0.5
-    assert one.kappa.seeds == pytest.approx({0: 100 * (0.85 - 0.3625) / 0.6375, 1: 50.0})
-    assert one.leakage.mean == pytest.approx(30) and one.parameters == 312_000
+    assert one.scores["kappa"].seeds == pytest.approx({0: 100 * (0.85 - 0.3625) / 0.6375, 1: 50.0})
+    assert one.scores["leakage"].mean == pytest.approx(30) and one.parameters == 312_000
     assert one.seconds == {0: 3.0, 1: 5.0}
 
 
@@ -127,24 +127,26 @@ def patches() -> PatchSet:
 
 
 def test_references_are_trained_and_tested_on_the_same_split(patches, monkeypatch):
-    monkeypatch.setattr("finetune.classical.REFERENCES", (("svm", ("passive",)), ("svm", ("active",))))
+    monkeypatch.setattr("finetune.sweep.classical.REFERENCES", (("svm", ("passive",)), ("svm", ("active",))))
     splits = {seed: make_split(patches, SplitConfig(kind="random", per_class=5), seed) for seed in (4, 7)}
     records = reference_records(patches, splits)
     assert list(records) == ["svm: passive", "svm: active"]
     for seed, split in splits.items():
         alone = reference_scores(patches, split, seed=seed)["svm: passive"]
         (found,) = (one for one in records["svm: passive"] if one.seed == seed)
-        assert torch.equal(found.scores.confusion, alone.confusion)
-        assert found.scores.confusion.sum() == len(split.test) and found.leakage > 0.5
-    perfect = [SeedScores(seed, _perfect(patches, split.test), 1.0, 2.0) for seed, split in splits.items()]
-    collected = collect(patches, splits, {"s2fin": summarise(perfect, 1000)})
+        assert torch.equal(found.confusion, alone.confusion)
+        assert found.confusion.sum() == len(split.test) and found.scores["leakage"] > 0.5
+    reports = {seed: split_report(patches, split) for seed, split in splits.items()}
+    perfect = [seed_scores(seed, _perfect(patches, split.test), 1.0, 2.0) for seed, split in splits.items()]
+    collected = collect(patches.classes, reports, {"s2fin": summarise(perfect, 1000)}, records)
     assert list(collected.models) == ["s2fin", "svm: passive", "svm: active"]
-    assert collected.models["s2fin"].oa.mean == 100
-    assert collected.models["svm: passive"].oa.mean > 95 > 60 > collected.models["svm: active"].oa.mean
+    assert collected.models["s2fin"].scores["oa"].mean == 100
+    assert collected.models["svm: passive"].scores["oa"].mean > 95
+    assert collected.models["svm: active"].scores["oa"].mean < 60
     assert collected.splits[4]["train"] == dict.fromkeys(patches.classes, 5)
-    assert not collect(patches, splits, {}, ("forest",)).models
+    assert not reference_records(patches, splits, ("forest",))
     with pytest.raises(InputError, match=r"scores of seeds \[4\], splits are of \[4, 7\]"):
-        collect(patches, splits, {"s2fin": summarise(perfect[:1])})
+        collect(patches.classes, reports, {"s2fin": summarise(perfect[:1])}, {})
 
 
 def _perfect(patches: PatchSet, test: np.ndarray) -> Scores:

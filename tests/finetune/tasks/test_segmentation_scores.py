@@ -8,7 +8,7 @@ from sklearn import metrics
 from torch import Tensor
 
 from alliance.errors import InputError
-from finetune.segmentation_scores import image_confusions, mean_kappa, segmentation_scores
+from finetune.scores import image_confusions, mean_kappa, segmentation_scores
 
 
 def random_maps(images: int = 5, classes: int = 4) -> tuple[Tensor, Tensor]:

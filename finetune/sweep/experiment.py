@@ -1,0 +1,133 @@
+"""What a task brings to be run with several seeds, and the settings of that."""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+
+from alliance.errors import InputError
+from engine.job import Job
+from engine.ranks import World
+from engine.runs import FolderConfig, RunConfig
+from finetune.sweep.seeds import SeedScores
+from finetune.task import SCORES
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsConfig:
+    """The seeds of a command."""
+
+    seeds: str | list[int] = "0"
+    """Runs, such as 0,1,2 or 0-9; each draws its weights, its batches and, where there is one, its split anew."""
+    jobs: int | None = None
+    """Seeds trained at once, each in a process; null: one per CPU core, one on GPUs."""
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise InputError(f"jobs must be at least 1, got {self.jobs}")
+        seeds = self.seed_list
+        if (min(seeds, default=0) < 0) or len(set(seeds)) < len(seeds):
+            raise InputError(f"seeds are {self.seeds}; give different whole numbers from 0 on, such as 0,1,2 or 0-9")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds one by one."""
+        if isinstance(self.seeds, list):
+            return self.seeds
+        found: list[int] = []
+        for part in self.seeds.split(",") if self.seeds else ():
+            first, _, last = part.strip().partition("-")
+            if not (first.isdigit() and (not last or last.isdigit())):
+                raise InputError(f"seeds are {self.seeds!r}; give whole numbers such as 0,1,2 or 0-9")
+            found.extend(range(int(first), int(last or first) + 1))
+        return found
+
+    @property
+    def processes(self) -> int:
+        """How many seeds are trained at once."""
+        usual = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+        return min(self.jobs or usual, len(self.seed_list))
+
+
+class SweepSettings(Protocol):
+    """The settings tree of a task with seeds has these beside its own."""
+
+    @property
+    def run(self) -> FolderConfig: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def seed_list(self) -> list[int]: ...
+    @property
+    def processes(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=SweepSettings)
+
+
+class Experiment(ABC, Generic[Config]):
+    """A task as a sweep over seeds sees it. An instance holds nothing, so that it travels to other processes.
+
+    Attributes:
+        settings: the class of its settings tree.
+        same: settings, beside those of the data, that all runs in a folder must share.
+    """
+
+    settings: ClassVar[type[Any]]
+    same: ClassVar[tuple[str, ...]]
+
+    def open(self, config: Config) -> Any:
+        """Data that all seeds share."""
+        return None
+
+    def check(self, config: Config, data: Any) -> None:  # noqa: B027
+        """See to it that mistakes show before the first seed is trained."""
+
+    @abstractmethod
+    def job(self, config: Any, world: World, data: Any) -> Job[Any]:
+        """The run of one seed, `config.run.seed`; `config.run` is a `RunConfig`."""
+
+    @abstractmethod
+    def variants(self, config: Config) -> dict[str, Config]:
+        """Settings of everything that is trained, by name, the one that the experiment is about first."""
+
+    def is_finished(self, config: Config, record: Mapping[str, Any]) -> bool:
+        """Whether the scores.json of a seed is that of its end."""
+        return True
+
+    @abstractmethod
+    def scores(self, seed: int, record: Mapping[str, Any]) -> SeedScores:
+        """From the scores.json of a finished seed."""
+
+    @abstractmethod
+    def classes(self, config: Config, data: Any) -> tuple[str, ...]:
+        """Names of the classes, in the order of their indices."""
+
+    def splits(self, config: Config, data: Any) -> dict[int, dict[str, Any]]:
+        """What there is to say of the split of every seed; empty where all seeds share one."""
+        return {}
+
+    def references(self, config: Config, data: Any) -> dict[str, list[SeedScores]]:
+        """Scores of classical models under the same splits, by name."""
+        return {}
+
+    def draw(self, config: Config, data: Any, device: torch.device) -> None:  # noqa: B027
+        """Draw finished seeds."""
+
+
+def of_seed(config: Any, seed: int) -> Any:
+    """The settings of the run of one seed."""
+    given = asdict(config.run) | {"dir": str(Path(config.run.dir) / f"seed_{seed}"), "seed": seed, "resume": "auto"}
+    return replace(config, run=RunConfig(**given))
+
+
+def finished_record(experiment: Experiment[Any], config: Any, seed: int) -> dict[str, Any] | None:
+    """The scores.json of a seed; None where it is not finished."""
+    path = Path(config.run.dir) / f"seed_{seed}" / SCORES
+    record = json.loads(path.read_text()) if path.is_file() else None
+    return record if record is not None and experiment.is_finished(config, record) else None
