@@ -10,7 +10,7 @@ from alliance.errors import InputError
 
 
 def as_tensor(image: Any, what: str = "image") -> Tensor:
-    """A tensor (..., c, h, w) of real numbers from a tensor or an array, copied where byte order or strides ask for it.
+    """A tensor (b, c, h, w) of real numbers from a tensor or an array, copied where byte order or strides ask for it.
 
     Raises:
         InputError: neither a tensor nor an array, or it holds no real numbers.
@@ -32,6 +32,6 @@ def as_tensor(image: Any, what: str = "image") -> Tensor:
 
 
 def as_float(image: Any, device: torch.device, what: str = "image") -> Tensor:
-    """A floating tensor (..., c, h, w) on `device`; floats of single precision or less keep their type."""
+    """A floating tensor (b, c, h, w) on `device`; floats of single precision or less keep their type."""
     tensor = as_tensor(image, what).to(device)
     return tensor.float() if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor

@@ -1,10 +1,12 @@
 """Say what images or an encoder hold:  python launch/inspect.py scenes/ [--sensor NAME] [--out histograms.png]"""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from datasets.shards.inspection import main
 
