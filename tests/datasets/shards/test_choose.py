@@ -59,7 +59,7 @@ def test_a_named_sensor_takes_the_bands_that_are_left(
     tmp_path: Path, drop: str | None, empty: tuple[int, ...], places: tuple[int, ...]
 ) -> None:
     bands = "".join(f"  - {{name: band{number}, wavelength: {400 + number}}}\n" for number in range(4))
-    (tmp_path / "own.yaml").write_text(f"name: own\nbands:\n{bands}")
+    (tmp_path / "own.yaml").write_text(f"name: own\nscale: 1.0e-4\nbands:\n{bands}")
     write_tiff(tmp_path / "a.tif", cube(empty=empty), nodata=-9999)
     assert collect(tmp_path, str(tmp_path / "own.yaml"), drop).scenes[0][1] == places
 

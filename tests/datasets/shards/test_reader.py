@@ -40,7 +40,7 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of two sensors: 9 samples in one tar."""
     root = tmp_path_factory.mktemp("two")
     write_tiff(root / "s2" / "x.tif", counts((13, 48, 48)), names=S2_NAMES)
-    write_tiff(root / "s1" / "x.tif", counts((2, 48, 48)).astype("f4"), names=("VV", "VH"))
+    write_tiff(root / "s1" / "x.tif", -counts((2, 48, 48)).astype("f4") / 200, names=("VV", "VH"))
     make(f"{SENSOR}={root / 's2'}", f"sentinel1-grd-db={root / 's1'}", "--out", root / "out")
     return root / "out"
 
