@@ -11,6 +11,7 @@ WORKERS ?= 2
 RANKS ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')),1,2)
 ARGS ?=
 LONG ?=
+JOBS ?= 2
 
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -42,8 +43,8 @@ pretrain: unused-run shards ## pretrain on made-up scenes, on DATA=<folder>, or 
 	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed -q --num_gpus $(RANKS) launch/pretrain.py \
 		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(ARGS)
 
-test: install ## run the tests; LONG=1 also the long ones
-	$(VENV)/python -m pytest $(if $(filter 1,$(LONG)),-m '') $(ARGS)
+test: install ## run the tests, JOBS=2 files at once; LONG=1 also the long ones
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(JOBS) --dist loadfile $(if $(filter 1,$(LONG)),-m '') $(ARGS)
 
 lint: install ## ruff and pyright, as in pre-commit
 	$(VENV)/ruff check

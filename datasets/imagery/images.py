@@ -29,6 +29,7 @@ from alliance.sensors.standardise import standardise
 from datasets.imagery import cubes, rasters
 from datasets.imagery.rasters import named
 from datasets.imagery.scenes import Read, Scene, Unreadable, Window
+from datasets.imagery.units import file_line, settle_units
 
 Statistics = Literal["given", "dataset", "sensor"]
 SAME = 1e-6  # relative difference of two scales that are one
@@ -253,7 +254,9 @@ def _band_places(header: Scene, source: ImageSource) -> list[int]:
     sensor = source.description
     if sensor is not None:
         try:
-            return list(fit(sensor, header.band_names, count, header.dtype))
+            return list(
+                fit(sensor, header.band_names, count, header.dtype, header.wavelengths, scaled=bool(header.scales))
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
     numbers = [band for band in source.bands if isinstance(band, int)] or list(range(1, count + 1))
@@ -268,26 +271,23 @@ def _scale(header: Scene, source: ImageSource, places: Sequence[int]) -> tuple[S
     Raises:
         InputError: two of them say different things.
     """
-    said: list[tuple[str, list[float], list[float]]] = []
     sensor = source.description
-    if sensor is not None and any((band.scale, band.offset) != (1.0, 0.0) for band in sensor.bands):
-        said.append((f"sensor {sensor.name}", [b.scale for b in sensor.bands], [b.offset for b in sensor.bands]))
-    if source.scale is not None or source.offset is not None:
-        one = (1.0 if source.scale is None else source.scale, source.offset or 0.0)
-        said.append(("the description", [one[0]] * len(places), [one[1]] * len(places)))
-    if header.scales or header.offsets:
-        scales = [header.scales[place] if header.scales else 1.0 for place in places]
-        offsets = [header.offsets[place] if header.offsets else 0.0 for place in places]
-        if any(value != 1 for value in scales) or any(offsets):
-            said.append(("the file", scales, offsets))
-    for other in said[1:]:
-        if not all(np.allclose(a, b, rtol=SAME, atol=0) for a, b in zip(said[0][1:], other[1:], strict=True)):
-            first = said[0]
-            raise InputError(
-                f"{header.files[0]}: {first[0]} says scale {first[1][0]:g} and offset {first[2][0]:g}, {other[0]} scale "
-                f"{other[1][0]:g} and offset {other[2][0]:g}; name the sensor that fits, or mend one of them"
-            )
-    return said[0][1:] if said else ([1.0] * len(places), [0.0] * len(places))
+    if sensor is not None:
+        try:
+            bands = settle_units(sensor, header, places).bands
+        except InputError as error:
+            raise InputError(f"{header.files[0]}: {error}") from error
+        return [band.scale for band in bands], [band.offset for band in bands]
+    lines = [file_line(header, place) for place in places]
+    if source.scale is None and source.offset is None:
+        return [scale for scale, _ in lines], [offset for _, offset in lines]
+    own = (1.0 if source.scale is None else source.scale, source.offset or 0.0)
+    if any(line != (1.0, 0.0) and not np.allclose(line, own, rtol=SAME, atol=0) for line in lines):
+        raise InputError(
+            f"{header.files[0]}: the description says scale {own[0]:g} and offset {own[1]:g}, the file scale "
+            f"{lines[0][0]:g} and offset {lines[0][1]:g}; leave both out of the description, or mend the file's tags"
+        )
+    return [own[0]] * len(lines), [own[1]] * len(lines)
 
 
 def _band(value: int | str) -> int | str:

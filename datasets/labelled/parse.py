@@ -10,6 +10,7 @@ import yaml
 
 from alliance.errors import InputError
 from alliance.files import replace_file
+from alliance.yaml_files import read_yaml
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, LabelSource
 from datasets.labelled.description import LABEL, MAPS, LabelledSet, Layout, coloured
@@ -39,14 +40,11 @@ def find_set(name: str | Path, root: str | Path | None = None) -> LabelledSet:
     if not path.is_file() and path.parent == FOLDER:
         hint = _hint(str(name), set_names())
         raise InputError(f"unknown data set {str(name)!r}{hint} Known: {', '.join(set_names())}, or a YAML file")
-    try:
-        record = yaml.safe_load(path.read_text())
-    except OSError as error:
+    if not path.is_file():
         raise InputError(
-            f"{path} cannot be read ({error.strerror}); give the YAML file of a set, or one of {', '.join(set_names())}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+            f"{path}: there is no such file; give the YAML file of a set, or one of {', '.join(set_names())}"
+        )
+    record = read_yaml(path)
     try:
         found = parse_set(record, path.stem)
     except (InputError, TypeError, ValueError, AttributeError) as error:

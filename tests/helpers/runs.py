@@ -39,13 +39,13 @@ def arguments_of(folder: Path, sources: Sequence[Path | str], *arguments: str) -
 
 
 def pretrain(
-    folder: Path, sources: Sequence[Path | str], *arguments: str, ranks: int = 0, port: int = 29600
+    folder: Path, sources: Sequence[Path | str], *arguments: str, ranks: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run launch/pretrain.py into `folder`; `ranks` 0 is without launcher."""
     launcher = [sys.executable]
     if ranks:
         deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-        launcher = [deepspeed, "--num_gpus", str(ranks), "--master_port", str(port)]
+        launcher = [deepspeed, "--num_gpus", str(ranks), "--master_port", free_port()]
     return subprocess.run(
         [*launcher, *arguments_of(folder, sources, *arguments)], cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -50,9 +50,7 @@ def test_ranks_and_zero_stages_do_not_change_the_losses(
 ):
     folder = tmp_path / "run"
     sources = [optical_shards, sar_shards]
-    result = pretrain(
-        folder, sources, "--run.steps", "4", "--engine.zero", str(zero), ranks=ranks, port=29600 + 10 * ranks + zero
-    )
+    result = pretrain(folder, sources, "--run.steps", "4", "--engine.zero", str(zero), ranks=ranks)
     assert result.returncode == 0, result.stdout
     expected, found = metrics(alone), metrics(folder)
     assert [r["sample_digest"] for r in found] == [r["sample_digest"] for r in expected]
@@ -81,9 +79,7 @@ def test_a_resumed_run_repeats_the_losses(
     whole = pretrain(folder, sources, *STEPS, "--run.save_every", "2", "--run.keep", "3")
     assert whole.returncode == 0, whole.stdout
     (folder / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()  # as if it had been killed while saving
-    resumed = pretrain(
-        folder, sources, *STEPS, "--run.save_every", "2", "--run.resume", "auto", ranks=ranks, port=29650
-    )
+    resumed = pretrain(folder, sources, *STEPS, "--run.save_every", "2", "--run.resume", "auto", ranks=ranks)
     assert resumed.returncode == 0, resumed.stdout
     assert "going on from step 2" in resumed.stdout
     fixed = ("step", "sensor", "lr", "sample_digest", "epoch")

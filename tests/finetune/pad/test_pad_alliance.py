@@ -190,11 +190,18 @@ def test_other_weights_than_the_added_ones_must_be_there(tmp_path: Path) -> None
         start_from(network("convnext+alliance"), folder)
     other = Pad(dataclasses.replace(settings("convnext+alliance"), classes=4))
     save_pad(reference.config, reference.state_dict(), folder)
-    with pytest.raises(InputError, match="tells 3 classes apart, the data has 4; give a network of the same classes"):
-        start_from(other, folder)
+    start_from(other, folder)  # a classifier of another size begins anew, everything else is copied
+    for name, value in reference.state_dict().items():
+        if other.state_dict()[name].shape == value.shape:
+            assert torch.equal(other.state_dict()[name], value), name
 
 
 # Files
+
+
+def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To rounding: the kernels that a CPU takes depend on where weights lie in memory."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @each_way
@@ -208,7 +215,7 @@ def test_a_saved_network_needs_the_encoders_checkpoint_no_more(tmp_path: Path, k
     loaded = load_pad(tmp_path / "pad")
     assert loaded.config == model.config and not loaded.training
     assert json.loads((tmp_path / "pad" / "config.json").read_text())["note"] == "kept"
-    assert torch.equal(loaded(pair()[0]).logits, model(pair()[0]).logits)
+    assert_alike(loaded(pair()[0]).logits, model(pair()[0]).logits)
     learning = [{name for name, p in one.named_parameters() if p.requires_grad} for one in (loaded, model)]
     assert learning[0] == learning[1]
 
@@ -218,17 +225,7 @@ def test_a_saved_network_of_two_modalities_still_shares_the_encoder(tmp_path: Pa
     save_pad(model.config, model.state_dict(), tmp_path, encoder=model.transferred)
     loaded = load_pad(tmp_path)
     assert loaded.encoders["rgb"].alliance.source.encoder is loaded.encoders["sar"].alliance.source.encoder
-    assert torch.equal(loaded(*pair()).logits, model(*pair()).logits)
-
-
-def test_files_from_before_the_alliance_encoder_load(tmp_path: Path) -> None:
-    model = plain()
-    save_pad(model.config, model.state_dict(), tmp_path)
-    record = json.loads((tmp_path / "config.json").read_text())
-    for name in ("backbone", "encoder", "pyramid"):
-        del record["model"][name]
-    (tmp_path / "config.json").write_text(json.dumps(record))
-    assert torch.equal(load_pad(tmp_path)(*pair()).logits, model(*pair()).logits)
+    assert_alike(loaded(*pair()).logits, model(*pair()).logits)
 
 
 @pytest.mark.parametrize("part", ["encoder", "sensors", "inputs"])

@@ -599,10 +599,10 @@ def test_no_parameter_is_complex_and_no_angle_is_taken():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: S2FinConfig(patch=8), r"network\.patch 8 has no centre pixel; use an odd side"),
-        (lambda: S2FinConfig(width=50), r"network\.width 50 is not a multiple of 16"),
-        (lambda: S2FinConfig(temperature=0.0), r"network\.temperature must be positive, got 0\.0"),
-        (lambda: S2FinConfig(dropout=1.0), r"network\.dropout must lie in \[0, 1\), got 1\.0"),
+        (lambda: S2FinConfig(patch=8), r"model\.patch 8 has no centre pixel; use an odd side"),
+        (lambda: S2FinConfig(width=50), r"model\.width 50 is not a multiple of 16"),
+        (lambda: S2FinConfig(temperature=0.0), r"model\.temperature must be positive, got 0\.0"),
+        (lambda: S2FinConfig(dropout=1.0), r"model\.dropout must lie in \[0, 1\), got 1\.0"),
         (lambda: AttentionConfig(kept=0.0), r"attention\.kept must lie in \(0, 1\], got 0\.0"),
         (lambda: EnhancementConfig(anchors=1), r"hfset\.anchors must be at least 2, got 1"),
         (lambda: S2Fin(bands=0, components=4, channels=2, classes=3), "at least one of bands, got 0"),
