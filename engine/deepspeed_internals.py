@@ -158,8 +158,14 @@ def create_moments(engine: Any, names: Sequence[str]) -> None:
 
 
 def own_part(parameter: Tensor) -> Tensor:
-    """What this rank holds of a parameter: all of it, of any shape; for ZeRO stage 3 its part, (n,)."""
-    return getattr(parameter, "ds_tensor", parameter)
+    """What this rank holds of a parameter: all of it, of any shape; for ZeRO stage 3 its part, (n,), without the padding
+    of the last ranks, which is memory that nobody wrote.
+    """
+    part = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter
+    start = part.ds_numel * torch.distributed.get_rank()
+    return part[: max(count_parameters(parameter) - start, 0)]
 
 
 def count_parameters(parameter: Tensor) -> int:

@@ -26,7 +26,7 @@ SMALL = [
 
 def environment(threads: int = 1) -> dict[str, str]:
     """This process's environment, without what another launcher may have left in it."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "PYTHONSAFEPATH")
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     return kept | {"OMP_NUM_THREADS": str(threads), "PATH": path, "WANDB_SILENT": "true"}

@@ -79,7 +79,7 @@ def test_a_part_that_was_frozen_in_evaluation_mode_stays_so(two_tiles: Tiles):
 
 @pytest.mark.parametrize(("wanted", "names"), [("both", {"rgb", "sar"}), ("rgb", {"rgb"}), ("sar", {"sar"})])
 def test_a_network_gets_the_modalities_that_it_uses(two_tiles: Tiles, wanted: Any, names: set[str]):
-    images = network_images(two_tiles[1], two_tiles.pairs, PadConfig(input=wanted))
+    images = network_images(two_tiles[1], two_tiles.described, PadConfig(input=wanted))
     expected = {
         "rgb": (two_tiles[1].images["optical"] - OPTICAL[0]) / OPTICAL[1],
         "sar": (two_tiles[1].images["sar"] - SAR[0]) / SAR[1],
@@ -98,7 +98,7 @@ def shown(tiles: Tiles, name: str, config: RobustnessConfig) -> dict[str, torch.
 
 
 def test_a_missing_modality_is_all_zeros_and_the_other_one_as_it_was(two_tiles: Tiles):
-    clean = network_images(two_tiles[0], two_tiles.pairs, PadConfig())
+    clean = network_images(two_tiles[0], two_tiles.described, PadConfig())
     for name, gone, kept in ((NO_RGB, "rgb", "sar"), (NO_SAR, "sar", "rgb")):
         images = shown(two_tiles, name, RobustnessConfig())
         assert not images[gone].any() and torch.equal(images[kept], clean[kept])
@@ -107,7 +107,7 @@ def test_a_missing_modality_is_all_zeros_and_the_other_one_as_it_was(two_tiles: 
 @pytest.mark.parametrize(("value", "seen"), [(math.nan, 0.0), (255.0, (255 - OPTICAL[0]) / OPTICAL[1])])
 def test_clouds_cover_their_share_of_the_optical_image_alone(two_tiles: Tiles, value: float, seen: float):
     config = RobustnessConfig(clouds=(0.25,), cloud_value=value)
-    clean = network_images(two_tiles[0], two_tiles.pairs, PadConfig())
+    clean = network_images(two_tiles[0], two_tiles.described, PadConfig())
     images = shown(two_tiles, "clouds 25%", config)
     changed = images["rgb"] != clean["rgb"]
     assert changed.sum() == 3 * 500 and torch.all(images["rgb"][changed] == seen)
@@ -137,7 +137,7 @@ def test_a_network_of_one_modality_is_spoilt_by_what_it_sees_alone(tmp_path: Pat
 def test_the_table_holds_percentages_and_the_figure_is_drawn(two_tiles: Tiles, tmp_path: Path):
     config = RobustnessConfig(clouds=(0.5,))
     scores = robustness(Threshold(), two_tiles, config=config)
-    write_rows(tmp_path / "out" / "robustness.csv", score_rows(scores, list(two_tiles.pairs.classes)))
+    write_rows(tmp_path / "out" / "robustness.csv", score_rows(scores, list(two_tiles.described.classes)))
     with (tmp_path / "out" / "robustness.csv").open() as file:
         rows = {row["condition"]: row for row in csv.DictReader(file)}
     assert float(rows[CLEAN]["oa"]) == 75 and float(rows[NO_SAR]["iou_class 1"]) == 100
