@@ -218,8 +218,9 @@ def _tell_alike(sensor: Sensor, seen: Seen) -> list[str]:
     found = []
     known = [i for i, band in enumerate(sensor.bands) if limits(band) is not None and seen.low[i].isfinite()]
     bright, radar = ([i for i in known if sensor.bands[i].unit.casefold() == unit] for unit in ("reflectance", "db"))
-    brightest = max((max(abs(float(seen.low[i])), abs(float(seen.high[i]))) for i in bright), default=0.0)
-    if ROUNDING < brightest < FAINT:
+    brightest = max((float(seen.high[i]) for i in bright), default=math.inf)
+    blank = all(max(abs(float(seen.low[i])), abs(float(seen.high[i]))) <= ROUNDING for i in bright)
+    if brightest < FAINT and not blank:
         found.append(f"no pixel has a reflectance above {brightest:.2g}")
     if radar and float(seen.low[radar].amin()) >= 0 and float(seen.high[radar].amax()) > 0:
         ends = f"{seen.low[radar].amin():.4g} to {seen.high[radar].amax():.4g}"

@@ -70,6 +70,16 @@ def test_reflectance_that_is_scaled_already_is_told(name: str, kind: str) -> Non
     assert "likely reflectance already, scaled before it was written" in fault
 
 
+def test_decibels_are_no_stored_reflectance() -> None:
+    """Light is not negative everywhere, however small the scale makes the numbers."""
+    sensor = find_sensor("sentinel2-l2a")
+    decibels = 10 * radar("fields")[:1].log10().expand(len(sensor.bands), -1, -1)
+    assert decibels.max() < 0
+    (fault,) = faults(sensor, look(sensor, sensor.to_physical(decibels)))
+    assert "no pixel has a reflectance above -" in fault
+    assert faults(sensor, look(sensor, torch.zeros(len(sensor.bands), 8, 8))) == []  # a blank image is no other unit
+
+
 @pytest.mark.parametrize("kind", ["forest", "fields", "city"])
 def test_power_amplitudes_and_hundredths_are_no_decibels(kind: str) -> None:
     sensor, power = find_sensor("sentinel1-grd-db"), radar(kind)
