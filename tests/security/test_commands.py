@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.conversion import main as convert
-from tests.helpers.runs import ROOT, Ranks, arguments_of, environment, metrics, records
+from tests.helpers.runs import ROOT, Ranks, arguments_of, metrics, records
 
 MAKE = shutil.which("make")
 
@@ -19,7 +19,7 @@ MAKE = shutil.which("make")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_saves_and_ends_with_130_and_no_traceback(ranks: int, sar_shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    started = Ranks(arguments_of(folder, [sar_shards], "--run.steps", "5000"), ranks)
+    started = Ranks(arguments_of(folder, [sar_shards], "--run.steps", "5000"), ranks, preexec_fn=_heed)
     until = time.monotonic() + 150
     while not (folder / "metrics.jsonl").exists() or not metrics(folder):
         assert time.monotonic() < until
@@ -38,6 +38,11 @@ def test_ctrl_c_saves_and_ends_with_130_and_no_traceback(ranks: int, sar_shards:
         .endswith(f"stopped as asked, after step {last['step'] + 1}; go on with --run.resume auto")
     )
     assert (folder / "checkpoints" / f"step_{last['step'] + 1:08d}" / "MANIFEST.json").is_file()
+
+
+def _heed() -> None:
+    """Ctrl-C is heard, also where these tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_run_started_without_ctrl_c_stays_without(sar_shards: Path, tmp_path: Path) -> None:
@@ -103,9 +108,7 @@ def test_no_environment_is_changed_for_who_calls_a_command(tmp_path: Path) -> No
     with safe_path():
         assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == own == str(ROOT)
         program = "import sys; print(''in sys.path, sys.path)"
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, env=environment(), capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.startswith("False")
         assert str(tmp_path) not in done.stdout
     assert dict(os.environ) == before

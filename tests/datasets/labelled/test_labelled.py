@@ -262,8 +262,8 @@ def test_scenes_in_memory_are_checked_too(role):
         ("layouts: [{labels: a.mat}]", "a layout names neither a passive nor an active image"),
         ("bands: 3", "no images; configs/labelled has examples"),
         ("layouts: [3]", "a layout holds keys and values, got 3"),
-        ("just text", "a description holds keys and values, got 'just text'"),
-        ("a: [", "is not valid YAML"),
+        ("just text", "own.yaml holds str, not keys with values"),
+        ("a: [", "own.yaml: not valid YAML"),
     ],
 )
 def test_wrong_descriptions_are_refused_in_one_line(text, message, tmp_path):
@@ -278,7 +278,7 @@ def test_unknown_data_sets_are_refused():
     with pytest.raises(InputError, match="unknown data set 'huston2013'; did you mean 'houston2013"):
         find_set("huston2013")
     with pytest.raises(
-        InputError, match="nowhere.yaml cannot be read .*; give the YAML file of a set, or one of augsburg"
+        InputError, match="nowhere.yaml: there is no such file; give the YAML file of a set, or one of augsburg"
     ):
         find_set("nowhere.yaml")
 

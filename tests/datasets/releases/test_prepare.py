@@ -330,6 +330,6 @@ def test_check_reports_a_description(prepared: Path, capsys: pytest.CaptureFixtu
 
 
 def test_check_refuses_what_is_no_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "cannot be read" in refused(capsys, "check", tmp_path / "no.yaml")
+    assert "no.yaml: there is no such file" in refused(capsys, "check", tmp_path / "no.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    assert "is not valid YAML" in refused(capsys, "check", tmp_path / "bad.yaml")
+    assert "not valid YAML" in refused(capsys, "check", tmp_path / "bad.yaml")

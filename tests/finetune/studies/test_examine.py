@@ -177,7 +177,7 @@ def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, t
         ({"--checkpoint": "runs/gone"}, "error: runs/gone holds no trained network (model.safetensors, config.json); give a"),
         ({"--checkpoint": "runs/three channels"}, "error: runs/three channels/model/config.json: the network takes 3 "
          "sar bands"),
-        ({"--set": "gone.yaml"}, "error: gone.yaml cannot be read"),
+        ({"--set": "gone.yaml"}, "error: gone.yaml: there is no such file"),
         ({"--split": "train"}, "error: made-up has no split 'train'; it has test"),
         ({"--path": "runs"}, "error: runs/optical is not a folder; files are looked for there"),
         ({"--clouds": "1.5"}, "error: clouds cover [1.5] of the images; give shares above 0, at most 1"),
