@@ -25,7 +25,7 @@ class Evidence:
     counts: frozenset[int] = frozenset()  # of bands: lengths of the lists of wavelengths and band names beside it
     grids: frozenset[tuple[int, int]] = frozenset()  # (h, w) of maps and coordinates beside it
     bands: int | None = None  # of the sensor
-    grid: tuple[int, ...] | None = None  # (h, w) of the place
+    grid: tuple[int, ...] | None = None  # (h, w) of the labels
 
 
 def letter(name: str) -> str:
@@ -77,6 +77,9 @@ def find_axes(name: str, shape: Sequence[int], evidence: Evidence, declared: str
         orders = [order for order in orders if fits(order)] or orders
     if len(orders) > 1 and evidence.bands == 1:
         raise Unreadable(f"{name} {tuple(shape)} has several bands; give a map of one")
+    if len(orders) > 1 and evidence.grid and not any(_grid(order, shape) == evidence.grid for order in orders):
+        size = " x ".join(map(str, evidence.grid))
+        raise Unreadable(f"{name} {tuple(shape)} has not the {size} pixels of its labels; bring both to one grid")
     if len(orders) > 1:
         readings = ", or ".join(f"{_reading(order, shape)} (--axes {order})" for order in orders)
         raise Unreadable(f"{name} {tuple(shape)} may hold {readings}; pass the right --axes")
@@ -94,19 +97,20 @@ def _named(letters: Sequence[str]) -> list[str]:
 def _tests(shape: Sequence[int], evidence: Evidence) -> list[Callable[[str], bool]]:
     """From the strongest to the weakest; one that no order passes says nothing."""
 
-    def length(order: str, key: str) -> int:
-        return shape[order.index(key)]
-
-    def grid(order: str) -> tuple[int, int]:
-        return length(order, "h"), length(order, "w")
+    def bands(order: str) -> int:
+        return shape[order.index("c")]
 
     return [
-        lambda order: length(order, "c") in evidence.counts,
-        lambda order: grid(order) in evidence.grids,
-        lambda order: grid(order) == evidence.grid,
-        lambda order: length(order, "c") == evidence.bands,
-        lambda order: min(grid(order)) >= SLIMMEST,
+        lambda order: bands(order) in evidence.counts,
+        lambda order: _grid(order, shape) in evidence.grids,
+        lambda order: _grid(order, shape) == evidence.grid,
+        lambda order: bands(order) == evidence.bands,
+        lambda order: min(_grid(order, shape)) >= SLIMMEST,
     ]
+
+
+def _grid(order: str, shape: Sequence[int]) -> tuple[int, int]:
+    return shape[order.index("h")], shape[order.index("w")]
 
 
 def _reading(order: str, shape: Sequence[int]) -> str:

@@ -175,6 +175,13 @@ HALF, OUT = np.full((2, 4), 1.5), np.array([[1, 1, 2, 2], [0, 9, 3, 0]])
 BOTH = {"tr": np.eye(2, 4), "te": np.eye(2, 4)}
 
 
+def test_an_image_without_the_labels_rows_and_columns_is_told_both_sizes(tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "hsi.mat", {"hsi": np.ones((20, 30, 12))})
+    scipy.io.savemat(tmp_path / "gt.mat", {"gt": np.ones((40, 60), np.uint8)})  # twice as fine
+    with pytest.raises(InputError, match=r"hsi \(20, 30, 12\) has not the 40 x 60 pixels of its labels; bring both"):
+        one_scene(tmp_path, {"passive": "hsi.mat", "labels": "gt.mat"}, classes=["grass"])
+
+
 @pytest.mark.parametrize(
     ("changed", "layout", "benchmark", "message"),
     [

@@ -20,7 +20,7 @@ from datasets.sampling.placement import draw_placements
 from datasets.shards import Batch, LoaderConfig, ShardLoader, ShardSource, SourceConfig
 from datasets.shards.batches import Buffers
 from datasets.shards.command import main
-from tests.helpers.rasters import S2_NAMES, counts, write_sentinel2, write_tiff
+from tests.helpers.rasters import write_sentinel2
 
 SENSOR = "sentinel2-l1c"
 shard_counts = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -32,16 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
     write_sentinel2(root / "in", scenes=3, size=64)
     make(root / "in", "--sensor", SENSOR, "--out", root / "out", "--shard-mb", "0.14")
-    return root / "out"
-
-
-@pytest.fixture(scope="module")
-def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of two sensors: 9 samples in one tar."""
-    root = tmp_path_factory.mktemp("two")
-    write_tiff(root / "s2" / "x.tif", counts((13, 48, 48)), names=S2_NAMES)
-    write_tiff(root / "s1" / "x.tif", -counts((2, 48, 48)).astype("f4") / 200, names=("VV", "VH"))
-    make(f"{SENSOR}={root / 's2'}", f"sentinel1-grd-db={root / 's1'}", "--out", root / "out")
     return root / "out"
 
 
