@@ -143,15 +143,17 @@ class ProgressiveDecoder(nn.Module):
             (k, b, g, n, m, p) predictions, low to high, k = `stages`.
         """
         grid = Grid(len(groups), h, w)
-        prefix = 1 + len(embedded.special.frequency)
+        prefix = sum(map(len, embedded.special))
         decoded = self.enter(encoded)
-        bands = decoded[:, 1:prefix]
+        first = len(embedded.special.cls)
+        cls = decoded[:, :1] if first else decoded[:, prefix:].mean(1, keepdim=True)  # a layout without cls
+        bands = decoded[:, first : first + len(embedded.special.frequency)]
         if self.config.mask_tokens == "bypass":
             bands = repeat(self.enter(embedded.special.frequency), "k d -> b k d", b=len(decoded))
         position = self.position(embedded.code, groups, h, w).expand(grid.g, h * w, -1)
         position = rearrange(position, "g n d -> 1 (g n) d")
         tokens = self._fill(decoded[:, prefix:], bands, position, mask) + position
-        sequence = torch.cat([decoded[:, :1] + self.cls_position, tokens], dim=1)
+        sequence = torch.cat([cls + self.cls_position, tokens], dim=1)
 
         predictions, starts = [], self.stage_starts()
         for index, block in enumerate(self.blocks):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alliance.errors import InputError
 from alliance.frequency import patch_log_amplitude
-from alliance.positions import CODE_WIDTH, BandCode, spatial_position
+from alliance.positions import CODE_WIDTH, BandCode, Resampling, SpatialCode, coded_position, resampled_table
 from alliance.sensors import MODALITIES, Band, Sensor
 from alliance.tokens import Groups, group_table
 
@@ -129,20 +129,43 @@ class SpectralPosition(nn.Module):
 
 
 class TokenPosition(nn.Module):
-    """Spatial plus spectral position of every token, (g, n, d): added, or side by side as in the published file."""
+    """Spatial plus spectral position of every token, (g, n, d): added, or side by side as in the published file.
 
-    def __init__(self, d: int, layout: PositionLayout) -> None:
+    Args:
+        code: which fixed spatial code.
+        table: rows and columns of a learned table of spatial positions in place of the code; 0: none.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        layout: PositionLayout,
+        code: SpatialCode | None = None,
+        table: int = 0,
+        resampling: Resampling = "plain",
+    ) -> None:
         super().__init__()
         beside = (d // 3 if d % 3 == 0 else d // 4) // 4 * 4  # 256 of 768 and 128 of 512, as in the file
         self.spectral_width = d if layout == "add" else beside
         self.spatial_width = d if layout == "add" else d - self.spectral_width
         self.layout = layout
+        self.spatial_code = code or SpatialCode()
+        self.resampling: Resampling = resampling
         self.spectral = SpectralPosition(self.spectral_width)
+        self.table = nn.Parameter(torch.empty(table, table, self.spatial_width)) if table else None
 
-    def forward(self, code: Tensor, groups: Groups, h: int, w: int) -> Tensor:
-        """Codes of all bands (c, CODE_WIDTH) -> (g, n, d), n = h * w tokens."""
+    def reset_parameters(self) -> None:
+        """A table starts normal with deviation 0.02, as in ViT."""
+        if self.table is not None:
+            nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, code: Tensor, groups: Groups, h: int, w: int, unit: float = 1.0) -> Tensor:
+        """Codes of all bands (c, CODE_WIDTH) -> (g, n, d), n = h * w tokens, each `unit` long in the spatial code."""
         spectral = rearrange(self.spectral(code, groups), "g d -> g 1 d")
-        spatial = spatial_position(h, w, self.spatial_width, code.device).to(spectral.dtype)
+        if self.table is not None:
+            spatial = resampled_table(self.table, h, w, self.resampling).to(spectral.dtype)
+        else:
+            spatial = coded_position(h, w, self.spatial_width, code.device, self.spatial_code, unit).to(spectral.dtype)
         if self.layout == "add":
             return spatial + spectral
         n = h * w
@@ -159,7 +182,7 @@ class PatchEmbedding(nn.Module):
         *,
         tokenizer: str,
         amplitude: bool,
-        layout: PositionLayout,
+        position: TokenPosition,
         sensors: Sequence[Sensor],
     ) -> None:
         super().__init__()
@@ -168,11 +191,12 @@ class PatchEmbedding(nn.Module):
         self.kernels = GroupKernels(tokenizer, sensors, patch**2, d)
         self.amplitude_kernels = GroupKernels(tokenizer, sensors, patch**2, d) if amplitude else None
         self.bias = nn.Parameter(torch.empty(d))
-        self.position = TokenPosition(d, layout)
+        self.position = position
 
     def reset_parameters(self) -> None:
         """Kernels at unit gain over the reference bands, no bias."""
         nn.init.zeros_(self.bias)
+        self.position.reset_parameters()
         self.code.reset_parameters()
         with torch.no_grad():
             reference = self.code(reference_bands())
@@ -196,7 +220,8 @@ class PatchEmbedding(nn.Module):
         if self.amplitude_kernels is not None:
             amplitude = patch_log_amplitude(patches, self.patch)[:, index]
             tokens = tokens + self._project(amplitude, self.amplitude_kernels, code, sensor, groups)
-        return tokens + self.bias + self.position(code, groups, h, w), code
+        unit = self.position.spatial_code.unit(self.patch, sensor.gsd_m)
+        return tokens + self.bias + self.position(code, groups, h, w, unit), code
 
     def _project(self, values: Tensor, kernels: GroupKernels, code: Tensor, sensor: Sensor, groups: Groups) -> Tensor:
         """Values (b, g, m, n, p) times the kernels of their bands, |g|^-1/2 sum over each group's bands."""
@@ -210,8 +235,9 @@ class PatchEmbedding(nn.Module):
 class SpecialTokens(NamedTuple):
     """Tokens that stand before those of the image, the same for every image."""
 
-    cls: Tensor  # (1, d)
+    cls: Tensor  # (1, d); (0, d) for a layout without it
     frequency: Tensor  # (k, d), low to high; k = 0 for plain tokens
+    registers: Tensor  # (r, d), learned tokens that carry no feature of their own
 
 
 class FrequencyEmbedding(nn.Module):
@@ -251,20 +277,25 @@ class FrequencyEmbedding(nn.Module):
         """cls (1, d) and frequency tokens (3, d), low to high."""
         parts = zip(self.waves, self.refine, self.project, strict=True)
         frequency = torch.cat([project(wave[None] + refine(wave[None])) for wave, refine, project in parts])
-        return SpecialTokens(self.fuse(rearrange(frequency, "k d -> 1 (k d)")), frequency)
+        return SpecialTokens(self.fuse(rearrange(frequency, "k d -> 1 (k d)")), frequency, frequency[:0])
 
 
 class PlainTokens(nn.Module):
-    """A learned cls token and nothing else: the baseline's, as in MAE."""
+    """A learned cls token as in MAE, or none, and learned registers as in DINOv2."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, d: int, *, cls: bool = True, registers: int = 0) -> None:
         super().__init__()
-        self.cls = nn.Parameter(torch.empty(1, d))
+        self.cls = nn.Parameter(torch.empty(1, d)) if cls else None
+        self.registers = nn.Parameter(torch.empty(registers, d)) if registers else None
+        self.register_buffer("nothing", torch.empty(0, d), persistent=False)
 
     def reset_parameters(self) -> None:
         """Normal with deviation 0.02, as in MAE."""
-        nn.init.normal_(self.cls, std=0.02)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
 
     def forward(self) -> SpecialTokens:
-        """cls (1, d) and no frequency tokens (0, d)."""
-        return SpecialTokens(self.cls, self.cls[:0])
+        """cls (1, d) or (0, d), no frequency tokens (0, d), registers (r, d)."""
+        nothing = self.get_buffer("nothing")
+        parts = (self.cls, None, self.registers)
+        return SpecialTokens(*(nothing if part is None else part for part in parts))

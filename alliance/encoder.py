@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,10 +12,18 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alliance.embedding import FrequencyEmbedding, PatchEmbedding, PlainTokens, PositionLayout, SpecialTokens
+from alliance.embedding import (
+    FrequencyEmbedding,
+    PatchEmbedding,
+    PlainTokens,
+    PositionLayout,
+    SpecialTokens,
+    TokenPosition,
+)
 from alliance.errors import InputError
 from alliance.images import as_float
-from alliance.sensors import CLAMP, Sensor
+from alliance.positions import Frequencies, Order, Resampling, SpatialCode
+from alliance.sensors import Sensor
 from alliance.sensors.plausible import drift, faults, look, statistics_fit
 from alliance.tokens import Groups, patchify, take, token_grid_shape
 
@@ -22,8 +31,8 @@ from alliance.tokens import Groups, patchify, take, token_grid_shape
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation with the epsilon of vision transformers."""
 
-    def __init__(self, d: int, **placement: Any) -> None:
-        super().__init__(d, eps=1e-6, **placement)
+    def __init__(self, d: int, eps: float = 1e-6, **placement: Any) -> None:
+        super().__init__(d, eps=eps, **placement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +49,10 @@ class EncoderConfig:
     """Side of a patch, pixels; an image is a multiple of it."""
     amplitude: bool = True
     """Embed the log-amplitude of frequencies inside each patch beside its pixels (docs/model.md 3.3)."""
-    tokens: Literal["frequency", "plain"] = "frequency"
-    """cls and mask tokens: frequency-aware (docs/model.md 3.5), or plain as in MAE."""
+    tokens: Literal["frequency", "plain", "none"] = "frequency"
+    """cls and mask tokens: frequency-aware (docs/model.md 3.5), a plain cls as in MAE, or no cls at all."""
+    registers: int = 0
+    """Learned tokens beside a plain cls, as in DINOv2 with registers."""
     jumbo: int = 1
     """Width of the frequency waves in units of `embed_dim`; 4 as in the published file."""
     tokenizer: Literal["wavelength", "fixed"] = "wavelength"
@@ -50,6 +61,22 @@ class EncoderConfig:
     """
     position: PositionLayout = "add"
     """Spatial and spectral position added, or side by side as in the published file."""
+    table: int = 0
+    """Rows and columns of a learned table of positions, resampled for other grids; 0: the fixed sin-cos code."""
+    table_resampling: Resampling = "plain"
+    """Bicubic resampling of the table: plain, antialiased as in timm, or with the offset of DINOv2."""
+    spatial_order: Order = "sin_first"
+    """Channels of the sin-cos code: [sin y, sin x, cos y, cos x], or [sin x, cos x, sin y, cos y] as in MAE (x_first)."""
+    spatial_frequencies: Frequencies = "usual"
+    """Frequencies of the sin-cos code (docs/model.md 3.4)."""
+    spatial_channels: tuple[int, int] | None = None
+    """First channel of the sin-cos code and the one past its last; null: all."""
+    spatial_unit_m: float = 0.0
+    """Metres of one unit of the sin-cos code, by the sensor's pixel size; 0: a token is one unit."""
+    patch_offset: int = 0
+    """Pixels that the first patch begins before the image, which is filled up with zeros there; 1 as in DOFA."""
+    norm_eps: float = 1e-6
+    """Epsilon of the layer norms."""
     qk_norm: bool = False
     """Normalise queries and keys, for the stability of large models."""
     drop_path: float = 0.0
@@ -60,10 +87,42 @@ class EncoderConfig:
             raise InputError(f"encoder.embed_dim {self.embed_dim} is not a multiple of encoder.heads {self.heads}")
         if self.embed_dim % 4 or self.patch < 2:
             raise InputError(f"encoder needs embed_dim in fours and patch >= 2, got {self.embed_dim}, {self.patch}")
+        if not 0 <= self.patch_offset < self.patch:
+            raise InputError(f"encoder.patch_offset {self.patch_offset} is not between 0 and patch {self.patch}")
+        if self.registers and self.tokens == "frequency":
+            raise InputError("encoder.registers stand beside plain tokens; set encoder.tokens plain, or registers 0")
+        if min(self.registers, self.table, self.spatial_unit_m) < 0 or not self.norm_eps > 0:
+            raise InputError("encoder.registers, table and spatial_unit_m are 0 or more, norm_eps is positive")
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        if self.spatial_channels is None:
+            return
+        object.__setattr__(self, "spatial_channels", tuple(self.spatial_channels))
+        first, end = self.spatial_channels
+        if self.position == "concat" or self.table:
+            raise InputError("encoder.spatial_channels goes with position add and no table; leave it out")
+        if not 0 <= first < end <= self.embed_dim or (end - first) % 4:
+            raise InputError(
+                f"encoder.spatial_channels {first}, {end} are not within 0 to {self.embed_dim}, a multiple of 4 apart"
+            )
+
+    @property
+    def spatial_code(self) -> SpatialCode:
+        """The fixed code of rows and columns."""
+        return SpatialCode(
+            order=self.spatial_order,
+            frequencies=self.spatial_frequencies,
+            channels=self.spatial_channels,
+            unit_m=self.spatial_unit_m,
+        )
 
 
 class Features(NamedTuple):
-    """What the encoder says of an image: cls (b, d), frequency tokens (b, k, d) low to high, tokens (b, g, n, d)."""
+    """What the encoder says of an image: cls (b, d), frequency tokens (b, k, d) low to high, tokens (b, g, n, d).
+
+    In a layout without cls, the mean of the tokens stands for it.
+    """
 
     cls: Tensor
     frequency: Tensor
@@ -96,16 +155,21 @@ class AllianceEncoder(nn.Module):
             config.patch,
             tokenizer=config.tokenizer,
             amplitude=config.amplitude,
-            layout=config.position,
+            position=TokenPosition(d, config.position, config.spatial_code, config.table, config.table_resampling),
             sensors=sensors,
         )
-        self.special = FrequencyEmbedding(d, config.jumbo) if config.tokens == "frequency" else PlainTokens(d)
+        self.special = (
+            FrequencyEmbedding(d, config.jumbo)
+            if config.tokens == "frequency"
+            else PlainTokens(d, cls=config.tokens == "plain", registers=config.registers)
+        )
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also while building on meta
+        norm: Any = partial(LayerNorm, eps=config.norm_eps)
         self.blocks = nn.ModuleList(
-            Block(d, config.heads, qkv_bias=True, qk_norm=config.qk_norm, drop_path=rate, norm_layer=LayerNorm)
+            Block(d, config.heads, qkv_bias=True, qk_norm=config.qk_norm, drop_path=rate, norm_layer=norm)
             for rate in rates
         )
-        self.norm = LayerNorm(d)
+        self.norm = norm(d)
         self.keep_special = False  # compute the special tokens once; set by load_encoder, as nothing trains there
         self._kept: SpecialTokens | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
@@ -120,12 +184,13 @@ class AllianceEncoder(nn.Module):
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens of a sequence that stand before those of the image."""
-        return 4 if self.config.tokens == "frequency" else 1
+        return {"frequency": 4, "plain": 1, "none": 0}[self.config.tokens] + self.config.registers
 
     def embed(self, standardised: Tensor, sensor: Sensor, groups: Groups) -> Embedded:
         """Standardised pixels (b, c, h, w) -> tokens of the given band groups, with positions."""
         h, w = token_grid_shape(standardised, self.patch_size)
-        tokens, code = self.patch_embed(patchify(standardised, self.patch_size), sensor, groups, h, w)
+        moved = shift_patches(standardised, self.config.patch_offset)
+        tokens, code = self.patch_embed(patchify(moved, self.patch_size), sensor, groups, h, w)
         return Embedded(tokens, self.special_tokens(), code)
 
     def special_tokens(self) -> SpecialTokens:
@@ -183,7 +248,10 @@ class AllianceEncoder(nn.Module):
         prefix = self.num_prefix_tokens
         n = image.shape[-2] * image.shape[-1] // self.patch_size**2
         tokens = rearrange(sequence[:, prefix:], "b (g n) d -> b g n d", n=n)
-        return Features(sequence[:, 0], sequence[:, 1:prefix], tokens)
+        registers = prefix - self.config.registers
+        if not registers:
+            return Features(tokens.mean((1, 2)), sequence[:, :0], tokens)
+        return Features(sequence[:, 0], sequence[:, 1:registers], tokens)
 
     def forward_intermediates(
         self,
@@ -256,12 +324,21 @@ class AllianceEncoder(nn.Module):
         sensor = self.find_sensor(sensor)
         if standardised:
             sensor.check(image)
-            values = image.float().clamp(-CLAMP, CLAMP)
+            clamp = sensor.clamp
+            values = image.float() if clamp is None else image.float().clamp(-clamp, clamp)
         else:
             values, _ = sensor.standardise(image)
             if not torch.compiler.is_compiling():
                 refuse_wrong_units(image, sensor)
         return self.encode(self.embed(values, sensor, sensor.group_indices), indices=indices)
+
+
+def shift_patches(image: Tensor, offset: int) -> Tensor:
+    """The image (b, c, h, w) as it is seen by patches that begin `offset` pixels before it; the same shape."""
+    if not offset:
+        return image
+    h, w = image.shape[-2:]
+    return nn.functional.pad(image, (offset, 0, offset, 0))[..., :h, :w]
 
 
 def refuse_wrong_units(image: Tensor, sensor: Sensor) -> None:

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
@@ -26,7 +28,7 @@ REBUILDS = {
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a `torch.save` file by name, on the CPU, mapped from the file rather than read.
+    """Weights of a `torch.save` or safetensors file by name, on the CPU, mapped from the file rather than read.
 
     Objects of foreign classes (an mmengine file holds its log beside the weights) become placeholders: no class or
     function that the file names is imported or called, except torch's own rebuilding of tensors.
@@ -34,7 +36,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, not a `torch.save` file, damaged, or without named weights.
     """
-    content = read_checkpoint(path)
+    content = _read_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else read_checkpoint(path)
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if key in content), content)
     if not isinstance(content, Mapping) or not content:
@@ -43,6 +45,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(content[name], Tensor):
             raise InputError(f"{path}: {name!r} is not a tensor; this file is damaged or not a checkpoint")
     return _without_prefix({name: content[name].detach() for name in content})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:

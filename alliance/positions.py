@@ -3,13 +3,16 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
+from torch.nn import functional
 
+from alliance.errors import InputError
 from alliance.sensors import MODALITIES, Band
 
 PERIODS = 32  # of the Fourier code, log-spaced
@@ -17,6 +20,79 @@ LONGEST, SHORTEST = 14.0, 0.02  # decades of wavelength or bandwidth
 MODALITY_WIDTH = 64
 MODALITY_SLOTS = 16  # room for modalities to come without changing a checkpoint's shape
 CODE_WIDTH = 4 * PERIODS + MODALITY_WIDTH
+TEMPERATURE = 10_000.0  # longest wave of a spatial code, in radians per unit
+
+Order = Literal["sin_first", "x_first"]
+Frequencies = Literal["usual", "galileo", "clay"]
+Resampling = Literal["plain", "antialiased", "offset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialCode:
+    """Which fixed code of rows and columns an encoder has (docs/model.md 3.4)."""
+
+    order: Order = "sin_first"
+    frequencies: Frequencies = "usual"
+    channels: tuple[int, int] | None = None  # first and one past the last; None: all
+    unit_m: float = 0.0  # metres of one unit; 0: a token is one unit
+
+    def unit(self, patch: int, gsd_m: float | None) -> float:
+        """Length of a token in units of the code.
+
+        Raises:
+            InputError: the code is in metres and the sensor has no pixel size.
+        """
+        if not self.unit_m:
+            return 1.0
+        if gsd_m is None:
+            raise InputError(
+                "this encoder's positions are in metres, and the sensor has no gsd_m; give it its pixel size"
+            )
+        return patch * gsd_m / self.unit_m
+
+
+@functools.lru_cache(maxsize=32)
+def coded_position(h: int, w: int, d: int, device: torch.device, code: SpatialCode, unit: float = 1.0) -> Tensor:
+    """The code of a token grid whose tokens are `unit` long: (h * w, d) float32, zero beyond its channels."""
+    first, end = code.channels or (0, d)
+    if (code.order, code.frequencies, unit) == ("sin_first", "usual", 1.0):
+        own = spatial_position(h, w, end - first, device)
+    else:
+        with torch.inference_mode(False):
+            own = _sines(h, w, (end - first) // 4, code, unit).float().to(device)
+    with torch.inference_mode(False):
+        return functional.pad(own, (first, d - end))
+
+
+def _sines(h: int, w: int, count: int, code: SpatialCode, unit: float) -> Tensor:
+    place = torch.arange(count, dtype=torch.float64)
+    exponents = {
+        "usual": place / count,
+        "galileo": place / (4 * count),
+        "clay": place / max(count - 1, 1) / (2 * count),
+    }
+    omega = unit * TEMPERATURE ** -exponents[code.frequencies]
+    y, x = torch.meshgrid(torch.arange(h).double(), torch.arange(w).double(), indexing="ij")
+    y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega
+    parts = [x.sin(), x.cos(), y.sin(), y.cos()] if code.order == "x_first" else [y.sin(), x.sin(), y.cos(), x.cos()]
+    return torch.cat(parts, dim=1)
+
+
+def resampled_table(table: Tensor, h: int, w: int, resampling: Resampling) -> Tensor:
+    """A learned table of positions (s, s, d) for another token grid, bicubic: (h * w, d).
+
+    `offset` places the samples as DINOv2 does: as if the grid were a tenth of a token longer.
+    """
+    side = table.shape[0]
+    if (h, w) == (side, side):
+        return rearrange(table, "y x d -> (y x) d")
+    grid = rearrange(table.float(), "y x d -> 1 d y x")
+    if resampling == "offset":
+        scale = [(h + 0.1) / side, (w + 0.1) / side]
+        grid = functional.interpolate(grid, scale_factor=scale, mode="bicubic")
+    else:
+        grid = functional.interpolate(grid, size=(h, w), mode="bicubic", antialias=resampling == "antialiased")
+    return rearrange(grid, "1 d y x -> (y x) d").to(table.dtype)
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
+from alliance.released.parts import Options, read_record
+from alliance.released.registry import FAMILIES, convert_released
+from alliance.sensors.catalog import find_sensor
 from finetune.backbones.convnext import Size
 from finetune.pad.convert import convert_file
 
@@ -17,22 +21,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
             raise InputError(f"{options.out} is not empty, and nothing in it is overwritten; give a new folder as OUT")
-        found = convert_file(options.file, options.out, size=options.size, classes=options.classes)
+        lines = _convert_pad(options) if options.kind == "pad" else _convert_encoder(options)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    print("\n".join(lines))
+
+
+def _convert_pad(options: argparse.Namespace) -> list[str]:
+    found = convert_file(options.file, options.out, size=options.size, classes=options.classes)
     values = sum(value.numel() for value in found.weights.values())
-    print(f"{len(found.weights)} tensors of {values:,} values for {found.config.classes} classes, in {options.out}")
-    for line in found.assumed:
-        print(f"assumed: {line}")
+    first = f"{len(found.weights)} tensors of {values:,} values for {found.config.classes} classes, in {options.out}"
+    return [first, *(f"assumed: {line}" for line in found.assumed)]
+
+
+def _convert_encoder(options: argparse.Namespace) -> list[str]:
+    if not 1 <= options.month <= 12:
+        raise InputError(f"--month {options.month} is no month; give 1 to 12")
+    sensors = tuple(find_sensor(name) for name in options.sensor)
+    given = Options(heads=options.heads, sensors=sensors, month=options.month, record=read_record(options.file))
+    converted = convert_released(options.kind, options.file, given)
+    save_encoder(converted.encoder, options.out)
+    config = converted.encoder.config
+    sizes = f"{config.depth} blocks of width {config.embed_dim}, {config.heads} heads, patch {config.patch}"
+    return [
+        *converted.rows,
+        *(f"assumed: {note}" for note in converted.notes),
+        f"{sizes}; licence of the weights: {FAMILIES[options.kind].licence}",
+        f"the encoder is in {options.out}; load it with alliance.load_encoder({str(options.out)!r})",
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = parser.add_subparsers(required=True, metavar="KIND")
+    kinds = parser.add_subparsers(required=True, metavar="FORMAT", dest="kind")
     pad = kinds.add_parser("pad", help="a released checkpoint of PAD: SAR-RGB segmentation (mmengine .pth)")
     pad.add_argument("file", type=Path, metavar="FILE", help="the .pth file; nothing in it is executed")
     pad.add_argument("out", type=Path, metavar="OUT", help="folder for model.safetensors and config.json")
     pad.add_argument("--classes", type=int, help="that it must tell apart (default: the file's own)")
     pad.add_argument("--size", choices=get_args(Size), default="large", help="of ConvNeXt V2 (default: %(default)s)")
+    for name, family in FAMILIES.items():
+        kind = kinds.add_parser(name, help=f"{family.title}; licence of the weights: {family.licence}")
+        kind.add_argument(
+            "file", type=Path, metavar="FILE", help=".pth, .pt, .ckpt or .safetensors; nothing is executed"
+        )
+        kind.add_argument("out", type=Path, metavar="OUT", help="new folder, which alliance.load_encoder reads")
+        kind.add_argument("--heads", type=int, help="attention heads (default: usual for the width, or of config.json)")
+        kind.add_argument("--sensor", action="append", default=[], metavar="NAME|YAML",
+                          help="whose images it shall read (default: those it was trained on)")  # fmt: skip
+        kind.add_argument("--month", type=int, default=6, help="of the images, for Galileo (default: %(default)s)")
     return parser

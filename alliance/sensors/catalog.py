@@ -14,6 +14,7 @@ from alliance.sensors.sensor import plain_name
 from alliance.sensors.wavelengths import to_nanometres
 
 FOLDER = Path(__file__).resolve().parent
+RELEASED = FOLDER / "released"
 APART = 30.0  # nm, between the wavelength of a band and the one that a file gives, and less than the band is wide
 NUMBERED = re.compile(r"(band|channel|layer|lyr|ch)?[\s_.#-]*\d+", re.IGNORECASE)  # as exporters call what has no name
 # What lies beside the measurements in many products: quality, masks, angles, by-products.
@@ -28,19 +29,26 @@ def sensor_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def released_names() -> list[str]:
+    """Names of the sensors of encoders that other projects released, sorted. No image is taken for one of them unasked."""
+    return sorted(path.stem for path in RELEASED.glob("*.yaml"))
+
+
 @cache
 def find_sensor(name: str) -> Sensor:
-    """A shipped sensor by name, or one from a YAML file by path.
+    """A shipped sensor by name, also of a released encoder, or one from a YAML file by path.
 
     Raises:
         InputError: unknown name or missing file.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if name in released_names():
+        path = RELEASED / f"{name}.yaml"
     if path.is_file():
         return read_sensor(path)
     if path.parent != FOLDER:
         raise InputError(f"no sensor file {name}; give the name of a shipped one: {', '.join(sensor_names())}")
-    close = difflib.get_close_matches(name, sensor_names(), n=2, cutoff=0.5)
+    close = difflib.get_close_matches(name, [*sensor_names(), *released_names()], n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise InputError(f"unknown sensor {name!r}{hint} Known: {', '.join(sensor_names())}, or a YAML file")
 

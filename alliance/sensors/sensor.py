@@ -102,6 +102,7 @@ class Sensor:
     gsd_m: float | None = None  # ground sampling distance, metres
     nodata: float | None = None  # stored value that marks a missing pixel; NaN is always missing
     groups: tuple[tuple[str, ...], ...] = ()  # bands of one token, by name; empty: windows by wavelength
+    clamp: float | None = CLAMP  # largest magnitude of a standardised value; None: any
     dtypes: tuple[str, ...] = ()  # in which the numbers may be stored; empty: in any
     product: str = ""  # regular expression that the paths of this product's files, and of no other, match
     description: str = ""
@@ -112,11 +113,13 @@ class Sensor:
         here = f"sensor {self.name}"
         if not self.bands:
             raise InputError(f"{here} has no bands")
-        for field in ("gsd_m", "nodata"):
+        for field in ("gsd_m", "nodata", "clamp"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, as_number(getattr(self, field), f"{here}: {field}"))
         if self.gsd_m is not None and not self.gsd_m > 0:
             raise InputError(f"{here}: gsd_m must be positive, got {self.gsd_m}")
+        if self.clamp is not None and not self.clamp > 0:
+            raise InputError(f"{here}: clamp must be positive, got {self.clamp}; null for none")
         object.__setattr__(self, "dtypes", as_texts(self.dtypes, f"{here}: dtypes"))
         unknown = [dtype for dtype in self.dtypes if dtype not in DTYPES]
         if unknown:
@@ -249,7 +252,7 @@ class Sensor:
         return value * columns.scale + columns.offset
 
     def standardise(self, image: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Physical image -> zero mean, unit deviation per channel, clamped to +-5; pixels that miss a channel are 0.
+        """Physical image -> zero mean, unit deviation per channel, clamped (`clamp`, +-5); pixels that miss a channel are 0.
 
         Args:
             image: (b, c, h, w) float32, NaN where data is missing.
@@ -261,7 +264,7 @@ class Sensor:
         image = as_tensor(image)
         self.check(image)
         columns = self._statistics(image.device)
-        return standardise(image, columns.mean, columns.std, clamp=CLAMP)
+        return standardise(image, columns.mean, columns.std, clamp=self.clamp)
 
     def restore(self, standardised: Tensor) -> Tensor:
         """Inverse of `standardise`: (..., c, h, w) standard deviations -> physical units."""
