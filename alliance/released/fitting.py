@@ -57,7 +57,8 @@ def _fit_last_layer(mlp: Mlp, codes: Tensor, wanted: Tensor, what: str) -> None:
     hidden = mlp.act(mlp.fc1(codes)).double()
     centred = torch.linalg.pinv(hidden) @ wanted
     mlp.fc2.weight.copy_(centred.T)
-    mlp.fc2.bias.copy_(torch.zeros_like(mlp.fc2.bias))
+    assert mlp.fc2.bias is not None
+    mlp.fc2.bias.zero_()
     refuse_apart(mlp(codes), wanted, what)
 
 

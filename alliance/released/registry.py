@@ -12,7 +12,7 @@ from alliance.checkpoint import differences, load_weights
 from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
 from alliance.foreign import read_weights
-from alliance.released import satmae, vit
+from alliance.released import galileo, generated, prithvi, satmae, vit
 from alliance.released.fitting import fit_embedding
 from alliance.released.parts import Options, Released, Shapes, Weights
 
@@ -51,6 +51,21 @@ FAMILIES: Mapping[str, Family] = {
     "satmae": Family(
         "SatMAE and SatMAE++ with band groups", "SatMAE CC-BY-NC-4.0, SatMAE++ Apache-2.0",
         satmae.expected, satmae.build, LAST + r"proj_up_|up_block|",
+    ),
+    "prithvi": Family(
+        "Prithvi 1 and 2, one date", "Apache-2.0", prithvi.expected, prithvi.build,
+        LAST + r"decoder\.|temporal_embed_enc\.|location_embed_enc\.|", prithvi.prepare,
+    ),
+    "dofa": Family(
+        "DOFA 1", "CC-BY-4.0", generated.expected_dofa, generated.build_dofa, LAST + r"projector\.|",
+    ),
+    "clay": Family(
+        "Clay 1.5", "Apache-2.0", generated.expected_clay, generated.build_clay,
+        LAST + r"decoder\.|teacher\.|proj\.|mrl|", generated.prepare_clay,
+    ),
+    "galileo": Family(
+        "Galileo, one date of Sentinel-1 and 2", "MIT", galileo.expected, galileo.build,
+        LAST + r"(space|time|static)_embed\.|(sp|t|st)_channel_embed$|",
     ),
 }  # fmt: skip
 

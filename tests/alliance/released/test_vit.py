@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
 
+from alliance.released.registry import FAMILIES
 from finetune.conversion import main
 from tests.helpers.released import (
     block_weights,
@@ -193,7 +194,7 @@ def test_a_wrong_file_is_told_and_nothing_is_written(fault: str, tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("format", ["timm", "mae", "dinov2", "ssl4eo", "satmae"])
+@pytest.mark.parametrize("format", FAMILIES)
 def test_a_file_of_another_family_is_refused_with_a_table(
     format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
