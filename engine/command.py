@@ -7,12 +7,13 @@ from typing import TypeVar
 
 from alliance.errors import InputError
 from datasets.children import safe_path
+from datasets.commands import KNOWN, MISTAKE, explain
+from datasets.interrupts import INTERRUPTED
 from engine.errors import AgreedError
 from engine.ranks import World, finish, leave, start
 from engine.settings import parse_settings
 
 Settings = TypeVar("Settings")
-INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 
 
 def run_command(
@@ -45,6 +46,9 @@ def run_command(
         if isinstance(error, AgreedError):
             leave()
         sys.exit(2)
+    except KNOWN as error:
+        print(f"error on rank {rank}: {explain(error)}", file=sys.stderr, flush=True)
+        sys.exit(MISTAKE)
     except KeyboardInterrupt:
         if first_here:
             print("stopped before the first step", file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """The command `launch/convert.py`: weights of other projects to our file formats."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -11,6 +10,7 @@ from alliance.errors import InputError
 from alliance.released.parts import Options, read_record
 from alliance.released.registry import FAMILIES, convert_released
 from alliance.sensors.catalog import find_sensor
+from datasets.commands import run_body
 from finetune.backbones.convnext import Size
 from finetune.pad.convert import convert_file
 
@@ -18,14 +18,13 @@ from finetune.pad.convert import convert_file
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-            raise InputError(f"{options.out} is not empty, and nothing in it is overwritten; give a new folder as OUT")
-        lines = _convert_pad(options) if options.kind == "pad" else _convert_encoder(options)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(lines))
+    run_body(lambda: _convert(options), stopped="stopped; nothing was converted")
+
+
+def _convert(options: argparse.Namespace) -> list[str]:
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise InputError(f"{options.out} is not empty, and nothing in it is overwritten; give a new folder as OUT")
+    return _convert_pad(options) if options.kind == "pad" else _convert_encoder(options)
 
 
 def _convert_pad(options: argparse.Namespace) -> list[str]:

@@ -161,6 +161,7 @@ def test_scripts_are_thin_and_put_the_clone_first_on_the_path(path: Path) -> Non
     """A class defined in a script would be pickled as __main__.X; its own folder on the path would shadow packages."""
     assert "sys.path[0] = str(Path(__file__).resolve().parents[1])" in (ROOT / path).read_text()
     assert 'os.environ["PYTHONSAFEPATH"] = "1"' in (ROOT / path).read_text()
+    assert "end_at_once()" in (ROOT / path).read_text().partition("import main")[0]
     assert not [node for node in ast.walk(FILES[path]) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 

@@ -1,13 +1,12 @@
 """The command `launch/prepare.py`: from the downloads of a public data set to tiles that are ready to train on."""
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from alliance.errors import InputError
+from datasets.commands import run_body
 from datasets.imagery.scenes import summarise
 from datasets.labelled.checks import check_values, count_labels, shared_samples
 from datasets.labelled.parse import find_set
@@ -23,17 +22,11 @@ downloaded here; their authors' pages name the places: github.com/AmberHen/WHU-O
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one line on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = _parser().parse_args(arguments)
-    try:
-        lines = check(options.file, options.root) if options.release is None else _prepare(options)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the finished tiles are kept: give the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-    print("\n".join(lines))
+    run_body(
+        lambda: check(options.file, options.root) if options.release is None else _prepare(options),
+        stopped="stopped; the finished tiles are kept: give the same command again to go on",
+    )
 
 
 def check(file: Path, root: Path | None) -> list[str]:

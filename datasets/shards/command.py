@@ -1,14 +1,13 @@
 """The command `launch/shards.py`: from files and folders of imagery to shards."""
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from alliance.errors import InputError
 from alliance.sensors.catalog import sensor_names
 from alliance.sensors.templates import template_names
+from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import summarise
 from datasets.shards.foreign import index_folder
@@ -33,22 +32,16 @@ An interrupted run goes on where it stopped when the same command is given again
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one line on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are stopped as by Ctrl-C
     options = _parser().parse_args(arguments)
-    try:
-        if options.inspect:
-            lines = [line for request in _requests(options) for line in show(request, options.out)]
-        else:
-            index, plan = _index_foreign(options) if options.index else _make(options)
-            lines = report(index, options.out or options.index, plan)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the finished shards are kept: give the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-    for line in lines:
-        print(line)
+    stopped = "stopped; the finished shards are kept: give the same command again to go on"
+    run_body(lambda: _run(options), stopped=stopped)
+
+
+def _run(options: argparse.Namespace) -> list[str]:
+    if options.inspect:
+        return [line for request in _requests(options) for line in show(request, options.out)]
+    index, plan = _index_foreign(options) if options.index else _make(options)
+    return report(index, options.out or options.index, plan)
 
 
 def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:

@@ -1,7 +1,6 @@
 """What files hold, before anything is made of them: bands, values, missing pixels, place, and the sensors that fit."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, sensor_names
 from alliance.sensors.plausible import statistics_fit
 from alliance.sensors.templates import find_template
+from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.grids import pixel_size
 from datasets.imagery.samples import sample_pixels
@@ -240,10 +240,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--axes", help="order of its axes, such as hwc or chw")
     options = parser.parse_args(arguments)
     cube = CubeOptions(key=options.key, axes=options.axes)
-    try:
-        lines = show(Request(sensor=options.sensor, paths=tuple(options.paths), cube=cube), options.out)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    for line in lines:
-        print(line)
+    request = Request(sensor=options.sensor, paths=tuple(options.paths), cube=cube)
+    run_body(lambda: show(request, options.out), stopped="stopped; nothing was written")

@@ -4,11 +4,10 @@ NOTHING IN THEM IS MEASURED: scores on them say nothing about real images.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alliance.errors import InputError
+from datasets.commands import run_body
 from datasets.synthetic.labelled_scenes import SETS, MadeUpOptions, require_empty, write_made_up
 from datasets.synthetic.pair_trees import write_ddhr, write_whu
 
@@ -19,16 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     options = vars(_parser().parse_args(arguments))
     name, out = options.pop("name"), options.pop("out")
-    try:
-        require_empty(out)
-        if name in PAIRS:
-            PAIRS[name](out, **options)
-        else:
-            write_made_up(name, out, MadeUpOptions(**options))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"made up in the layout of {name}, nothing is measured: {out}")
+    run_body(lambda: _write(name, out, options), stopped=f"stopped; remove {out}, then give the command again")
+
+
+def _write(name: str, out: Path, options: dict[str, int]) -> list[str]:
+    require_empty(out)
+    if name in PAIRS:
+        PAIRS[name](out, **options)
+    else:
+        write_made_up(name, out, MadeUpOptions(**options))
+    return [f"made up in the layout of {name}, nothing is measured: {out}"]
 
 
 def _parser() -> argparse.ArgumentParser:

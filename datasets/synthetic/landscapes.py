@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -25,6 +26,7 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from alliance.errors import InputError
+from datasets.commands import run_body
 
 Array = NDArray[np.floating]
 
@@ -335,14 +337,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cube", type=int, default=128, help="side of the hyperspectral cubes; 0: none (%(default)s)")
     parser.add_argument("--looks", type=float, default=LOOKS, help="number of looks of the SAR (default %(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        write_scenes(
-            options.out,
-            count=options.scenes,
-            size=options.size,
-            seed=options.seed,
-            cube=options.cube,
-            looks=options.looks,
-        )
-    except InputError as error:
-        parser.error(str(error))
+    given = {"size": options.size, "seed": options.seed, "cube": options.cube, "looks": options.looks}
+    run_body(
+        lambda: _made(options.out, options.scenes, given),
+        stopped=f"stopped; remove {options.out}, then give the command again",
+    )
+
+
+def _made(out: Path, count: int, options: Mapping[str, Any]) -> list[str]:
+    write_scenes(out, count=count, **options)
+    return [f"{count} made-up scenes, nothing in them is measured: {out}"]

@@ -6,14 +6,13 @@ Memory grows with the width of the scene, not with its height.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from alliance.errors import InputError
+from datasets.commands import run_body
 from finetune.mapping.images import ImageFile
 from finetune.mapping.networks import open_network
 from finetune.mapping.scene import STANDARD, SceneOptions, predict_scene
@@ -24,28 +23,20 @@ SHORT = ("optical", "sar")  # images with a flag of their own
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one message on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = _parser().parse_args(arguments)
-    try:
-        _predict(options)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except torch.OutOfMemoryError:
-        print(f"error: {options.device} has too little memory; take a smaller --batch or --window", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; no map was written", file=sys.stderr)
-        sys.exit(130)
-    print(f"map in {options.out}" + (f", probabilities in {options.probabilities}" if options.probabilities else ""))
+    run_body(lambda: _predict(options), stopped="stopped; no map was written")
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> list[str]:
     device = _device(options.device)
     network = open_network(find_network(options.checkpoint), device)
     files = _files(options, list(network.inputs.images))
     scene_options = SceneOptions(window=options.window, overlap=options.overlap, batch=options.batch)
-    predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities)
+    try:
+        predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities)
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{options.device} has too little memory; take a smaller --batch or --window") from error
+    return [f"map in {options.out}" + (f", probabilities in {options.probabilities}" if options.probabilities else "")]
 
 
 def _files(options: argparse.Namespace, wanted: Sequence[str]) -> dict[str, ImageFile]:

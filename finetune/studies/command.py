@@ -5,13 +5,12 @@ and .png (how well features before and after fusion tell the classes apart; PCA,
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from alliance.errors import InputError
+from datasets.commands import run_body
 from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Tiles
 from finetune.model_files import find_network
@@ -25,12 +24,7 @@ from finetune.studies.robustness import RobustnessConfig, robustness, score_rows
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    try:
-        lines = _examine(options)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(lines))
+    run_body(lambda: _examine(options), stopped="stopped; give the same command again")
 
 
 def _examine(options: argparse.Namespace) -> list[str]:

@@ -4,7 +4,6 @@ Pairs are files of one name in two folders. Writes tables (CSV) and figures (PNG
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -17,6 +16,7 @@ from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
 from alliance.sensors.display import display_bands
+from datasets.commands import run_body
 from datasets.imagery.rasters import SUFFIXES, RasterScene, describe_raster
 from datasets.imagery.scenes import Unreadable
 from finetune.studies.modality_gap import REGIONS, SMALLEST, UNRELATED_APPD, GapConfig, Normaliser, Study, growth
@@ -38,16 +38,15 @@ class Source(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    try:
-        study = analyse(options)
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_tables(options.out, study)
-        write_figures(options.out, study)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(summary(study)))
-    print(f"tables and figures in {options.out}")
+    run_body(lambda: _study(options), stopped="stopped; give the same command again")
+
+
+def _study(options: argparse.Namespace) -> list[str]:
+    study = analyse(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_tables(options.out, study)
+    write_figures(options.out, study)
+    return [*summary(study), f"tables and figures in {options.out}"]
 
 
 def analyse(options: argparse.Namespace) -> Study:
