@@ -1,11 +1,15 @@
-"""The encoder's file format: `model.safetensors`, `config.json`, `sensors.json`. Reading it executes nothing."""
+"""The encoder's file format: `model.safetensors`, `config.json`, `sensors.json`. Reading it executes nothing.
+
+Beside them may stand `decoder.safetensors`, of the decoder that the encoder was pretrained with; `--init` goes on with it.
+"""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,17 +19,33 @@ from torch import Tensor
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
 from alliance.files import new_file, remove_tree, replace_file, sync
+from alliance.hub import fetch, is_hub_id, snapshot_of
 from alliance.sensors import Sensor
 
 FORMAT = 1
 WEIGHTS, CONFIG, SENSORS = "model.safetensors", "config.json", "sensors.json"
+DECODER = "decoder.safetensors"
+FOREIGN = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # weights of other projects, as they are called
 
 
-def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+class SavedDecoder(NamedTuple):
+    """A decoder beside an encoder: its settings, JSON-ready, and its weights by name."""
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+
+def save_encoder(
+    encoder: AllianceEncoder,
+    folder: str | Path,
+    weights: Mapping[str, Tensor] | None = None,
+    decoder: SavedDecoder | None = None,
+) -> Path:
     """Write an encoder so that `load_encoder` gives the same features. An older export there is replaced whole.
 
     Args:
         weights: state dict to write instead of the encoder's own (sharded training gathers them elsewhere).
+        decoder: to go on pretraining with; `load_encoder` does not look at it.
     """
     folder = Path(folder)
     partial, aside = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
@@ -33,10 +53,11 @@ def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[
         remove_tree(left)
     partial.mkdir(parents=True)
     state = encoder.state_dict() if weights is None else weights
-    save_tensors(
-        {name: value.detach().float().cpu().contiguous().clone() for name, value in state.items()}, partial / WEIGHTS
-    )
-    record = {"format": FORMAT, "encoder": dataclasses.asdict(encoder.config)}
+    save_tensors(_plain(state), partial / WEIGHTS)
+    record: dict[str, Any] = {"format": FORMAT, "encoder": dataclasses.asdict(encoder.config)}
+    if decoder is not None:
+        save_tensors(_plain(decoder.weights), partial / DECODER)
+        record["decoder"] = dict(decoder.settings)
     replace_file(partial / CONFIG, json.dumps(record, indent=2).encode())
     sensors = [sensor.to_dict() for sensor in encoder.sensors.values()]
     replace_file(partial / SENSORS, json.dumps(sensors, indent=2).encode())
@@ -45,6 +66,10 @@ def save_encoder(encoder: AllianceEncoder, folder: str | Path, weights: Mapping[
     os.replace(partial, folder)
     remove_tree(aside)
     return folder
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().float().cpu().contiguous().clone() for name, value in weights.items()}
 
 
 def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -61,31 +86,70 @@ def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
 def load_encoder(
     path: str | Path, *, allow: Collection[str] = (), device: str | torch.device = "cpu"
 ) -> AllianceEncoder:
-    """Load an exported encoder, in evaluation mode.
+    """Load an exported or converted encoder, in evaluation mode.
 
     Args:
-        path: an export folder, its `model.safetensors`, or a run folder that holds `encoder/`.
+        path: an export folder, its `model.safetensors`, a run folder that holds `encoder/`, or the id of one on the
+            Hugging Face hub (owner/name, owner/name@revision), which is looked for in the cache first.
         allow: names of weights that may be missing, unexpected or of another shape.
     Raises:
         InputError: nothing to load there, damaged files, or weights that do not fit.
     """
-    folder = find_export(Path(path))
+    folder = find_export(path)
     encoder = AllianceEncoder(_read_config(folder / CONFIG), read_sensors(folder / SENSORS))
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); export the encoder again") from error
-    load_weights(encoder, weights, allow=allow, source=str(folder / WEIGHTS))
+    load_weights(encoder, read_tensors(folder / WEIGHTS), allow=allow, source=str(folder / WEIGHTS))
     encoder.keep_special = True
     return encoder.to(device).eval()
 
 
-def find_export(path: Path) -> Path:
-    """The folder that holds an export, given the folder, its weights file or a run folder."""
+def load_decoder(path: str | Path) -> SavedDecoder | None:
+    """The decoder of an export, as settings and weights; None: it holds none. `path` is that of `load_encoder`.
+
+    Raises:
+        InputError: nothing to load there, or damaged files.
+    """
+    folder = find_export(path)
+    if not (folder / DECODER).is_file():
+        return None
+    settings = _read_json(folder / CONFIG).get("decoder")
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / CONFIG} says nothing of {DECODER}; remove that file, or export the encoder again")
+    return SavedDecoder(settings, read_tensors(folder / DECODER))
+
+
+def digest_of(path: str | Path) -> str:
+    """One checksum of the weights of an export, its decoder included."""
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, DECODER):
+        file = find_export(path) / name
+        if file.is_file():
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file of ours, by name."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}); export the encoder again") from error
+
+
+def find_export(path: str | Path) -> Path:
+    """The folder that holds an export, given the folder, its weights file, a run folder or an id of the hub."""
+    if is_hub_id(path):
+        return fetch(str(path), (WEIGHTS, CONFIG, SENSORS, DECODER))
+    path = Path(path)
     folder = path.parent if path.name == WEIGHTS else path
-    for candidate in (folder, folder / "encoder"):
-        if (candidate / WEIGHTS).is_file():
+    for candidate in (folder, folder / "encoder", snapshot_of(folder)):
+        if candidate is not None and (candidate / WEIGHTS).is_file() and (candidate / CONFIG).is_file():
             return candidate
+    if path.is_file() and path.suffix in FOREIGN:
+        raise InputError(
+            f"{path} is no export of ours; if it is of another project, convert it first: "
+            f"python launch/convert.py FORMAT {path} OUT"
+        )
     raise InputError(
         f"{path} holds no exported encoder ({WEIGHTS}, {CONFIG}, {SENSORS}); "
         f"give a run folder, its encoder/ folder, or the {WEIGHTS} inside"

@@ -39,13 +39,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainRunConfig(RunConfig):
+    """One pretraining run: where it lives, how long it is, how often it reports, what it exports."""
+
+    export_decoder: bool = False
+    """Keep the decoder beside the exported encoder, for a run that goes on from it (`init`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Everything that defines a run."""
 
-    run: RunConfig
+    run: PretrainRunConfig
     """Where the run lives, how long it is, how often it reports."""
     data: DataConfig
     """What it reads."""
+    init: str = ""
+    """Encoder to begin with, and its decoder if it has one: a run, export or converted folder, its model.safetensors, or
+    an id of the hub. `model.encoder` is then that encoder's. Empty: random weights.
+    """
     model: AllianceConfig = field(default_factory=AllianceConfig)
     """What it trains (docs/model.md)."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from datasets.shards.loader import ShardLoader
 from datasets.shards.read import ShardSource
 from datasets.shards.stream import StreamSource
 from engine.build import deal_batch
+from engine.log import logger
 from engine.ranks import World
 from engine.settings import to_record
 from pretrain.config import PretrainConfig
@@ -42,9 +43,12 @@ class Inputs:
     """What a run reads: the loader, the sensors with pooled statistics, and the samples that pictures show.
 
     Opening them needs no other rank, so that a mistake seen by one can be raised by all.
+
+    Args:
+        known: sensors of the encoder that the run begins with; a sensor that is one of them keeps its statistics.
     """
 
-    def __init__(self, config: PretrainConfig, world: World) -> None:
+    def __init__(self, config: PretrainConfig, world: World, known: Mapping[str, Sensor]) -> None:
         data, loss, patch = config.data, config.model.loss, config.model.encoder.patch
         batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
         loading = LoaderConfig(
@@ -64,7 +68,7 @@ class Inputs:
             for name in used:
                 h, w = size_of_crop(source.shape(name)[-2:], data.crop)
                 token_grid_shape(torch.empty(0, h, w), patch)
-        self.sensors = pooled_sensors(sources, names)
+        self.sensors = adopt_statistics(pooled_sensors(sources, names), known)
         if loss.targets == "increments":
             self.sensors = measure_spreads(sources, self.sensors, patch, data.crop, loss)
         self.probes = {
@@ -152,6 +156,26 @@ def _refuse_unlike(name: str, sources: Sequence[Source]) -> None:
             f"{gaps.max():.3g} deviations apart ({means[0][0]:.4g} and {means[1 + int(gaps.argmax())][0]:.4g} in band "
             f"{sources[0].sensors[name].bands[0].name}); look at both with launch/inspect.py, and make one anew"
         )
+
+
+def adopt_statistics(found: Mapping[str, Sensor], known: Mapping[str, Sensor]) -> dict[str, Sensor]:
+    """The sensors with the statistics that weights were trained with, where those know the same bands under this name."""
+    adopted = {}
+    for name, sensor in found.items():
+        old = known.get(name)
+        if old is not None and _measures(old) == _measures(sensor) and old.has_statistics:
+            sensor = sensor.with_statistics(*([getattr(band, f) or 0.0 for band in old.bands] for f in ("mean", "std")))
+        elif old is not None:
+            logger.warning(
+                "sensor %s of the shards is not the one of this name that the weights were trained with", name
+            )
+        adopted[name] = sensor
+    return adopted
+
+
+def _measures(sensor: Sensor) -> list[tuple[Any, ...]]:
+    """What must be the same for statistics to be: names, wavelengths, modalities and units of the bands."""
+    return [(band.name, band.wavelength, band.bandwidth, band.modality, band.unit) for band in sensor.bands]
 
 
 def _bare(sensor: Sensor) -> Sensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import save_encoder
+from alliance.checkpoint import SavedDecoder, save_encoder
 from alliance.losses import STAGES
 from alliance.model import Alliance
 from alliance.tokens import draw_groups, mask_noise, token_grid_shape
@@ -20,10 +20,12 @@ from engine.job import Job, Running
 from engine.log import logger, read_metrics, report_disk_errors
 from engine.loop import digest
 from engine.ranks import World
+from engine.settings import to_record
 from engine.training import count_parameters, run_job
 from pretrain.config import PretrainConfig
 from pretrain.data import Inputs
 from pretrain.pictures import band_psnr, draw_reconstruction
+from pretrain.start import open_start
 
 PROBE_SEED = 1
 ALLOW_PIPE = "--data.allow_pipe"
@@ -53,15 +55,21 @@ class Pretraining(Job[PretrainConfig]):
     """Masked reconstruction; one step is one sensor's global batch."""
 
     def __init__(self, config: PretrainConfig, world: World) -> None:
+        self.start = open_start(config)
+        config = self.start.settle(config) if self.start else config
         self.config, self.world = config, world
-        self.inputs = Inputs(config, world)
+        self.inputs = Inputs(config, world, self.start.encoder.sensors if self.start else {})
         self.batching = self.inputs.batching
-        self.identity = self.inputs.identity(config)
+        self.identity = self.inputs.identity(config) | {"init": self.start.digest if self.start else None}
         self.max_broken = config.data.max_broken
 
     def make_model(self) -> Alliance:
-        """The model with the sensors of the shards."""
-        return Alliance(self.config.model, list(self.inputs.sensors.values()))
+        """The model with the sensors of the shards, and with the weights that the run begins with."""
+        if self.start is None:
+            return Alliance(self.config.model, list(self.inputs.sensors.values()))
+        model = Alliance(self.config.model, self.start.sensors(self.inputs.sensors))
+        self.start.load(model)
+        return model
 
     def batches(self) -> Iterator[Batch]:
         """Micro-batches of this rank without end, from the first step that was not taken whole."""
@@ -129,9 +137,11 @@ class Pretraining(Job[PretrainConfig]):
 
     def export(self, run: Running, *, must: bool) -> None:
         weights = full_weights(run.engine, "encoder.")
+        kept = full_weights(run.engine, "decoder.") if self.config.run.export_decoder else None
         if weights is not None:
+            decoder = None if kept is None else SavedDecoder(to_record(self.config.model.decoder), kept)
             with report_disk_errors("the encoder", must=must):
-                save_encoder(run.engine.module.encoder, run.folder.encoder, weights)
+                save_encoder(run.engine.module.encoder, run.folder.encoder, weights, decoder)
 
     def conclude(self, run: Running) -> None:
         for line in summarise(read_metrics(run.folder.metrics)):
