@@ -17,19 +17,20 @@ from alliance.released.parts import (
     one_sensor,
     size,
     stack_qkv,
+    width_of,
 )
 from alliance.sensors.catalog import find_sensor
 
 GROUPS = {"S1": 2, "S2_RGB": 3, "S2_Red_Edge": 3, "S2_NIR_10m": 1, "S2_NIR_20m": 1, "S2_SWIR": 2, "NDVI": 1}  # bands
+DATES = 24  # most of a series
 BASE_M = 10.0  # metres of one unit of positions
 
 
 def expected(weights: Weights, options: Options) -> Shapes:
     """Names and shapes of what Galileo needs for one date of those images."""
-    d = size(weights, ("norm.weight", "norm.bias"), -1, 128)
+    d = width_of(weights, 128)
     patch = size(weights, tuple(f"space_time_embed.{group}.proj.weight" for group in GROUPS), 3, 8)
-    dates = size(weights, ("pos_embed",), 0, 24)
-    shapes: Shapes = {"pos_embed": (dates, d // 4), "s_t_channel_embed": (len(GROUPS), d // 4)}
+    shapes: Shapes = {"pos_embed": (DATES, d // 4), "s_t_channel_embed": (len(GROUPS), d // 4)}
     shapes["month_embed.weight"] = (12, d // 4)
     for group, bands in GROUPS.items():
         shapes |= {f"space_time_embed.{group}.proj.weight": (d, bands, patch, patch)}

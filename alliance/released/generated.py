@@ -24,16 +24,19 @@ from alliance.released.parts import (
     heads_of,
     positions_of,
     size,
+    width_of,
 )
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor
 
-HEADS, FEEDFORWARD = 4, 2048  # of the generator's one layer
+WIDTH, TOKENS = 128, 128  # of the generator, and its learned tokens
+HEADS, FEEDFORWARD = 4, 2048  # of its one layer
 MICROMETRES = 1e-3  # per nanometre
 # Wavelengths in micrometres that stand for what has none, as the projects chose them.
 DOFA_RADAR = {"sar-vv": 3.75, "sar-vh": 3.75}
 CLAY_RADAR = {"sar-vv": 3.5, "sar-vh": 4.0}
 CLAY_BESIDE = 8  # channels of time and place, zero where they are not known
+CLAY_NORMS = r"transformer\.(layers\.\d+\.(0\.norm|1\.net\.0)|norm)\.(weight|bias)"
 CLAY_LAYERS = {
     "0.norm": "norm1", "0.to_qkv": "attn.qkv", "0.to_out": "attn.proj", "1.net.0": "norm2", "1.net.1": "mlp.fc1",
     "1.net.3": "mlp.fc2",
@@ -41,9 +44,8 @@ CLAY_LAYERS = {
 
 
 def _generator_shapes(weights: Weights, d: int, patch: int, prefix: str, layers: str, inner: str) -> Shapes:
-    width = size(weights, (f"{prefix}weight_generator.weight_tokens",), 1, 128)
-    tokens = size(weights, (f"{prefix}weight_generator.weight_tokens",), 0, 128)
-    own: Shapes = {f"{prefix}weight_generator.weight_tokens": (tokens, width)}
+    width = WIDTH
+    own: Shapes = {f"{prefix}weight_generator.weight_tokens": (TOKENS, width)}
     own[f"{prefix}weight_generator.bias_token"] = (1, width)
     layer = nn.TransformerEncoderLayer(width, HEADS, FEEDFORWARD, device="meta")
     own |= {
@@ -82,7 +84,7 @@ def _generate(
     tokens = weights[f"{own}weight_tokens"].float()
     sequence = torch.cat([tokens, hidden, weights[f"{own}bias_token"].float()])
     out = layer(sequence[:, None])[:, 0]  # not in evaluation mode: its fast path rounds otherwise
-    kernels = linear(out[len(tokens) : -1] + hidden, "weight_generator.fc_weight")
+    kernels = linear(out[TOKENS:-1] + hidden, "weight_generator.fc_weight")
     return kernels, linear(out[-1], "weight_generator.fc_bias")
 
 
@@ -120,7 +122,7 @@ def _notes(sensors: list[Sensor]) -> tuple[str, ...]:
 
 def expected_dofa(weights: Weights, options: Options) -> Shapes:
     """Names and shapes of a DOFA encoder."""
-    d = size(weights, ("norm.weight", "cls_token", "pos_embed"), -1, 768)
+    d = width_of(weights, 768)
     rows = size(weights, ("pos_embed",), 1, 197)
     rows = rows if math.isqrt(rows - 1) ** 2 == rows - 1 else 197
     shapes: Shapes = {"cls_token": (1, 1, d), "pos_embed": (1, rows, d)}
@@ -139,11 +141,10 @@ def build_dofa(weights: Weights, options: Options) -> Released:
     """Kernels of each sensor by its wavelengths; their convolution begins one pixel before the image."""
     d = weights["norm.weight"].shape[0]
     patch = _patch(weights, d, "patch_embed.")
-    width = weights["patch_embed.weight_generator.bias_token"].shape[1]
     sensors = _sensors(options, "dofa-sentinel2", "dofa-sentinel1")
     embeddings: list[Embedding] = []
     for sensor in sensors:
-        codes = _coded(1000 * _waves(sensor, DOFA_RADAR), torch.arange(width // 2) / (width / 2))
+        codes = _coded(1000 * _waves(sensor, DOFA_RADAR), torch.arange(WIDTH // 2) / (WIDTH / 2))
         kernels, bias = _generate(weights, "patch_embed.", "transformer_encoder", "w", codes, nn.functional.relu)
         shaped = kernels.reshape(-1, patch, patch, d).permute(3, 0, 1, 2)
         embeddings.append(embed(_joined(sensor), 0.01 * shaped, 0.01 * bias[None], 1.0, 0.0))
@@ -170,7 +171,7 @@ def prepare_clay(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def expected_clay(weights: Weights, options: Options) -> Shapes:
     """Names and shapes of a Clay encoder."""
-    d = size(weights, ("transformer.norm.weight", "cls_token"), -1, 1024)
+    d = width_of(weights, 1024, CLAY_NORMS)
     prefix = "patch_embedding."
     shapes: Shapes = {"cls_token": (1, 1, d)}
     shapes |= _generator_shapes(weights, d, _patch(weights, d, prefix), prefix, "encoder", "l")
@@ -192,11 +193,10 @@ def build_clay(weights: Weights, options: Options) -> Released:
     """Kernels of each sensor by its wavelengths; time and place are not known, which Clay writes as zeros."""
     d = weights["transformer.norm.weight"].shape[0]
     patch, depth = _patch(weights, d, "patch_embedding."), depth_of(weights, r"transformer\.layers\.(\d{1,4})\.")
-    width = weights["patch_embedding.weight_generator.bias_token"].shape[1]
     sensors = _sensors(options, "clay-sentinel2", "clay-sentinel1")
     embeddings: list[Embedding] = []
     for sensor in sensors:
-        codes = _coded(_waves(sensor, CLAY_RADAR), torch.arange(width // 2) / (width // 2 - 1))
+        codes = _coded(_waves(sensor, CLAY_RADAR), torch.arange(WIDTH // 2) / (WIDTH // 2 - 1))
         kernels, bias = _generate(weights, "patch_embedding.", "encoder", "l", codes, nn.functional.gelu)
         shaped = kernels.reshape(-1, d, patch, patch).transpose(0, 1)
         embeddings.append(embed(_joined(sensor), 0.02 * shaped, bias[None], 1.0, 0.0))

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,16 @@ def heads_of(width: int, options: Options) -> int:
 def size(weights: Weights, names: Sequence[str], axis: int, default: int) -> int:
     """Length of an axis of the first of these weights that there is; a table of differences follows a wrong one."""
     found = next((weights[name].shape for name in names if name in weights), ())
-    return int(found[axis]) if -len(found) <= axis < len(found) else default
+    return (int(found[axis]) if -len(found) <= axis < len(found) else 0) or default
+
+
+NORMS = r"(blocks\.\d+\.norm[12]|norm)\.(weight|bias)"
+
+
+def width_of(weights: Weights, default: int, pattern: str = NORMS) -> int:
+    """The width of the tokens: that of most layer norms, so that a single wrong one is told as such."""
+    lengths = Counter(len(value) for name, value in weights.items() if re.fullmatch(pattern, name) and value.ndim == 1)
+    return next((length for length, _ in lengths.most_common(1) if length), default)
 
 
 def depth_of(weights: Weights, pattern: str = r"blocks\.(\d{1,4})\.") -> int:

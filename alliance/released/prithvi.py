@@ -22,6 +22,7 @@ from alliance.released.parts import (
     heads_of,
     one_sensor,
     size,
+    width_of,
 )
 from alliance.sensors.catalog import find_sensor
 
@@ -37,7 +38,7 @@ def prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def expected(weights: Weights, options: Options) -> Shapes:
     """Names and shapes of a Prithvi encoder."""
-    d = size(weights, ("norm.weight", "cls_token", "blocks.0.norm1.weight"), -1, 1024)
+    d = width_of(weights, 1024)
     bands, patch = size(weights, (PATCHES,), 1, 6), size(weights, (PATCHES,), 4, 16)
     shapes: Shapes = {"cls_token": (1, 1, d), "pos_embed": (1, size(weights, ("pos_embed",), 1, 785), d)}
     shapes |= {PATCHES: (d, bands, 1, patch, patch), "patch_embed.proj.bias": (d,)}

@@ -87,15 +87,15 @@ def convert_released(format: str, path: str | Path, options: Options) -> Convers
     if rows:
         more = [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
         raise InputError("\n".join([f"{path} is no file of {format} ({family.title}):", *rows[:SHOWN], *more]))
-    _refuse_odd(own, path)
+    _refuse_odd(weights, wanted, path)
     released = family.build(own, options)
     encoder = assemble(released)
     return Conversion(encoder, _report(own, beyond, weights, released, encoder), released.notes)
 
 
-def _refuse_odd(weights: Weights, path: str | Path) -> None:
+def _refuse_odd(weights: Weights, wanted: Shapes, path: str | Path) -> None:
     for name, value in weights.items():
-        if not value.is_floating_point():
+        if name in wanted and not value.is_floating_point():
             raise InputError(f"{path}: {name} holds {value.dtype}, not floating-point weights; fetch the original file")
         if not torch.isfinite(value).all():
             raise InputError(f"{path}: {name} holds values that are not finite; fetch the file again")

@@ -24,6 +24,7 @@ from alliance.released.parts import (
     one_sensor,
     positions_of,
     size,
+    width_of,
 )
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor
@@ -34,18 +35,16 @@ PATCHES = "patch_embed.proj.weight"
 
 def expected(weights: Weights, options: Options) -> Shapes:
     """Names and shapes of a vision transformer whose width, patch and grid are those of these weights."""
-    d = size(weights, ("norm.weight", "cls_token", "pos_embed", "blocks.0.norm1.weight"), -1, 768)
+    d = width_of(weights, 768)
     channels, patch = size(weights, (PATCHES,), 1, 3), size(weights, (PATCHES,), 3, 16)
     registers = next((name for name in REGISTERS if name in weights), None)
+    count = size(weights, (registers,), 1, 4) if registers else 0
     rows = size(weights, ("pos_embed",), 1, 197)
-    cls = "cls_token" in weights or math.isqrt(rows) ** 2 != rows
+    prefix = prefix_rows(rows, count)
+    cls = "cls_token" in weights or prefix in (1, 1 + count)
     shapes: Shapes = {"cls_token": (1, 1, d)} if cls else {}
-    shapes["pos_embed"] = (
-        1,
-        rows if math.isqrt(rows - _cls_rows(rows, cls)) ** 2 == rows - _cls_rows(rows, cls) else 197,
-        d,
-    )
-    shapes |= {registers: (1, size(weights, (registers,), 1, 4), d)} if registers else {}
+    shapes["pos_embed"] = (1, 197 if prefix is None else rows, d)
+    shapes |= {registers: (1, count, d)} if registers else {}
     shapes |= {PATCHES: (d, channels, patch, patch), "patch_embed.proj.bias": (d,)}
     depth = depth_of(weights)
     scaled = any(name.endswith((".ls1.gamma", ".ls2.gamma")) for name in weights)
@@ -53,9 +52,9 @@ def expected(weights: Weights, options: Options) -> Shapes:
     return shapes | block_shapes(d, depth) | gammas
 
 
-def _cls_rows(rows: int, cls: bool) -> int:
-    """Rows of `pos_embed` that are of the cls token: a square number of rows has none."""
-    return 1 if cls and math.isqrt(rows) ** 2 != rows else 0
+def prefix_rows(rows: int, registers: int) -> int | None:
+    """Rows of `pos_embed` before those of a square grid: none, cls alone, or cls and registers; None: no grid is left."""
+    return next((n for n in (0, 1, 1 + registers) if n < rows and math.isqrt(rows - n) ** 2 == rows - n), None)
 
 
 def transformer(weights: Weights, options: Options, **more: Any) -> tuple[EncoderConfig, dict[str, Tensor]]:
@@ -66,14 +65,14 @@ def transformer(weights: Weights, options: Options, **more: Any) -> tuple[Encode
     """
     d = weights["norm.weight"].shape[0]
     table = weights["pos_embed"][0].float()
-    cls_rows = _cls_rows(len(table), "cls_token" in weights)
-    settings, own = positions_of(table[cls_rows:])
+    registers = next((weights[name][0].float() for name in REGISTERS if name in weights), table[:0])
+    prefix = prefix_rows(len(table), len(registers)) or 0
+    settings, own = positions_of(table[prefix:])
     own |= block_weights(weights)
     if "cls_token" in weights:
-        own["special.cls"] = weights["cls_token"][0].float() + (table[:1] if cls_rows else 0.0)
-    registers = next((weights[name][0] for name in REGISTERS if name in weights), None)
-    if registers is not None:
-        own["special.registers"] = registers
+        own["special.cls"] = weights["cls_token"][0].float() + (table[:1] if prefix else 0.0)
+    if len(registers):
+        own["special.registers"] = registers + (table[1:prefix] if prefix > 1 else 0.0)
     shown: dict[str, Any] = settings | ({"patch": weights[PATCHES].shape[-1]} if PATCHES in weights else {}) | more
     config = EncoderConfig(
         embed_dim=d,
@@ -81,7 +80,7 @@ def transformer(weights: Weights, options: Options, **more: Any) -> tuple[Encode
         heads=heads_of(d, options),
         amplitude=False,
         tokens="plain" if "cls_token" in weights else "none",
-        registers=0 if registers is None else len(registers),
+        registers=len(registers),
         **shown,
     )
     return config, own

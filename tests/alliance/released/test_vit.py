@@ -9,7 +9,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
 
-from alliance.released.registry import FAMILIES
+from alliance.errors import InputError
+from alliance.released.parts import Options
+from alliance.released.registry import FAMILIES, convert_released
 from finetune.conversion import main
 from tests.helpers.released import (
     block_weights,
@@ -40,6 +42,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"init_values": 0.1, "patch_size": 14, "img_size": 56, "reg_tokens": 4, "no_embed_class": True},
         "rgb-imagenet",
     ),
+    "registers with positions": ("timm", {"reg_tokens": 4}, "rgb-half"),
     "13 bands": ("ssl4eo", {"in_chans": 13}, "ssl4eo-sentinel2"),
     "radar": ("ssl4eo", {"in_chans": 2}, "ssl4eo-sentinel1"),
 }
@@ -192,6 +195,26 @@ def test_a_wrong_file_is_told_and_nothing_is_written(fault: str, tmp_path: Path,
     assert stopped.value.code == 2
     assert fault in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["mae", "satmae"])
+def test_no_weight_of_the_encoder_may_be_missing_or_longer(format: str, tmp_path: Path):
+    weights = mae_file() if format == "mae" else satmae_file()
+    heads = Options(heads=2)
+    for name in [name for name in weights if not name.startswith(("decoder", "mask_token"))]:
+        for changed in (
+            {key: value for key, value in weights.items() if key != name},
+            weights | {name: torch.cat([weights[name], weights[name]])},
+        ):
+            torch.save(changed, tmp_path / "file.pth")
+            with pytest.raises(InputError, match=name):
+                convert_released(format, tmp_path / "file.pth", heads)
+
+
+def test_a_part_that_is_left_out_must_be_finite_too(tmp_path: Path):
+    torch.save(mae_file() | {"decoder_embed.weight": torch.full((32, 48), torch.inf)}, tmp_path / "file.pth")
+    with pytest.raises(InputError, match="decoder_embed.weight holds values that are not finite"):
+        convert_released("mae", tmp_path / "file.pth", Options(heads=3))
 
 
 @pytest.mark.parametrize("format", FAMILIES)
