@@ -46,7 +46,7 @@ class SpatialCode:
             return 1.0
         if gsd_m is None:
             raise InputError(
-                "this encoder's positions are in metres, and the sensor has no gsd_m; give it its pixel size"
+                "this encoder's positions are in metres, and the sensor has no pixel size; give it one, gsd_m in its YAML file"
             )
         return patch * gsd_m / self.unit_m
 

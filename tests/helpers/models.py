@@ -41,6 +41,17 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "jumbo tokens": {"encoder": {"jumbo": 4}},
     "no amplitude in the token": {"encoder": {"amplitude": False}},
     "fixed tokenizer": {"encoder": {"tokenizer": "fixed"}},
+    "no cls": {"encoder": {"tokens": "none"}},
+    "registers and a table of positions": {"encoder": {"tokens": "plain", "registers": 2, "table": 4}},
+    "positions of other projects": {
+        "encoder": {
+            "spatial_order": "x_first",
+            "spatial_frequencies": "galileo",
+            "spatial_channels": (12, 48),
+            "patch_offset": 1,
+            "norm_eps": 1e-5,
+        }
+    },
     "query-key norm": {"encoder": {"qk_norm": True}},
     "positions side by side": {"encoder": {"position": "concat"}, "decoder": {"position": "concat"}},
     "tube masks": {"masking": {"geometry": "tube"}},
