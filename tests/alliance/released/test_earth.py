@@ -116,6 +116,42 @@ def test_dofa_keeps_its_features_with_the_grid_one_pixel_off(name: str, tmp_path
     torch.testing.assert_close(ours.tokens[:, 0], blocks(sequence, weights, 2, 3)[:, 1:], atol=1e-4, rtol=1e-4)
 
 
+def dofa_file(d: int = 48, side: int = 3) -> dict[str, Tensor]:
+    made = generator_file(d, 16, "patch_embed.", "transformer_encoder", "w")
+    positions = torch.cat([torch.zeros(1, d), mae_positions(side, d)])[None]
+    return block_weights(d, 1) | made | {"cls_token": random(1, 1, d), "pos_embed": positions}
+
+
+def test_dofa_makes_kernels_for_a_sensor_of_ones_own(tmp_path: Path):
+    """Its kernels are those of the generator at the sensor's wavelengths, all bands together."""
+    weights = dofa_file()
+    bands = "".join(
+        f"  - {{name: b{nm}, wavelength: {nm}, bandwidth: 20, mean: 0.1, std: 0.05}}\n" for nm in (450, 550, 1600)
+    )
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nbands:\n{bands}")
+    encoder = converted("dofa", weights, tmp_path, "--heads", "3", "--sensor", str(tmp_path / "mine.yaml"))
+    waves = sines(torch.tensor([450.0, 550.0, 1600.0]), 128)
+    wanted, _ = generated(weights, "patch_embed.", "transformer_encoder", "w", waves, nn.ReLU())
+    with torch.no_grad():
+        code = encoder.patch_embed.code(encoder.sensors["mine"].bands)
+        found = encoder.patch_embed.kernels.source(code)[0]
+    torch.testing.assert_close(found, 0.01 * math.sqrt(3) * wanted.reshape(3, 256, 48), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "statistics", "told"),
+    [(33, ", mean: 0.1, std: 0.05", "33 bands"), (3, "", "no mean and std")],
+)
+def test_a_sensor_that_cannot_be_made_kernels_for_is_refused(
+    count: int, statistics: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bands = "".join(f"  - {{name: b{i}, wavelength: {400 + 20 * i}{statistics}}}\n" for i in range(count))
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nbands:\n{bands}")
+    with pytest.raises(SystemExit):
+        converted("dofa", dofa_file(), tmp_path, "--heads", "3", "--sensor", str(tmp_path / "mine.yaml"))
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["clay-sentinel2", "clay-sentinel1"])
 def test_clay_keeps_its_features_with_positions_in_pixels(name: str, tmp_path: Path):
     d, side, patch, heads = 64, 3, 8, 4
