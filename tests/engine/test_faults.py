@@ -23,7 +23,7 @@ from engine.runs import RunConfig, RunFolder
 from tests.helpers.runs import ROOT, Ranks, arguments_of, environment, metrics, records
 from tests.helpers.shards import write_tiny_shards
 
-SMALL_FILES = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2**20, 2**20))  # a checkpoint needs some 7 MB
+SMALL_FILES = {resource.RLIMIT_FSIZE: (2**20, 2**20)}  # a checkpoint needs some 7 MB
 
 
 def train(folder: Path, sources: list[Path], *arguments: str, ranks: int = 1, **limits) -> tuple[int, str]:
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(sar_shards: Path, tmp_path: 
     (folder / "checkpoints" / "step_00000006" / "MANIFEST.json").unlink()  # step 4 is the newest
     good = {path: path.read_bytes() for path in (folder / "checkpoints" / "step_00000004").iterdir()}
     for arguments in ((), ("--run.unsaved", "stop")):
-        code, output = train(folder, sources, *steps, *arguments, ranks=2, preexec_fn=SMALL_FILES)
+        code, output = train(folder, sources, *steps, *arguments, ranks=2, limits=SMALL_FILES)
         assert code == 2, output
         assert "checkpoint of step 6 is not saved (rank 0: " in output
         assert "the newest one is of step 4; make room, then go on with --run.resume auto" in output
@@ -210,13 +210,11 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(sar_shards: Path, tmp_path: 
 
 def test_a_run_may_go_on_without_a_checkpoint(sar_shards: Path, tmp_path: Path) -> None:
     steps = ("--run.steps", "4", "--run.save_every", "1")
-    code, output = train(
-        tmp_path / "run", [sar_shards], *steps, "--run.unsaved", "go_on", ranks=2, preexec_fn=SMALL_FILES
-    )
+    code, output = train(tmp_path / "run", [sar_shards], *steps, "--run.unsaved", "go_on", ranks=2, limits=SMALL_FILES)
     assert code == 2  # the last one must be saved
     assert len(metrics(tmp_path / "run")) == 4
     assert [record["step"] for record in records(tmp_path / "run") if record.get("event") == "unsaved"] == [0, 1, 2, 3]
-    code, output = train(tmp_path / "stop", [sar_shards], *steps, "--run.unsaved", "stop", preexec_fn=SMALL_FILES)
+    code, output = train(tmp_path / "stop", [sar_shards], *steps, "--run.unsaved", "stop", limits=SMALL_FILES)
     assert (code, len(metrics(tmp_path / "stop"))) == (2, 1)
 
 

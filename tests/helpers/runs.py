@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engine.log import read_metrics
+from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 240
@@ -41,13 +42,14 @@ def arguments_of(folder: Path, sources: Sequence[Path | str], *arguments: str) -
 def pretrain(
     folder: Path, sources: Sequence[Path | str], *arguments: str, ranks: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run launch/pretrain.py into `folder`; `ranks` 0 is without launcher."""
-    launcher = [sys.executable]
-    if ranks:
-        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-        launcher = [deepspeed, "--num_gpus", str(ranks), "--master_port", free_port()]
+    """Run launch/pretrain.py into `folder`, with DeepSpeed's launcher; `ranks` 0: without."""
+    command = arguments_of(folder, sources, *arguments)
+    if not ranks:
+        return warm.run(command, environment(), TIMEOUT)
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    launcher = [deepspeed, "--num_gpus", str(ranks), "--master_port", free_port()]
     return subprocess.run(
-        [*launcher, *arguments_of(folder, sources, *arguments)], cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT,
+        [*launcher, *command], cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -61,21 +63,19 @@ class Ranks:
         count: int,
         environ: Mapping[str, str] = MappingProxyType({}),
         own: Sequence[Sequence[str]] = (),
-        **limits: Any,
+        **options: Any,
     ) -> None:
         """
         Args:
             own: further arguments of each rank.
+            options: limits and ignored signals, see `warm.start`.
         """
-        self.processes, port = [], free_port()
+        self.processes, self.port = [], free_port()
         for rank in range(count):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            started = subprocess.Popen(
-                [sys.executable, *command, *(own[rank] if own else ())], cwd=ROOT, text=True,
-                env=environment() | dict(environ) | place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **limits,
-            )  # fmt: skip
-            self.processes.append(started)
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
+            arguments = [*command, *(own[rank] if own else ())]
+            self.processes.append(warm.start(arguments, environment() | dict(environ) | place, **options))
 
     def wait(self, timeout: float = TIMEOUT) -> list[tuple[int, str]]:
         """Exit code and output of every rank; those that do not end in time are killed."""

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import alliance
-from tests.helpers.runs import metrics, pretrain, records
+from tests.helpers.runs import Ranks, arguments_of, metrics, pretrain, records
 
 STEPS = ("--run.steps", "4")
 
@@ -44,14 +45,32 @@ def test_the_total_is_the_weighted_sum_of_the_stages(alone: Path):
     assert first["loss"] == pytest.approx((first["loss_low"] + first["loss_mid"] + first["loss_high"]) / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize(("ranks", "zero"), [(1, 2), (2, 0), (2, 1), (2, 2), (2, 3)])
+def launched(folder: Path, sources: list[Path], *arguments: str, ranks: int) -> None:
+    ended = pretrain(folder, sources, *arguments, ranks=ranks)
+    assert ended.returncode == 0, ended.stdout
+
+
+def plain(folder: Path, sources: list[Path], *arguments: str, ranks: int) -> None:
+    ended = Ranks(arguments_of(folder, sources, *arguments), ranks).wait()
+    assert [code for code, _ in ended] == [0] * ranks, ended[0][1]
+
+
+@pytest.mark.parametrize(
+    ("start", "ranks", "zero"),
+    [(launched, 1, 2), (launched, 2, 2), (plain, 2, 0), (plain, 2, 1), (plain, 2, 3)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_ranks_and_zero_stages_do_not_change_the_losses(
-    alone: Path, tmp_path: Path, optical_shards: Path, sar_shards: Path, ranks: int, zero: int
+    alone: Path,
+    tmp_path: Path,
+    optical_shards: Path,
+    sar_shards: Path,
+    start: Callable[..., None],
+    ranks: int,
+    zero: int,
 ):
     folder = tmp_path / "run"
-    sources = [optical_shards, sar_shards]
-    result = pretrain(folder, sources, "--run.steps", "4", "--engine.zero", str(zero), ranks=ranks)
-    assert result.returncode == 0, result.stdout
+    start(folder, [optical_shards, sar_shards], "--run.steps", "4", "--engine.zero", str(zero), ranks=ranks)
     expected, found = metrics(alone), metrics(folder)
     assert [r["sample_digest"] for r in found] == [r["sample_digest"] for r in expected]
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], abs=1e-5)

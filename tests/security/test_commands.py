@@ -19,7 +19,7 @@ MAKE = shutil.which("make")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_saves_and_ends_with_130_and_no_traceback(ranks: int, sar_shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    started = Ranks(arguments_of(folder, [sar_shards], "--run.steps", "5000"), ranks, preexec_fn=_heed)
+    started = Ranks(arguments_of(folder, [sar_shards], "--run.steps", "5000"), ranks)
     until = time.monotonic() + 150
     while not (folder / "metrics.jsonl").exists() or not metrics(folder):
         assert time.monotonic() < until
@@ -40,18 +40,9 @@ def test_ctrl_c_saves_and_ends_with_130_and_no_traceback(ranks: int, sar_shards:
     assert (folder / "checkpoints" / f"step_{last['step'] + 1:08d}" / "MANIFEST.json").is_file()
 
 
-def _heed() -> None:
-    """Ctrl-C is heard, also where these tests run in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_a_run_started_without_ctrl_c_stays_without(sar_shards: Path, tmp_path: Path) -> None:
     """As `nohup` and a shell's background jobs have it."""
-
-    def ignore() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    started = Ranks(arguments_of(tmp_path / "run", [sar_shards], "--run.steps", "20"), 1, preexec_fn=ignore)
+    started = Ranks(arguments_of(tmp_path / "run", [sar_shards], "--run.steps", "20"), 1, ignored=[signal.SIGINT])
     until = time.monotonic() + 150
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert time.monotonic() < until

@@ -68,11 +68,10 @@ def test_a_strangers_key_in_the_store_stops_no_run(sar_shards: Path, tmp_path: P
     arguments = arguments_of(tmp_path / "run", [sar_shards], "--run.steps", "60")
     started = Ranks(arguments, 2)
     wait_until_it_trains(tmp_path / "run", *started.processes)
-    port = Path(f"/proc/{started.processes[0].pid}/environ").read_bytes().split(b"MASTER_PORT=")[1].split(b"\0")[0]
     program = f"""
 import torch.distributed as dist
 from datetime import timedelta
-store = dist.TCPStore("127.0.0.1", {int(port)}, is_master=False, timeout=timedelta(seconds=20))
+store = dist.TCPStore("127.0.0.1", {int(started.port)}, is_master=False, timeout=timedelta(seconds=20))
 for key in ("watch/failure", "default_pg/0//watch/failure", "default_pg//watch/failure", "watch/0", "watch/1"):
     store.set(key, "a stranger")
 """

@@ -1,7 +1,5 @@
 """A trained S2Fin maps scenes by its files alone, and says what the process that trained it says."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import yaml
 from rasterio.transform import from_origin
 
 from finetune.mapping.command import main
+from tests.helpers import warm
 from tests.helpers.rasters import write_tiff
 from tests.helpers.runs import ROOT, TIMEOUT, environment
 
@@ -49,10 +48,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "data.protocol.kind": "random", "model.width": 16, "model.patch": PATCH, "epochs": 6, "optim.batch": 16,
         "references": "false",
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "finetune/classify.py")]
+    command = [str(ROOT / "finetune/classify.py")]
     command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    ended = subprocess.run(command, cwd=ROOT, env=environment(), timeout=TIMEOUT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = warm.run(command, environment(), TIMEOUT)
+    assert ended.returncode == 0, ended.stdout
     return folder / "run" / "seed_0", folder
 
 

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from finetune.mapping.pixels import predict_places
 from finetune.s2fin.checkpoint import load_network
 from finetune.tasks.classification_config import ClassifyConfig
 from finetune.tasks.classification_seeds import draw_split, open_data
+from tests.helpers import warm
 from tests.helpers.runs import ROOT, TIMEOUT, Ranks, environment, metrics
 
 SMALL = [
@@ -40,12 +39,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(folder: Path, scene: Path, *arguments: str) -> list[str]:
     own = ["--run.dir", str(folder), "--data.path", str(scene), *arguments]
-    return [sys.executable, str(ROOT / "finetune/classify.py"), *SMALL, *own]
+    return [str(ROOT / "finetune/classify.py"), *SMALL, *own]
 
 
 def classify(folder: Path, scene: Path, *arguments: str, code: int = 0) -> str:
-    ended = subprocess.run(command(folder, scene, *arguments), cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    ended = warm.run(command(folder, scene, *arguments), environment(), TIMEOUT)
     assert ended.returncode == code, ended.stdout
     return ended.stdout
 
@@ -119,8 +117,7 @@ def test_an_interrupted_seed_goes_on_exactly(finished: tuple[Path, str], scene: 
 def test_a_signal_saves_all_processes(scene: Path, tmp_path: Path) -> None:
     """The command passes it on, the seeds save, and the command given again finishes them."""
     arguments = ("--seeds", "0,1", "--jobs", "2", "--epochs", "4000", "--maps", "none", "--references", "false")
-    started = subprocess.Popen(command(tmp_path / "run", scene, *arguments), cwd=ROOT, env=environment(), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    started = warm.start(command(tmp_path / "run", scene, *arguments), environment())
     logs, until = [tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl" for seed in (0, 1)], time.monotonic() + TIMEOUT
     while not all(log.is_file() and log.stat().st_size for log in logs):
         assert time.monotonic() < until and started.poll() is None
@@ -151,7 +148,7 @@ def test_beside_an_encoder_stand_the_same_network_s_plain_stems(scene: Path, tmp
 
 def test_two_ranks_share_a_seed_at_zero_3(scene: Path, tmp_path: Path) -> None:
     arguments = ("--seeds", "0", "--engine.zero", "3", "--references", "false")
-    ended = Ranks(command(tmp_path / "run", scene, *arguments)[1:], 2).wait()
+    ended = Ranks(command(tmp_path / "run", scene, *arguments), 2).wait()
     assert [code for code, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
     record = scores(tmp_path / "run" / "seed_0")
     assert np.sum(record["confusion"]) == sum(record["split"]["test"].values())
@@ -159,7 +156,7 @@ def test_two_ranks_share_a_seed_at_zero_3(scene: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_well(scene: Path, tmp_path: Path) -> None:
-    ranks = Ranks(command(tmp_path / "run", scene, "--seeds", "0,1", "--epochs", "4000")[1:], 2)
+    ranks = Ranks(command(tmp_path / "run", scene, "--seeds", "0,1", "--epochs", "4000"), 2)
     log, until = tmp_path / "run" / "seed_0" / "metrics.jsonl", time.monotonic() + TIMEOUT
     while not (log.is_file() and log.stat().st_size):
         assert time.monotonic() < until
