@@ -27,8 +27,8 @@ TILE_OF = $(or $(word 2,$(call HEAD,$(1))),$(TILE))
 FOLDERS_OF = $(subst $(COMMA), ,$(patsubst $(firstword $(subst =, ,$(1)))=%,%,$(1)))
 OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')" | tr ' ' _)
 MADE = $(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN))
-MADE_UP = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar","weight":1}
-SOURCES = $(if $(DATA),$(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"})),$(MADE_UP))
+SYNTHETIC = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar","weight":1}
+SOURCES = $(if $(DATA),$(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"})),$(SYNTHETIC))
 COMMA := ,
 SPACE := $(subst ,, )
 
@@ -39,7 +39,7 @@ SPACE := $(subst ,, )
 # No process of theirs runs code that lies in the current folder.
 pretrain shards data/synthetic: export PYTHONSAFEPATH = 1
 
-pretrain: unused-run shards ## pretrain on made-up scenes, on DATA=<folder>, or on DATA='SENSOR=<folder> ...'
+pretrain: unused-run shards ## pretrain on synthetic scenes, on DATA=<folder>, or on DATA='SENSOR=<folder> ...'
 	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed -q --num_gpus $(RANKS) launch/pretrain.py \
 		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(ARGS)
 
@@ -52,7 +52,7 @@ lint: install ## ruff and pyright, as in pre-commit
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/pyright
 
 # Fixed places alone, whatever SHARDS and RUN say: what lies elsewhere is for its owner to remove.
-clean: ## remove what `make pretrain` made of the made-up scenes in its usual places, and caches; keeps .venv and other runs
+clean: ## remove what `make pretrain` made of the synthetic scenes in its usual places, and caches; keeps .venv and other runs
 	rm -rf -- 'runs/quickstart' 'data/synthetic' 'data/synthetic.part' 'data/shards/optical' 'data/shards/sar'
 	rm -rf -- .pytest_cache .ruff_cache .hypothesis build 'alliance_rs.egg-info'
 
@@ -97,5 +97,5 @@ endif
 
 data/synthetic: | .venv/.installed
 	rm -rf -- '$@.part'
-	$(VENV)/python launch/synthetic.py --out $@.part --cube 0
+	$(VENV)/python launch/synthetic.py scenes $@.part --cube 0
 	mv $@.part $@

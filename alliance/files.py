@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from alliance.errors import InputError
+
 TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{16}\.tmp")
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # where the system has them
 
@@ -53,6 +55,16 @@ def scratch_file(path: Path) -> Iterator[Path]:
         yield part
     finally:
         part.unlink(missing_ok=True)
+
+
+def require_empty(folder: Path) -> None:
+    """Refuse a file, or a folder that holds something, as a place to write into.
+
+    Raises:
+        InputError: it is one.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty, and nothing in it is overwritten; give a new folder, or remove it")
 
 
 def final_name(path: Path) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/kill.py --runs 30 --zero-runs 5         # about 20 minutes on two idle cores
 
-Two ranks train on made-up scenes from two weighted sources, on the CPU in float32. Half of the kills aim at a save,
+Two ranks train on synthetic scenes from two weighted sources, on the CPU in float32. Half of the kills aim at a save,
 some at the moment after it (rename, `latest`, removal of old checkpoints, export), the others at any time after the
 first step; half of them take one rank a moment before the other; a quarter of the runs is killed twice. The steps'
 losses, learning rates, gradient norms and samples and the encoder must be those of the undisturbed run, bit for bit.
@@ -223,8 +223,8 @@ def row(zero: int, outcomes: Sequence[Outcome]) -> str:
 
 
 def make_shards(folder: Path) -> str:
-    """Shards of made-up optical and SAR scenes; the setting data.sources."""
-    write_scenes(folder / "scenes", count=2, size=192, seed=0)
+    """Shards of synthetic optical and SAR scenes; the setting data.sources."""
+    write_scenes(folder / "scenes", scenes=2, size=192, seed=0)
     for name in ("optical", "sar"):
         arguments = ["--sensor", f"synthetic-{name}", "--out", str(folder / name), "--tile", "64", "--workers", "1"]
         with contextlib.redirect_stdout(None):

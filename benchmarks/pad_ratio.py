@@ -29,7 +29,7 @@ Timing = tuple[float, float]  # seconds of forward, and of forward and backward
 
 
 class Part(NamedTuple):
-    """Something to time: its modules, and its pass over made-up maps."""
+    """Something to time: its modules, and its pass over synthetic maps."""
 
     modules: list[nn.Module]
     run: Callable[[], list[Tensor]]

@@ -5,7 +5,7 @@
     python benchmarks/reader.py --profile      # what our reader does in a batch
     pip install litdata                        # for its rows; it is no dependency of ours
 
-Made-up data: 12 bands of noise-like 12-bit numbers, and two bands of float32, 128 x 128 pixels, tars of about 50 MB.
+Synthetic data: 12 bands of noise-like 12-bit numbers, and two bands of float32, 128 x 128 pixels, tars of about 50 MB.
 MB are 10^6 bytes of arrays. The sequential read goes through the same tars with one reused buffer of 1 MiB.
 """
 
@@ -108,7 +108,7 @@ def make(folder: Path, dtype: str, gigabytes: float, litdata: bool) -> Data:
 
 def write(place: Path, dtype: str, gigabytes: float) -> None:
     """Ordinary WebDataset tars with our sidecars and index."""
-    sensor, shape = generated_sensor("made-up", KINDS[dtype][0]), KINDS[dtype]
+    sensor, shape = generated_sensor("synthetic", KINDS[dtype][0]), KINDS[dtype]
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     numbers, random = range(int(gigabytes * 1e9 / size)), np.random.default_rng(0)
     per_shard, tars = round(SHARD_MB * 1e6 / size), []
@@ -168,7 +168,7 @@ def plain_webdataset(data: Data, workers: int) -> Batches:
     size, shape = data.batch_bytes // BATCH, KINDS[data.dtype]
 
     def stack(samples: list[dict[str, Any]]) -> Tensor:
-        contents = (memoryview(sample["made-up.npy"])[-size:] for sample in samples)
+        contents = (memoryview(sample["synthetic.npy"])[-size:] for sample in samples)
         return torch.from_numpy(np.stack([np.frombuffer(content, data.dtype).reshape(shape) for content in contents]))
 
     urls = [str(tar) for tar in data.tars]

@@ -1,6 +1,6 @@
 """Memory of mapping a whole scene:  python benchmarks/scene_memory.py --width 5556 --height 3704
 
-Writes made-up scenes by windows, maps them with a network that looks at single pixels (so that what is measured is ours, not a
+Writes synthetic scenes by windows, maps them with a network that looks at single pixels (so that what is measured is ours, not a
 network's activations; --size atto puts a PAD network in its place), and prints the peak of the process's memory. The scenes are
 written by another process.
 """
@@ -68,7 +68,7 @@ def pointwise(rgb: Tensor, sar: Tensor) -> PadOutput:
 
 
 def write(path: Path, bands: int, width: int, height: int) -> None:
-    """A tiled GeoTIFF whose blocks repeat one made-up block."""
+    """A tiled GeoTIFF whose blocks repeat one synthetic block."""
     block = np.random.default_rng(0).integers(1, 256, (bands, BLOCK, BLOCK), dtype=np.uint8)
     form = {"count": bands, "width": width, "height": height, "dtype": "uint8", "crs": "EPSG:32650"}
     tiled = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "zlevel": 1}

@@ -1,6 +1,6 @@
-"""What PAD gains by both modalities, and what its parts do, on made-up scenes:  python benchmarks/segmentation.py
+"""What PAD gains by both modalities, and what its parts do, on synthetic scenes:  python benchmarks/segmentation.py
 
-Scenes in the layout of WHU-OPT-SAR are made up, prepared and trained on by the commands that users have. Every class has one
+Scenes in the layout of WHU-OPT-SAR are drawn, prepared and trained on by the commands that users have. Every class has one
 of three colours and one of three backscatters, so that neither modality tells all seven apart. NOTHING HERE IS MEASURED ON
 REAL IMAGES: it shows that the parts work, not which of them help on the Earth.
 """

@@ -7,6 +7,7 @@ from typing import get_args
 
 from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
+from alliance.files import require_empty
 from alliance.released.parts import Options, read_record
 from alliance.released.registry import FAMILIES, convert_released
 from alliance.sensors.catalog import find_sensor
@@ -22,8 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _convert(options: argparse.Namespace) -> list[str]:
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise InputError(f"{options.out} is not empty, and nothing in it is overwritten; give a new folder as OUT")
+    require_empty(options.out)
     return _convert_pad(options) if options.kind == "pad" else _convert_encoder(options)
 
 

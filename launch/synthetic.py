@@ -1,4 +1,4 @@
-"""Write made-up scenes with known truth:  python launch/synthetic.py --out data/synthetic --scenes 12 --size 384 --seed 0"""
+"""Write synthetic data with known truth:  python launch/synthetic.py scenes data/synthetic --scenes 12 --seed 0"""
 
 import os
 import sys
@@ -12,6 +12,6 @@ if __name__ == "__main__":
 
     end_at_once()  # at Ctrl-C, without a traceback, while libraries are imported
 
-    from datasets.synthetic.landscapes import main
+    from datasets.synthetic.command import main
 
     main()

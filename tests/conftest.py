@@ -1,4 +1,4 @@
-"""What several tests share: real data where they are at hand, and small made-up scenes."""
+"""What several tests share: real data where they are at hand, and small synthetic scenes."""
 
 from pathlib import Path
 
@@ -23,9 +23,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two made-up scenes of 128 x 128 pixels: optical, sar, hyperspectral, elevation, labels."""
+    """A folder with two synthetic scenes of 128 x 128 pixels: optical, sar, hyperspectral, elevation, labels."""
     folder = tmp_path_factory.mktemp("synthetic")
-    write_scenes(folder, count=2, size=128, seed=0)
+    write_scenes(folder, scenes=2, size=128, seed=0)
     return folder
 
 
@@ -36,11 +36,11 @@ def _shards(scenes: Path, sensor: str, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def optical_shards(synthetic_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the made-up optical scenes: 8 tiles of 10 x 64 x 64."""
+    """Shards of the synthetic optical scenes: 8 tiles of 10 x 64 x 64."""
     return _shards(synthetic_scenes / "optical", "synthetic-optical", tmp_path_factory.mktemp("shards") / "optical")
 
 
 @pytest.fixture(scope="session")
 def sar_shards(synthetic_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the made-up SAR scenes: 8 tiles of 2 x 64 x 64."""
+    """Shards of the synthetic SAR scenes: 8 tiles of 2 x 64 x 64."""
     return _shards(synthetic_scenes / "sar", "synthetic-sar", tmp_path_factory.mktemp("shards") / "sar")

@@ -69,7 +69,7 @@ def read_label(
 
     Args:
         classes: names and colours in the order of their indices.
-        colours: whether the colours are those of the files; made-up ones of a palette are not.
+        colours: whether the colours are those of the files; those of a palette that we chose are not.
     Raises:
         InputError: the file cannot be read, is no label map, or holds other values.
     """

@@ -238,11 +238,11 @@ def _stacked(windows: Sequence[Window]) -> Window:
 def _band_names(dataset: rasterio.DatasetReader, alpha: int | None) -> tuple[str, ...] | None:
     """Band names from the descriptions, else R, G, B of a colour picture; None where the file tells nothing."""
     names = tuple(str(name or "") for name in dataset.descriptions)
-    made_up = dataset.driver == "ENVI" and "band_names" not in dataset.tags(ns="ENVI")  # GDAL's, of the wavelengths
+    by_gdal = dataset.driver == "ENVI" and "band_names" not in dataset.tags(ns="ENVI")  # written of the wavelengths
     numbered = all(re.fullmatch(r"band[ _]?\d+", name, re.IGNORECASE) for name in names)
     colours = tuple(ColorInterp(colour).name for colour in dataset.colorinterp)
     coloured = colours[:3] == ("red", "green", "blue") and (len(colours) == 3 or (alpha == 3 and len(colours) == 4))
-    if all(names) and not made_up and not (numbered and coloured):
+    if all(names) and not by_gdal and not (numbered and coloured):
         return names
     if coloured:
         return ("R", "G", "B", *colours[3:])

@@ -19,7 +19,7 @@ def without(sample: Sample, role: str) -> Sample:
 
 
 def cloud_mask(shape: tuple[int, int], share: float, *, seed: int, index: int) -> Tensor:
-    """Made-up clouds over a share of an image: the highest part of a random field of power ~ frequency ** -3.
+    """Synthetic clouds over a share of an image: the highest part of a random field of power ~ frequency ** -3.
 
     With one seed and index, larger shares hold smaller ones.
 

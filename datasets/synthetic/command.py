@@ -1,17 +1,66 @@
-"""The command `launch/made_up.py`: files in the layout of a public data set, to try everything without data.
+"""The command `launch/synthetic.py`: scenes with known truth, or files in the layout of a public set, to try everything.
 
 NOTHING IN THEM IS MEASURED: scores on them say nothing about real images.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from alliance.files import require_empty
 from datasets.commands import run_body
-from datasets.synthetic.labelled_scenes import SETS, MadeUpOptions, require_empty, write_made_up
+from datasets.synthetic.labelled_scenes import SETS, SyntheticOptions, write_labelled
+from datasets.synthetic.landscapes import LOOKS, write_scenes
 from datasets.synthetic.pair_trees import write_ddhr, write_whu
 
-PAIRS = {"whu-opt-sar": write_whu, "ddhr-sk": write_ddhr}
+
+class Kind(NamedTuple):
+    """Something that the command writes: a line of help, what writes it, and its options with defaults and meanings."""
+
+    text: str
+    write: Callable[..., Any]  # folder, options
+    options: Mapping[str, tuple[int | float, str]]
+
+
+SEED = {"seed": (0, "same seed, same pixels")}
+SIZE = SyntheticOptions()
+KINDS = {
+    "scenes": Kind(
+        "scenes of optical, SAR, hyperspectral, elevation and land cover, for launch/shards.py",
+        write_scenes,
+        {
+            "scenes": (12, "how many"),
+            "size": (384, "pixels along each side, 10 m each"),
+            "cube": (128, "side of the hyperspectral cubes, 0: none"),
+            "looks": (LOOKS, "number of looks of the SAR"),
+        },
+    ),
+    **{
+        name: Kind(
+            "labelled scene of two modalities, for finetune/classify.py",
+            partial(write_labelled, name),
+            {
+                "height": (SIZE.height, "rows"),
+                "width": (SIZE.width, "columns"),
+                "classes": (SIZE.classes, "the first classes of the data set"),
+                "layout": (SIZE.layout, "which layout in configs/labelled/NAME.yaml, from 1"),
+            },
+        )
+        for name in SETS
+    },
+    "whu-opt-sar": Kind(
+        "five scenes with the known defects of the set, for launch/prepare.py",
+        write_whu,
+        {"height": (320, "rows"), "width": (448, "columns")},
+    ),
+    "ddhr-sk": Kind(
+        "JPEG pairs with PNG labels and lists of another machine's paths, for launch/prepare.py",
+        write_ddhr,
+        {"pairs": (60, "count"), "size": (64, "side, pixels")},
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,52 +70,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_body(lambda: _write(name, out, options), stopped=f"stopped; remove {out}, then give the command again")
 
 
-def _write(name: str, out: Path, options: dict[str, int]) -> list[str]:
+def _write(name: str, out: Path, options: Mapping[str, Any]) -> list[str]:
     require_empty(out)
-    if name in PAIRS:
-        PAIRS[name](out, **options)
-    else:
-        write_made_up(name, out, MadeUpOptions(**options))
-    return [f"made up in the layout of {name}, nothing is measured: {out}"]
+    KINDS[name].write(out, **options)
+    return [f"synthetic {name}, nothing is measured: {out}"]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/made_up.py", description="Write made-up data in the layout of a public set. Nothing is measured."
+        prog="launch/synthetic.py",
+        description="Write synthetic scenes with known truth, or in the layout of a public set. Nothing is measured.",
     )
     kinds = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    default = MadeUpOptions()
-    for name in SETS:
-        added = _add(kinds, name, "labelled scene of two modalities, for finetune/classify.py")
-        for field, text in (
-            ("height", "rows"), ("width", "columns"), ("classes", "the first classes of the data set"),
-            ("seed", "same seed, same pixels"), ("layout", "which layout in configs/labelled/NAME.yaml, from 1"),
-        ):  # fmt: skip
-            _number(added, field, getattr(default, field), text)
-    whu = _add(kinds, "whu-opt-sar", "five scenes with the known defects of the set, for launch/prepare.py")
-    for field, value, text in (
-        ("height", 320, "rows"),
-        ("width", 448, "columns"),
-        ("seed", 0, "same seed, same pixels"),
-    ):
-        _number(whu, field, value, text)
-    ddhr = _add(
-        kinds, "ddhr-sk", "JPEG pairs with PNG labels and lists of another machine's paths, for launch/prepare.py"
-    )
-    for field, value, text in (
-        ("pairs", 60, "count"),
-        ("size", 64, "side, pixels"),
-        ("seed", 0, "same seed, same pixels"),
-    ):
-        _number(ddhr, field, value, text)
+    for name, kind in KINDS.items():
+        added = kinds.add_parser(name, help=kind.text, description=kind.text)
+        added.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+        for option, (value, text) in (kind.options | SEED).items():
+            added.add_argument(f"--{option}", type=type(value), default=value, help=f"{text} (default %(default)s)")
     return parser
-
-
-def _add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str) -> argparse.ArgumentParser:
-    added = kinds.add_parser(name, help=text, description=text)
-    added.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-    return added
-
-
-def _number(parser: argparse.ArgumentParser, field: str, value: int, text: str) -> None:
-    parser.add_argument(f"--{field}", type=int, default=value, help=f"{text} (default %(default)s)")

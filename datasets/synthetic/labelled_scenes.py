@@ -1,6 +1,6 @@
-"""Made-up labelled scenes in the files, keys and shapes of public data sets. NOTHING HERE IS MEASURED.
+"""Synthetic labelled scenes in the files, keys and shapes of public data sets. NOTHING HERE IS MEASURED.
 
-They let every setting be tried without data; scores reached on them say nothing about real imagery. A file MADE_UP.txt
+They let every setting be tried without data; scores reached on them say nothing about real imagery. A file SYNTHETIC.txt
 beside them says so, and GeoTIFFs carry the tag SYNTHETIC=yes.
 
 Both images come from one map of straight-edged parcels, so their edges coincide and their phases agree. Classes come in
@@ -26,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from alliance.errors import InputError
+from alliance.files import require_empty
 from datasets.labelled.description import Layout
 from datasets.labelled.parse import find_set
 from datasets.synthetic.landscapes import CRS, PIXEL_M, cell_map, correlated_field, smooth_field
@@ -55,8 +56,8 @@ LABELLED_SHARE = 0.85  # of all parcels
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeUpOptions:
-    """Size of a made-up scene; defaults give 20 training and 10 validation pixels to each class."""
+class SyntheticOptions:
+    """Size of a synthetic scene; defaults give 20 training and 10 validation pixels to each class."""
 
     height: int = 64
     width: int = 96
@@ -68,43 +69,39 @@ class MadeUpOptions:
         room = self.height * self.width // int(4 * PARCEL**2)
         if min(self.height, self.width) < 24 or self.seed < 0 or not 2 <= self.classes <= room:
             raise InputError(
-                f"{self.height} x {self.width} pixels, {self.classes} classes, seed {self.seed} cannot be made up; "
+                f"{self.height} x {self.width} pixels, {self.classes} classes, seed {self.seed} cannot be made; "
                 f"give at least 24 pixels a side, 2 to {max(room, 2)} classes on so many pixels, a seed from 0 on"
             )
 
 
-def require_empty(folder: Path) -> None:
-    """Refuse a folder that holds something."""
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; name another folder or remove it")
-
-
-def write_made_up(name: str, folder: Path, options: MadeUpOptions | None = None) -> None:
+def write_labelled(name: str, folder: Path, **options: int) -> None:
     """Write a scene of the data set `name`, one of SETS, so that `read_scenes` and `open_patches` read it.
 
+    Args:
+        options: fields of `SyntheticOptions`.
     Raises:
         InputError: another data set, a layout that it does not have, or a folder that is not empty.
     """
-    options = options or MadeUpOptions()
+    chosen = SyntheticOptions(**options)
     if name not in SETS:
-        raise InputError(f"no made-up scenes are known for {name!r}; choose {', '.join(SETS)}")
+        raise InputError(f"no synthetic scenes are known for {name!r}; choose {', '.join(SETS)}")
     described = find_set(name)
-    if not 1 <= options.layout <= len(described.layouts):
-        raise InputError(f"layout {options.layout}: {name} has layouts 1 to {len(described.layouts)}")
-    if options.classes > len(described.classes):
-        raise InputError(f"{options.classes} classes were asked for, {name} has {len(described.classes)}")
+    if not 1 <= chosen.layout <= len(described.layouts):
+        raise InputError(f"layout {chosen.layout}: {name} has layouts 1 to {len(described.layouts)}")
+    if chosen.classes > len(described.classes):
+        raise InputError(f"{chosen.classes} classes were asked for, {name} has {len(described.classes)}")
     require_empty(folder)
-    layout = described.layouts[options.layout - 1]
-    arrays = make_arrays(SETS[name], described.image("passive").count or UNKNOWN_BANDS, options)
+    layout = described.layouts[chosen.layout - 1]
+    arrays = make_arrays(SETS[name], described.image("passive").count or UNKNOWN_BANDS, chosen)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_layout(folder, layout, _as_in(layout, arrays), options)
-    (folder / "MADE_UP.txt").write_text(
-        f"Nothing in this folder is measured. It was made up in the layout of {name} by Alliance\n"
-        f"(datasets/synthetic/labelled_scenes.py, version {VERSION}, {options}).\nScores on it say nothing about {name}.\n"
+    _write_layout(folder, layout, _as_in(layout, arrays), chosen)
+    (folder / "SYNTHETIC.txt").write_text(
+        f"Nothing in this folder is measured. It was drawn in the layout of {name} by Alliance\n"
+        f"(datasets/synthetic/labelled_scenes.py, version {VERSION}, {chosen}).\nScores on it say nothing about {name}.\n"
     )
 
 
-def make_arrays(active: Literal["height", "sar"], bands: int, options: MadeUpOptions) -> dict[str, NDArray]:
+def make_arrays(active: Literal["height", "sar"], bands: int, options: SyntheticOptions) -> dict[str, NDArray]:
     """A scene by role: images (h, w, c) float32, maps (h, w) uint8 of labels, official training and test pixels."""
     rng = np.random.default_rng([options.seed, bands])
     size = max(options.height, options.width)
@@ -190,7 +187,7 @@ def _as_in(layout: Layout, arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
     return {role: {**arrays, **listed}[role] for role in layout.sources()}
 
 
-def _write_layout(folder: Path, layout: Layout, arrays: Mapping[str, NDArray], options: MadeUpOptions) -> None:
+def _write_layout(folder: Path, layout: Layout, arrays: Mapping[str, NDArray], options: SyntheticOptions) -> None:
     matlab: dict[str, dict[str, NDArray]] = {}
     for role, (file, key) in layout.sources().items():
         if Path(file).suffix == ".mat":

@@ -1,4 +1,4 @@
-"""Made-up scenes with known truth: optical, SAR, hyperspectral, elevation and land cover of one invented landscape.
+"""Synthetic scenes with known truth: optical, SAR, hyperspectral, elevation and land cover of one invented landscape.
 
 NOTHING HERE IS MEASURED. Every file says so in its tags (`SYNTHETIC=yes`, generator, version, seed). The scenes serve the
 quick start, the tests, and tasks whose right answer must be known; scores reached on them say nothing about real imagery.
@@ -10,11 +10,9 @@ tells the seven classes apart; together they do:
 * water and road, grass and bare soil: the same backscatter, far apart in colour.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -26,7 +24,7 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from datasets.commands import run_body
+from alliance.files import require_empty
 
 Array = NDArray[np.floating]
 
@@ -67,7 +65,7 @@ ROUGHNESS = np.array([0.0, 0.20, 0.12, 0.10, 0.30, 0.10, 0.0])  # deviation of l
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Rasters of one made-up landscape on one pixel grid."""
+    """Rasters of one synthetic landscape on one pixel grid."""
 
     labels: NDArray[np.uint8]  # (h, w) index into CLASSES
     elevation: Array  # (h, w) float32, m
@@ -229,10 +227,10 @@ def make_scene(size: int, rng: Generator, *, cube: int, looks: float = LOOKS) ->
     )
 
 
-def write_scenes(folder: Path, *, count: int, size: int, seed: int, cube: int = 128, looks: float = LOOKS) -> None:
+def write_scenes(folder: Path, *, scenes: int, size: int, seed: int, cube: int = 128, looks: float = LOOKS) -> None:
     """Write scenes as <folder>/<kind>/scene_000.tif ..., each kind a folder that one sensor reads.
 
-    Scene i depends on (seed, i, size, cube, looks) alone, not on `count`.
+    Scene i depends on (seed, i, size, cube, looks) alone, not on `scenes`.
 
     Args:
         size: pixels along each side of a scene, 10 m each.
@@ -241,14 +239,13 @@ def write_scenes(folder: Path, *, count: int, size: int, seed: int, cube: int = 
     Raises:
         InputError: a number makes no sense, or the folder is not empty.
     """
-    if count < 1 or size < 32 or cube < 0 or looks <= 0 or seed < 0:
+    if scenes < 1 or size < 32 or cube < 0 or looks <= 0 or seed < 0:
         raise InputError(
-            f"{count} scenes of {size} pixels, cube {cube}, looks {looks}, seed {seed}: "
+            f"{scenes} scenes of {size} pixels, cube {cube}, looks {looks}, seed {seed}: "
             f"give at least 1 scene of 32 pixels, looks above 0, nothing negative"
         )
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; name another folder or remove it")
-    for index in tqdm(range(count), desc="scenes", unit="scene", disable=None):
+    require_empty(folder)
+    for index in tqdm(range(scenes), desc="scenes", unit="scene", disable=None):
         scene = make_scene(size, np.random.default_rng([seed, index]), cube=min(cube, size), looks=looks)
         tags = {"SEED": seed, "SCENE": index, "LOOKS": looks}
         for kind, raster in _rasters(scene).items():
@@ -325,25 +322,3 @@ def _rotation(angle: float) -> Array:
 
 def _bump(nm: Array, centre: float, width: float) -> Array:
     return np.exp(-(((nm - centre) / width) ** 2))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of launch/synthetic.py."""
-    parser = argparse.ArgumentParser(description="Write made-up scenes with known truth. Nothing in them is measured.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
-    parser.add_argument("--scenes", type=int, default=12, help="how many (default %(default)s)")
-    parser.add_argument("--size", type=int, default=384, help="pixels along each side, 10 m each (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same pixels (default %(default)s)")
-    parser.add_argument("--cube", type=int, default=128, help="side of the hyperspectral cubes; 0: none (%(default)s)")
-    parser.add_argument("--looks", type=float, default=LOOKS, help="number of looks of the SAR (default %(default)s)")
-    options = parser.parse_args(arguments)
-    given = {"size": options.size, "seed": options.seed, "cube": options.cube, "looks": options.looks}
-    run_body(
-        lambda: _made(options.out, options.scenes, given),
-        stopped=f"stopped; remove {options.out}, then give the command again",
-    )
-
-
-def _made(out: Path, count: int, options: Mapping[str, Any]) -> list[str]:
-    write_scenes(out, count=count, **options)
-    return [f"{count} made-up scenes, nothing in them is measured: {out}"]

@@ -1,4 +1,4 @@
-"""Made-up files in the layouts of WHU-OPT-SAR and DDHR-SK, with the defects of the real ones. NOTHING HERE IS MEASURED."""
+"""Synthetic files in the layouts of WHU-OPT-SAR and DDHR-SK, with the defects of the real ones. NOTHING HERE IS MEASURED."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from datasets.synthetic.pairs import MadeUpPair, make_pair
+from datasets.synthetic.pairs import SyntheticPair, make_pair
 
 WHU_SCENES = ("NH49E001013", "NH49E001014", "NH49E002014", "NH49E004013", "NH50E007002")  # train test train train test
 NARROW, NO_SAR = "NH49E002014", "NH49E004013"
@@ -27,7 +27,7 @@ def write_plain(path: Path, pixels: np.ndarray, **profile: Any) -> None:
             file.write(pixels)
 
 
-def write_whu(root: Path, *, height: int = 80, width: int = 112, seed: int = 0) -> dict[str, MadeUpPair]:
+def write_whu(root: Path, *, height: int = 80, width: int = 112, seed: int = 0) -> dict[str, SyntheticPair]:
     """Five scenes: labels 10, 20, ... with 0 in the first row, one scene a column narrower, one without SAR."""
     scenes = {}
     for number, name in enumerate(WHU_SCENES):
@@ -42,7 +42,7 @@ def write_whu(root: Path, *, height: int = 80, width: int = 112, seed: int = 0) 
     return scenes
 
 
-def write_ddhr(root: Path, *, pairs: int = 6, size: int = 32, seed: int = 0) -> dict[str, MadeUpPair]:
+def write_ddhr(root: Path, *, pairs: int = 6, size: int = 32, seed: int = 0) -> dict[str, SyntheticPair]:
     """JPEG pairs 1, 2, ... (SAR as three equal channels), PNG labels 0 to 4 and 255, and lists of foreign paths."""
     tiles = {}
     for number in range(1, pairs + 1):

@@ -1,4 +1,4 @@
-"""Made-up optical and SAR pairs whose classes only both together tell apart. NOTHING HERE IS MEASURED.
+"""Synthetic optical and SAR pairs whose classes only both together tell apart. NOTHING HERE IS MEASURED.
 
 Every class has one of three colours and one of three backscatters, a combination of its own. Classes of one colour have
 optical pixels of one and the same distribution, classes of one backscatter SAR pixels alike: what a single modality can
@@ -22,7 +22,7 @@ LOOKS = 6.0  # of the SAR amplitude's speckle
 CELL = 16.0  # usual width of a patch of one class, pixels
 
 
-class MadeUpPair(NamedTuple):
+class SyntheticPair(NamedTuple):
     """8-bit images and class indices on one grid."""
 
     optical: NDArray[np.uint8]  # (4, h, w)
@@ -30,21 +30,21 @@ class MadeUpPair(NamedTuple):
     label: NDArray[np.uint8]  # (h, w)
 
 
-def make_pair(height: int, width: int, classes: int, rng: Generator) -> MadeUpPair:
+def make_pair(height: int, width: int, classes: int, rng: Generator) -> SyntheticPair:
     """A patchwork of straight-edged cells, each of a random class.
 
     Raises:
         InputError: fewer than 2 or more than 9 classes.
     """
     if not 2 <= classes <= LEVELS**2:
-        raise InputError(f"{classes} classes cannot be made up; give 2 to {LEVELS**2}")
+        raise InputError(f"{classes} classes cannot be made; give 2 to {LEVELS**2}")
     cell, _ = cell_map(max(height, width), CELL, rng)
     label = rng.integers(classes, size=cell.max() + 1)[cell[:height, :width]]
     colour, backscatter = levels(label)
     optical = COLOURS[colour] + GRAIN * rng.standard_normal((height, width, COLOURS.shape[1]))
     speckle = np.sqrt(rng.gamma(LOOKS, 1 / LOOKS, label.shape))
     sar = BACKSCATTER[backscatter] * speckle
-    return MadeUpPair(_to_bytes(np.moveaxis(optical, -1, 0)), _to_bytes(sar[None]), label.astype(np.uint8))
+    return SyntheticPair(_to_bytes(np.moveaxis(optical, -1, 0)), _to_bytes(sar[None]), label.astype(np.uint8))
 
 
 def levels(label: NDArray) -> tuple[NDArray, NDArray]:

@@ -349,5 +349,5 @@ def test_automatic_groups_are_contiguous_by_wavelength_and_hold_each_band_once(w
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_made_up_cubes_have_the_wavelengths_of_their_sensor() -> None:
+def test_the_synthetic_cubes_have_the_wavelengths_of_their_sensor() -> None:
     assert [band.wavelength for band in shipped("synthetic-hsi").bands] == list(WAVELENGTHS)

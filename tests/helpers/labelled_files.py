@@ -29,7 +29,7 @@ def own_set(root: Path, **record: object) -> LabelledSet:
 
 
 def arrays_for(described: LabelledSet, layout: Layout) -> dict[str, np.ndarray]:
-    """Made-up arrays of a layout by role, images (h, w, c); half of the labelled pixels train, the others test."""
+    """Synthetic arrays of a layout by role, images (h, w, c); half of the labelled pixels train, the others test."""
     generator = np.random.default_rng(1)
     counts = {
         role: described.images[role].count if role in described.images else None for role in ("passive", "active")

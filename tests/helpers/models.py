@@ -67,7 +67,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def sensor_of(c: int, *, name: str = "made-up", groups: Sequence[Sequence[int]] = (), **changes: Any) -> Sensor:
+def sensor_of(c: int, *, name: str = "synthetic", groups: Sequence[Sequence[int]] = (), **changes: Any) -> Sensor:
     """A sensor of c optical bands, 450 to 2300 nm, whose physical values are standard deviations already."""
     bands = tuple(
         Band(name=f"band{i}", wavelength=float(nm), bandwidth=20.0, mean=0.0, std=1.0, spread=(0.8, 0.4, 0.3))

@@ -1,4 +1,4 @@
-"""Made-up pairs on disk and PAD networks small enough that their answers are known."""
+"""Synthetic pairs on disk and PAD networks small enough that their answers are known."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from datasets.imagery.labels import LabelSource
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import Tiles
 from datasets.synthetic.pair_trees import write_plain
-from datasets.synthetic.pairs import MadeUpPair
+from datasets.synthetic.pairs import SyntheticPair
 from finetune.backbones.convnext import Backbone
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, PadOutput
@@ -21,7 +21,7 @@ COLOURS = [(204, 102, 0), (255, 0, 0), (255, 255, 0), (0, 0, 255), (85, 167, 0),
 OPTICAL, SAR = (100.0, 40.0), (60.0, 30.0)  # mean and deviation that the description states
 
 
-def write_tiles(root: Path, pairs: Sequence[MadeUpPair], classes: int) -> Tiles:
+def write_tiles(root: Path, pairs: Sequence[SyntheticPair], classes: int) -> Tiles:
     """The pairs as tiles of one split, read with their first three optical bands and one of SAR."""
     for number, pair in enumerate(pairs):
         for role, pixels in (("optical", pair.optical), ("sar", pair.sar), ("label", pair.label[None])):
@@ -31,7 +31,7 @@ def write_tiles(root: Path, pairs: Sequence[MadeUpPair], classes: int) -> Tiles:
     named = {f"class {index}": COLOURS[index] for index in range(classes)}
     label = LabelSource(files="label")
     described = LabelledSet(
-        name="made-up",
+        name="synthetic",
         root=root,
         images={"optical": optical, "sar": sar},
         label=label,
@@ -41,9 +41,9 @@ def write_tiles(root: Path, pairs: Sequence[MadeUpPair], classes: int) -> Tiles:
     return Tiles(described, "test")
 
 
-def flat_pair(optical: np.ndarray, sar: np.ndarray, label: np.ndarray) -> MadeUpPair:
+def flat_pair(optical: np.ndarray, sar: np.ndarray, label: np.ndarray) -> SyntheticPair:
     """Grey optical images of these pixels, (h, w) each."""
-    return MadeUpPair(*(np.uint8(image) for image in (np.stack([optical] * 3), sar[None], label)))
+    return SyntheticPair(*(np.uint8(image) for image in (np.stack([optical] * 3), sar[None], label)))
 
 
 class Threshold(nn.Module):

@@ -53,7 +53,7 @@ def test_psnr_is_that_of_its_definition(reconstruction: Reconstruction):
 
 def test_a_picture_is_written_and_not_blank(tmp_path: Path, reconstruction: Reconstruction):
     path = tmp_path / "new" / "picture.png"
-    draw_reconstruction(path, reconstruction, sensor_of(4), title="made up")
+    draw_reconstruction(path, reconstruction, sensor_of(4), title="synthetic")
     pixels = np.asarray(Image.open(path).convert("L"))
     assert pixels.shape[1] > 3 * 300  # seven columns
     assert pixels.std() > 20

@@ -22,7 +22,7 @@ TILING = ("--tile", "32", "--workers", "1", "--shard-mb", "0.1")
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, count=3, size=128, seed=0)
+    write_scenes(folder, scenes=3, size=128, seed=0)
     return folder / "sar"
 
 

@@ -15,7 +15,7 @@ from datasets.labelled.tile_samples import TileBatch, TileSamples
 from datasets.labelled.tiles import Tiles
 from datasets.sampling.loader import Dealing, IndexedLoader, Place
 from datasets.synthetic.pair_trees import write_plain
-from datasets.synthetic.pairs import MadeUpPair, make_pair
+from datasets.synthetic.pairs import SyntheticPair, make_pair
 from finetune.pad.losses import LossConfig, composite_loss
 from finetune.pad.model import Pad, PadConfig
 from tests.helpers.pad_networks import OPTICAL, SAR, write_tiles
@@ -25,7 +25,7 @@ AS_STORED = AugmentConfig(resize=(1, 1), crop=SIDE, cat_max_ratio=1, flip=0)
 USUAL = AugmentConfig(crop=32)
 
 
-def made(number: int) -> MadeUpPair:
+def made(number: int) -> SyntheticPair:
     return make_pair(SIDE, SIDE, 4, np.random.default_rng(number))
 
 

@@ -1,4 +1,4 @@
-"""Augmentation, corruption and made-up pairs: repeatable, in register, and with the odds that they promise."""
+"""Augmentation, corruption and synthetic pairs: repeatable, in register, and with the odds that they promise."""
 
 import itertools
 import math
@@ -161,7 +161,7 @@ def nearest_level(image: Tensor, means: np.ndarray) -> Tensor:
     return torch.cdist(image.flatten(1).T, torch.tensor(means).float()).argmin(dim=1).reshape(image.shape[1:])
 
 
-def test_no_single_modality_tells_made_up_classes_apart_but_both_do():
+def test_no_single_modality_tells_synthetic_classes_apart_but_both_do():
     pair = make_pair(96, 128, 7, np.random.default_rng(0))
     combinations = set(zip(*(each.tolist() for each in levels(np.arange(9))), strict=True))
     assert len(combinations) == 9
@@ -189,11 +189,11 @@ def test_best_alone_of_a_hand_worked_map():
     label = np.array([[0, 0, 3, 1]])  # 0 and 3 share colour 0, 1 has colour 1; backscatters are 0, 1 and 1
     assert best_alone(label, "optical") == 3 / 4
     assert best_alone(label, "sar") == 3 / 4
-    with pytest.raises(InputError, match="10 classes cannot be made up"):
+    with pytest.raises(InputError, match="10 classes cannot be made"):
         make_pair(8, 8, 10, np.random.default_rng(0))
 
 
-def test_made_up_pairs_repeat():
+def test_synthetic_pairs_repeat():
     first, again = (make_pair(20, 30, 5, np.random.default_rng(2)) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert first.optical.shape == (4, 20, 30)

@@ -61,7 +61,7 @@ def mapped(run: Path, optical: Path, sar: Path, out: Path, *arguments: str) -> n
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # JPEG pairs lie nowhere
 def test_ddhr_sk_maps_of_jpeg_pairs_have_the_scores_of_the_run(ddhr: tuple[Path, LabelledSet], tmp_path: Path) -> None:
-    """Every second pair is for testing; its maps, counted against the labels as made up, give scores.json."""
+    """Every second pair is for testing; its maps, counted against the labels as they were drawn, give scores.json."""
     (run, pairs), counts = ddhr, np.zeros((5, 5), dtype=int)
     home = pairs.root.parent / "raw" / "korea" / "256_cloud"
     for number in (2, 4, 6):

@@ -1,4 +1,4 @@
-"""Made-up labelled scenes: read as the data sets whose layout they have, honest about themselves, built as promised."""
+"""Synthetic labelled scenes: read as the data sets whose layout they have, honest about themselves, built as promised."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from datasets.labelled.find import find_scenes
 from datasets.synthetic.command import main
 from datasets.synthetic.labelled_scenes import (
     SETS,
-    MadeUpOptions,
+    SyntheticOptions,
     class_spectra,
     deal_parcels,
     draw_sar,
     make_arrays,
-    write_made_up,
+    write_labelled,
 )
 from finetune.sweep.classical import score
 
@@ -25,7 +25,7 @@ BANDS = {"houston2013": (144, 1), "augsburg": (180, 4), "yellow-river-estuary": 
 
 @pytest.mark.parametrize(("name", "number"), LAYOUTS)
 def test_every_layout_is_read_and_split(name, number, tmp_path):
-    write_made_up(name, tmp_path / "set", MadeUpOptions(layout=number))
+    write_labelled(name, tmp_path / "set", layout=number)
     described = find_set(name, tmp_path / "set")
     assert find_scenes(described) == [("set", described.layouts[number - 1])]
     (scene,) = read_scenes(described)
@@ -39,8 +39,8 @@ def test_every_layout_is_read_and_split(name, number, tmp_path):
 
 
 def test_it_says_that_nothing_is_measured(tmp_path):
-    write_made_up("houston2013", tmp_path, MadeUpOptions(layout=3, height=40, width=40, classes=2))
-    assert "Nothing in this folder is measured" in (tmp_path / "MADE_UP.txt").read_text()
+    write_labelled("houston2013", tmp_path, layout=3, height=40, width=40, classes=2)
+    assert "Nothing in this folder is measured" in (tmp_path / "SYNTHETIC.txt").read_text()
     for path in tmp_path.glob("*.tif"):
         with rasterio.open(path) as file:
             assert file.tags()["SYNTHETIC"] == "yes" and file.crs is not None
@@ -48,13 +48,13 @@ def test_it_says_that_nothing_is_measured(tmp_path):
 
 
 def test_a_seed_gives_one_scene():
-    one, same, other = (make_arrays("sar", 10, MadeUpOptions(seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (make_arrays("sar", 10, SyntheticOptions(seed=seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(one[role], same[role]) for role in one)
     assert not np.array_equal(one["labels"], other["labels"])
 
 
 def test_official_pixels_are_labelled_and_serve_once():
-    arrays = make_arrays("height", 10, MadeUpOptions())
+    arrays = make_arrays("height", 10, SyntheticOptions())
     train, test, labels = (arrays[role] for role in ("train", "test", "labels"))
     assert not ((train > 0) & (test > 0)).any()
     assert np.array_equal(train + test, labels)
@@ -100,7 +100,7 @@ def test_sar_is_a_covariance_with_the_coherence_of_its_class():
 
 def test_both_images_together_tell_more_than_either(tmp_path):
     """By construction the passive image tells two thirds at best, the active one a third of classes in two threes."""
-    write_made_up("lcz-hk", tmp_path)
+    write_labelled("lcz-hk", tmp_path)
     patches = open_patches(find_set("lcz-hk", tmp_path))
     split = make_split(patches, SplitConfig(), 0)
     both, passive, active = (
@@ -113,21 +113,22 @@ def test_both_images_together_tell_more_than_either(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("berlin", {}, "no made-up scenes are known for 'berlin'"),
+        ("berlin", {}, "no synthetic scenes are known for 'berlin'"),
         ("augsburg", {"layout": 3}, "layout 3: augsburg has layouts 1 to 2"),
         ("augsburg", {"classes": 8, "width": 200}, "8 classes were asked for, augsburg has 7"),
-        ("augsburg", {"height": 10}, "10 x 96 pixels, 6 classes, seed 0 cannot be made up; give at least 24"),
+        ("augsburg", {"height": 10}, "10 x 96 pixels, 6 classes, seed 0 cannot be made; give at least 24"),
         ("augsburg", {"classes": 1}, "1 classes"),
     ],
 )
-def test_what_cannot_be_made_up_is_refused(name, options, message, tmp_path):
+def test_what_cannot_be_made_is_refused(name, options, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        write_made_up(name, tmp_path, MadeUpOptions(**options))
+        write_labelled(name, tmp_path, **options)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["scenes", "--scenes", "1", "--size", "48", "--cube", "0"],
         ["lcz-hk", "--height", "40", "--width", "40", "--classes", "2"],
         ["whu-opt-sar", "--height", "40", "--width", "40"],
         ["ddhr-sk", "--pairs", "2"],
@@ -140,4 +141,4 @@ def test_the_command_writes_once(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "is not empty; name another folder" in capsys.readouterr().err
+    assert "is not empty, and nothing in it is overwritten; give a new folder" in capsys.readouterr().err

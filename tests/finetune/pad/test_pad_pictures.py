@@ -34,7 +34,7 @@ def drawn(path: Path) -> np.ndarray:
 
 def shares(path: Path, pair: Sample, predicted: Tensor) -> dict[tuple[int, int, int], float]:
     """How much of a panel's area, summed over all panels, has exactly this colour."""
-    draw_segmentation(path, pair, predicted, CLASSES, title="made up", rows=1)
+    draw_segmentation(path, pair, predicted, CLASSES, title="synthetic", rows=1)
     pixels = drawn(path)
     panel = (pixels.shape[1] / 5 * 0.92) ** 2  # five panels, with gaps
     return {colour: (pixels == colour).all(axis=-1).sum() / panel for colour in (*CLASSES.values(), CORRECT, WRONG)}
@@ -67,4 +67,4 @@ def test_bands_1_2_3_of_the_file_are_shown_as_red_green_blue() -> None:
 
 def test_predictions_of_another_size_are_refused(tmp_path: Path, pair: Sample) -> None:
     with pytest.raises(InputError, match=r"predictions are \(3, 40, 39\), labels \(3, 40, 40\)"):
-        draw_segmentation(tmp_path / "a.png", pair, pair.label[..., 1:], CLASSES, title="made up")
+        draw_segmentation(tmp_path / "a.png", pair, pair.label[..., 1:], CLASSES, title="synthetic")

@@ -1,4 +1,4 @@
-"""finetune/examine.py on a made-up set: its tables and figures, and mistakes in one line."""
+"""finetune/examine.py on a synthetic set: its tables and figures, and mistakes in one line."""
 
 import csv
 from dataclasses import replace
@@ -153,7 +153,7 @@ def test_classes_that_the_network_does_not_know_are_refused_by_name(
             ]
         )
     assert "the network knows class 0, class 1, class 2, lake names lake" in capsys.readouterr().err.replace(
-        "made-up", "lake"
+        "synthetic", "lake"
     )
 
 
@@ -178,7 +178,7 @@ def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, t
         ({"--checkpoint": "runs/three channels"}, "error: runs/three channels/model/config.json: the network takes 3 "
          "sar bands"),
         ({"--set": "gone.yaml"}, "error: gone.yaml: there is no such file"),
-        ({"--split": "train"}, "error: made-up has no split 'train'; it has test"),
+        ({"--split": "train"}, "error: synthetic has no split 'train'; it has test"),
         ({"--path": "runs"}, "error: runs/optical is not a folder; files are looked for there"),
         ({"--clouds": "1.5"}, "error: clouds cover [1.5] of the images; give shares above 0, at most 1"),
         ({"--out": "pairs.yaml"}, "error: "),

@@ -1,4 +1,4 @@
-"""finetune/classify.py as a user runs it, on a made-up scene in the layout of Augsburg."""
+"""finetune/classify.py as a user runs it, on a synthetic scene in the layout of Augsburg."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 
 from alliance.errors import InputError
 from datasets.labelled.patch_samples import mirrored
-from datasets.synthetic.labelled_scenes import MadeUpOptions, write_made_up
+from datasets.synthetic.labelled_scenes import write_labelled
 from engine.build import refuse_rounded_norms
 from engine.checkpoints import Layout
 from engine.settings import parse_settings
@@ -33,7 +33,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("augsburg") / "scene"
-    write_made_up("augsburg", folder, MadeUpOptions(height=48, width=64, classes=3))
+    write_labelled("augsburg", folder, height=48, width=64, classes=3)
     return folder
 
 

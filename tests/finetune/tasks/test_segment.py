@@ -1,4 +1,4 @@
-"""finetune/segment.py as a user runs it, on made-up scenes in the layout of WHU-OPT-SAR."""
+"""finetune/segment.py as a user runs it, on synthetic scenes in the layout of WHU-OPT-SAR."""
 
 import json
 import shutil
