@@ -22,7 +22,7 @@ from datasets.labelled.normalise import Preprocessing
 from engine.runs import write_whole
 
 FORMAT = 2  # 1 had no preprocessing of every task
-UNUSED = ("files", "statistics", "mean", "std")  # of an image source, beside weights
+UNUSED = ("files", "axes", "statistics", "mean", "std")  # of an image source, beside weights
 SHOWN = 40  # rows of a table of differences
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alliance.errors import InputError
@@ -64,9 +65,9 @@ def draw_segmentation(
     legend = 0.25 * math.ceil((len(classes) + 3) / LEGEND_COLUMNS)  # inches
     height = 2.3 * rows + 0.5 + legend
     figure, axes = plt.subplots(rows, len(COLUMNS), figsize=(2.2 * len(COLUMNS), height), squeeze=False)
-    palette = _palette(classes)
     for row, (optical, sar, truth, guess) in enumerate(zip(*_on_cpu(sample, predicted, rows), strict=True)):
-        images = [_stretched(optical[list(rgb)]), _stretched(sar[:1]), palette[truth], palette[guess]]
+        maps = (coloured(indices, classes, MISSING) for indices in (truth, guess))
+        images = [_stretched(optical[list(rgb)]), _stretched(sar[:1]), *maps]
         for axis, image in zip(axes[row], [*images, _error(truth, guess)], strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set_xticks([])
@@ -95,18 +96,18 @@ def legend_patches(colours: Mapping[str, Colour]) -> list[Patch]:
     ]
 
 
+def coloured(classes: NDArray[np.integer] | Tensor, colours: Mapping[str, Colour], other: Colour) -> NDArray[np.uint8]:
+    """Class indices (h, w) -> their colours (h, w, 3) uint8; what is no class gets the `other` one."""
+    palette = np.full((IGNORE + 1, 3), other, dtype=np.uint8)
+    palette[: len(colours)] = list(colours.values())
+    return palette[classes]
+
+
 def _on_cpu(sample: Sample, predicted: Tensor, rows: int) -> list[Tensor]:
     return [
         values[:rows].detach().cpu()
         for values in (sample.images["optical"], sample.images["sar"], sample.label, predicted)
     ]
-
-
-def _palette(classes: Mapping[str, Colour]) -> np.ndarray:
-    """Colours (256, 3) uint8 of class indices; whatever is no class is white."""
-    palette = np.full((IGNORE + 1, 3), MISSING, dtype=np.uint8)
-    palette[: len(classes)] = list(classes.values())
-    return palette
 
 
 def _stretched(image: Tensor) -> np.ndarray:

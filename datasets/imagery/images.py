@@ -57,6 +57,8 @@ class ImageSource:
     """Take sign(x) log(1 + |x|): for SAR intensities and products of them, not for decibel."""
     count: int | None = None
     """How many bands the file must have; None: any number."""
+    axes: str | None = None
+    """Order of the axes of a stored array, such as hwc or chw; None: as the file tells."""
     statistics: Statistics = "given"
     """Where mean and deviation come from: the two below, the data set (measured), or the sensor."""
     mean: tuple[float, ...] = ()
@@ -68,6 +70,8 @@ class ImageSource:
         kinds = {"bands": _band, "mean": float, "std": float}
         for name, kind in kinds.items():
             object.__setattr__(self, name, tuple(kind(value) for value in getattr(self, name)))
+        if self.axes is not None and sorted(self.axes) != ["c", "h", "w"]:
+            raise InputError(f"axes are {self.axes!r}; give an order of the letters h, w and c, such as hwc")
         if any(isinstance(band, int) and band < 1 for band in self.bands):
             raise InputError(f"bands are {list(self.bands)}; name at least one, counted from 1")
         if not self.sensor and any(isinstance(band, str) for band in self.bands):
@@ -185,7 +189,7 @@ def opened_image(
     Raises:
         InputError: the file cannot be read, or is not what the source says.
     """
-    header = describe(path, key, bands=source.count, grid=grid)
+    header = describe(path, key, bands=source.count, grid=grid, axes=source.axes)
     reading = how_to_read(header, source)
     with ExitStack() as stack:
         with named(path):
@@ -202,21 +206,26 @@ def read_image(
 
 
 def describe(
-    path: Path, key: str | None = None, *, bands: int | None = None, grid: tuple[int, ...] | None = None
+    path: Path,
+    key: str | None = None,
+    *,
+    bands: int | None = None,
+    grid: tuple[int, ...] | None = None,
+    axes: str | None = None,
 ) -> Scene:
     """What the header of an image file of any format says.
 
     Args:
         key: name of the array, for files of arrays.
         bands, grid: how many bands, and rows and columns, an array is known to have.
+        axes: their order in an array.
     Raises:
         InputError: no image, or a key for a file that has none.
     """
     with named(path):
         if path.suffix.lower() in cubes.SUFFIXES:
-            return cubes.describe_cube(
-                path, path.parent, cubes.CubeOptions(key=key, bands=bands, grid=grid, any_rank=True)
-            )
+            options = cubes.CubeOptions(key=key, bands=bands, grid=grid, axes=axes, any_rank=True)
+            return cubes.describe_cube(path, path.parent, options)
         if path.suffix.lower() not in rasters.SUFFIXES:
             raise Unreadable(f"is none of {', '.join((*cubes.SUFFIXES, *rasters.SUFFIXES))}; save it as one of these")
         if key:

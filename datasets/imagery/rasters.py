@@ -17,7 +17,18 @@ from rasterio.errors import NotGeoreferencedWarning
 from alliance.errors import InputError
 from alliance.sensors.wavelengths import to_nanometres
 from datasets.imagery.envi import check_size, good_bands, header_beside, scales_and_offsets
-from datasets.imagery.scenes import COMPLEX, Read, Scene, Unreadable, Window, check_dtype, equals, find_date, readable
+from datasets.imagery.scenes import (
+    COMPLEX,
+    Damaged,
+    Read,
+    Scene,
+    Unreadable,
+    Window,
+    check_dtype,
+    equals,
+    find_date,
+    readable,
+)
 from datasets.imagery.vrt import check_sidecars, vrt_files
 
 DRIVERS = {  # the one driver that may open a file of this suffix, whatever the file holds
@@ -268,8 +279,10 @@ def _wavelengths(dataset: rasterio.DatasetReader) -> tuple[float, ...] | None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """A damaged file is a user's affair: `Unreadable` as `InputError`, with the path."""
+    """A file that cannot be used is a user's affair: `Unreadable` as `InputError`, with the path."""
     try:
         yield
-    except Unreadable as error:
+    except Damaged as error:
         raise InputError(f"{path} {error}; fetch it again, or take the pair out of the list") from error
+    except Unreadable as error:
+        raise InputError(f"{path} {error}") from error

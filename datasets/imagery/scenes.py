@@ -42,6 +42,10 @@ class Unreadable(Exception):
     file: Path | None = None  # which one, where several are read together
 
 
+class Damaged(Unreadable):
+    """Bytes of the file are missing or changed: another copy of it helps, nothing else."""
+
+
 class Skipped(NamedTuple):
     """A file that was left out, by its path below the given folder, and why."""
 
@@ -97,7 +101,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except DAMAGE as error:
         reason = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
-        unreadable = Unreadable(f"cannot be read: {reason[:200]}")
+        unreadable = Damaged(f"cannot be read: {reason[:200]}")
         unreadable.file = path
         raise unreadable from error
 

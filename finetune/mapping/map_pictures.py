@@ -17,7 +17,7 @@ from datasets.imagery.labels import IGNORE
 from datasets.labelled import PatchSet
 from datasets.sampling.splits import Split
 from finetune.mapping.pixels import ROLES, ClassMap, class_colours, classify_scenes, is_placed, write_geotiff
-from finetune.pictures import legend_patches, save_figure
+from finetune.pictures import coloured, legend_patches, save_figure
 
 UNLABELLED = (0, 0, 0)
 ERRORS = {  # of labelled pixels
@@ -61,12 +61,13 @@ def write_maps(
 
 def draw_map(path: Path, found: ClassMap, patches: PatchSet) -> None:
     """Write a PNG: ground truth, predicted classes, errors, and what the colours mean."""
+    classes = class_colours(patches)
     errors, counted = error_map(found)
     wrong, right = (int((counted == kind).sum()) for kind in ("wrong", "right"))
     among = "labelled" if found.role is None else "test"
     panels = {
-        "ground truth": _coloured(found.truth, patches),
-        "predicted": _coloured(found.predicted, patches),
+        "ground truth": coloured(found.truth, classes, UNLABELLED),
+        "predicted": coloured(found.predicted, classes, UNLABELLED),
         f"errors: {wrong} of {wrong + right} {among} pixels": errors,
     }
     height, width = found.truth.shape
@@ -81,7 +82,6 @@ def draw_map(path: Path, found: ClassMap, patches: PatchSet) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    classes = class_colours(patches)
     shown = {kind: shade for kind, shade in ERRORS.items() if (counted == kind).any()}
     legends = {"classes": (classes | {"unlabelled": UNLABELLED}, "upper"), "errors": (shown, "lower")}
     for name, (entries, side) in legends.items():
@@ -106,9 +106,3 @@ def error_map(found: ClassMap) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
     for name, shade in ERRORS.items():
         image[kind == name] = shade
     return image, kind
-
-
-def _coloured(classes: NDArray[np.uint8], patches: PatchSet) -> NDArray[np.uint8]:
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(patches.classes)] = list(class_colours(patches).values())
-    return table[classes]

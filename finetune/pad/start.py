@@ -1,5 +1,6 @@
 """Weights that a PAD network begins with: a whole network, or the ConvNeXt V2 of both encoders."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from einops import rearrange
@@ -17,9 +18,18 @@ from finetune.backbones.convnext import ConvNeXtV2
 from finetune.model_files import find_network, refuse_differences
 from finetune.pad.checkpoint import start_from
 from finetune.pad.model import Pad
-from finetune.tasks.segmentation_config import StartConfig
 
 STEM, RGB = "stem.0.weight", 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Weights to begin with; without any, the network begins at random."""
+
+    network: str | None = None
+    """Folder of a converted release or of another run's `model`; null: none."""
+    convnext: str | None = None
+    """File of timm's convnextv2_<size> weights (.safetensors, .pth), for both encoders; null: none."""
 
 
 def load_start(model: Pad, start: StartConfig) -> None:

@@ -11,6 +11,7 @@ from engine.optim import OptimConfig
 from engine.runs import RunConfig
 from finetune.pad.losses import LossConfig
 from finetune.pad.model import PadConfig
+from finetune.pad.start import StartConfig
 from finetune.sweep.experiment import SeedsConfig
 
 
@@ -34,16 +35,6 @@ class PairDataConfig:
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
     max_broken: float = 0.05
     """The run stops when a larger share of the pairs is broken (judged from 1,000 read on)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """Weights to begin with; without any, the network begins at random."""
-
-    network: str | None = None
-    """Folder of a converted release or of another run's `model`; null: none."""
-    convnext: str | None = None
-    """File of timm's convnextv2_<size> weights (.safetensors, .pth), for both encoders; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from itertools import permutations
 from datasets.imagery.scenes import Unreadable
 
 NATURAL = ("hwc", "chw", "hcw")  # rows before columns: pixel-, band- and line-interleaved
+WHICH = "say which: --axes ORDER to launch/shards.py, or axes: ORDER in the description of the image"
 SLIMMEST = 8  # an image is at least so many pixels wide and high, if another reading of its axes is
 NAMES = {
     "h": "y|lat|latitude|row|line|downtrack|down_track|northing|along_track|alongtrack|scanline|height|ydim|j",
@@ -70,7 +71,7 @@ def find_axes(name: str, shape: Sequence[int], evidence: Evidence, declared: str
         return "wh" if letters == ["w", "h"] else "hw"
     if declared:
         if sorted(declared) != sorted("chw"):
-            raise Unreadable(f"--axes {declared} is no order of the letters h, w and c")
+            raise Unreadable(f"axes {declared!r} are no order of the letters h, w and c; give one such as hwc")
         return declared
     orders = _named(letters)
     for fits in _tests(shape, evidence):
@@ -81,8 +82,8 @@ def find_axes(name: str, shape: Sequence[int], evidence: Evidence, declared: str
         size = " x ".join(map(str, evidence.grid))
         raise Unreadable(f"{name} {tuple(shape)} has not the {size} pixels of its labels; bring both to one grid")
     if len(orders) > 1:
-        readings = ", or ".join(f"{_reading(order, shape)} (--axes {order})" for order in orders)
-        raise Unreadable(f"{name} {tuple(shape)} may hold {readings}; pass the right --axes")
+        readings = ", or ".join(f"{_reading(order, shape)} (axes {order})" for order in orders)
+        raise Unreadable(f"{name} {tuple(shape)} may hold {readings}; {WHICH}")
     return orders[0]
 
 

@@ -10,6 +10,8 @@ import pytest
 import scipy.io
 from einops import rearrange
 
+from alliance.errors import InputError
+from datasets.imagery.images import ImageSource, read_image
 from datasets.imagery.scenes import Unreadable
 from tests.helpers.cubes import ramp, seen, write_h5
 from tests.helpers.matlab import write_matlab_header
@@ -85,10 +87,10 @@ def test_columns_before_rows_are_read_where_dimensions_say_so(tmp_path: Path, or
 @pytest.mark.parametrize(
     ("shape", "readings"),
     [
-        ((24, 32, 60), ["60 bands of 24 x 32 pixels (--axes hwc)", "24 bands of 32 x 60 pixels (--axes chw)"]),
-        ((48, 32, 32), ["32 bands of 48 x 32 pixels (--axes hwc)", "48 bands of 32 x 32 pixels (--axes chw)"]),
-        ((32, 32, 48), ["48 bands of 32 x 32 pixels (--axes hwc)", "32 bands of 32 x 48 pixels (--axes chw)"]),
-        ((30, 30, 30), ["--axes hwc", "--axes chw", "--axes hcw"]),
+        ((24, 32, 60), ["60 bands of 24 x 32 pixels (axes hwc)", "24 bands of 32 x 60 pixels (axes chw)"]),
+        ((48, 32, 32), ["32 bands of 48 x 32 pixels (axes hwc)", "48 bands of 32 x 32 pixels (axes chw)"]),
+        ((32, 32, 48), ["48 bands of 32 x 32 pixels (axes hwc)", "32 bands of 32 x 48 pixels (axes chw)"]),
+        ((30, 30, 30), ["(axes hwc)", "(axes chw)", "(axes hcw)"]),
     ],
 )
 @pytest.mark.parametrize("suffix", ["npy", "h5", "mat", "npz"])
@@ -101,6 +103,19 @@ def test_what_nothing_tells_is_refused_with_the_readings(
         seen(path)
     assert all(reading in str(refusal.value) for reading in readings), refusal.value
     np.testing.assert_array_equal(seen(path, axes="hwc")[1].stored, rearrange(array, "h w c -> c h w"))
+
+
+def test_a_description_says_which_reading_is_right(tmp_path: Path) -> None:
+    """As its refusal advises: the same array is read where the description of the image has `axes`."""
+    array, path = np.arange(24 * 32 * 60, dtype=np.uint16).reshape(24, 32, 60), tmp_path / "patch.npy"
+    np.save(path, array)
+    with pytest.raises(InputError, match="axes: ORDER in the description of the image$"):  # it is not damaged
+        read_image(path, ImageSource())
+    for axes in ("hwc", "chw"):
+        numbers = read_image(path, ImageSource(axes=axes)).numbers.numpy()
+        np.testing.assert_array_equal(numbers, rearrange(array, f"{' '.join(axes)} -> c h w").astype(np.float32))
+    with pytest.raises(InputError, match="axes are 'hw'; give an order of the letters h, w and c"):
+        ImageSource(axes="hw")
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -144,7 +159,7 @@ def test_only_files_by_matlab_are_turned(tmp_path: Path, square: bool) -> None:
 @pytest.mark.parametrize("axes", ["hw", "hwb", "hhw", "chwt"])
 def test_an_order_that_is_none_is_refused(tmp_path: Path, axes: str) -> None:
     np.save(tmp_path / "a.npy", np.zeros((4, 64, 64)))
-    with pytest.raises(Unreadable, match=f"--axes {axes} is no order"):
+    with pytest.raises(Unreadable, match=f"axes '{axes}' are no order of the letters h, w and c"):
         seen(tmp_path / "a.npy", axes=axes)
 
 

@@ -16,8 +16,7 @@ from finetune.backbones.convnext import ConvNeXtV2
 from finetune.pad.checkpoint import save_pad
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig
-from finetune.pad.start import load_start
-from finetune.tasks.segmentation_config import StartConfig
+from finetune.pad.start import StartConfig, load_start
 from tests.helpers.models import natural_image, randomise
 
 ATTO = PadConfig(size="atto", classes=3)
