@@ -23,7 +23,7 @@ MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done 
 
 @contextmanager
 def float32_island(like: Tensor) -> Iterator[None]:
-    """No autocast and full-precision float32 products: transforms lose digits in bfloat16 and TF32."""
+    """No autocast and full-precision float32 products for a tensor of any shape (...): transforms lose digits in bfloat16 and TF32."""
     with torch.autocast(like.device.type, enabled=False):
         backend = torch.backends.cuda if like.is_cuda else torch.backends.mkldnn
         products = backend.matmul  # pyright: ignore[reportAttributeAccessIssue]

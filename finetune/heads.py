@@ -23,6 +23,7 @@ class ConvNormReLU(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs, h, w) -> (b, outputs, h, w)."""
         return torch.relu(self.bn(self.conv(x)))
 
 
@@ -36,6 +37,7 @@ class Head(nn.Module):
         nn.init.normal_(self.conv_seg.weight, std=0.01)
 
     def classify(self, x: Tensor) -> Tensor:
+        """(b, width, h, w) -> logits (b, classes, h, w)."""
         return self.conv_seg(self.dropout(x))
 
 

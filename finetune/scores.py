@@ -151,6 +151,7 @@ def classification_record(scores: Scores, classes: Sequence[str]) -> dict[str, A
 
 
 def per_class(values: Tensor, classes: Sequence[str]) -> dict[str, float | None]:
+    """Shares (k,) in percent by the name of the class; None where nothing defines one."""
     return {name: percent(value) for name, value in zip(classes, values.tolist(), strict=True)}
 
 

@@ -219,5 +219,5 @@ def _which_band(path: Path, header: Scene) -> str:
 
 
 def brief(values: NDArray, limit: int = 8) -> str:
-    """The first values as text, and how many there are."""
+    """The first of the values (m,) as text, and how many there are."""
     return ", ".join(map(str, values[:limit].tolist())) + (f", ... ({values.size})" if values.size > limit else "")

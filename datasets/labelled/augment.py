@@ -55,7 +55,7 @@ class Draw(NamedTuple):
 
 
 def draw_augmentations(seed: int, step: int, positions: np.ndarray) -> list[Draw]:
-    """The draw of each sample of a step; `positions` are their places in the global batch."""
+    """The draw of each sample of a step; `positions` (b,) are their places in the global batch."""
     count = 3 + 2 * (1 + REDRAWS)
     bits = np.random.Philox(np.random.SeedSequence([STREAM, seed, step]))
     raw = bits.random_raw(count * (int(positions.max()) + 1)).reshape(-1, count)[positions]
@@ -98,7 +98,7 @@ def place_crop(label: Tensor, places: np.ndarray, config: AugmentConfig) -> tupl
 
 
 def is_mixed(label: Tensor, cat_max_ratio: float) -> bool:
-    """Whether at least two classes occur and none holds `cat_max_ratio` of the labelled pixels; always true for 1."""
+    """Whether in a label map (h, w) two classes or more occur and none holds `cat_max_ratio` of the labelled pixels; always true for 1."""
     if cat_max_ratio >= 1:
         return True
     counts = torch.bincount(label[label != IGNORE])

@@ -188,7 +188,7 @@ def _dropped(scenes: Sequence[LabelledScene]) -> dict[str, int]:
 
 
 def class_names(names: Sequence[str], numbers: NDArray) -> tuple[str, ...]:
-    """Names of classes by their numbers, from 1 on; without names "class 1", "class 2", ..."""
+    """Names of the classes (k,) by their numbers, from 1 on; without names "class 1", "class 2", ..."""
     return tuple(str(names[number - 1]) if names else f"class {number}" for number in numbers.tolist())
 
 

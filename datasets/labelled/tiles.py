@@ -1,7 +1,6 @@
 """Registered images with their label map, read one by one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ class Sample(NamedTuple):
     label: Tensor  # (h, w) int64, class indices, 255 to ignore
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Sample":
-        """The same done to every image and the label map."""
+        """The same done to every image (..., c, h, w) and the label map (..., h, w)."""
         return Sample({role: change(image) for role, image in self.images.items()}, change(self.label))
 
 
@@ -110,10 +109,3 @@ def check_grids(key: str, headers: Mapping[str, Scene]) -> None:
             compare_grids(placed[0][1], header)
         except Unreadable as error:
             raise InputError(f"{key}: {placed[0][0]} and {role} lie in different places: {error}") from error
-
-
-def same_file(first: Path, second: Path) -> bool:
-    """Whether two paths are one file, or files of the same bytes."""
-    if first.resolve() == second.resolve():
-        return True
-    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()

@@ -85,6 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in KINDS.items():
         added = kinds.add_parser(name, help=kind.text, description=kind.text)
         added.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-        for option, (value, text) in (kind.options | SEED).items():
+        for option, (value, text) in {**kind.options, **SEED}.items():
             added.add_argument(f"--{option}", type=type(value), default=value, help=f"{text} (default %(default)s)")
     return parser

@@ -126,7 +126,7 @@ def make_arrays(active: Literal["height", "sar"], bands: int, options: Synthetic
 
 
 def deal_parcels(area: NDArray, classes: int, rng: Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Class of every parcel, and what it serves for: 0 nothing, 1 training, 2 test; classes get about equal areas.
+    """Class and purpose (m,) of every one of m parcels: 0 nothing, 1 training, 2 test; classes get about equal areas.
 
     A parcel serves for one side alone; patches at its edge see its neighbours all the same.
     """

@@ -48,12 +48,12 @@ def make_pair(height: int, width: int, classes: int, rng: Generator) -> Syntheti
 
 
 def levels(label: NDArray) -> tuple[NDArray, NDArray]:
-    """Colour and backscatter of every class index, 0 to 2 each; no two of nine classes share both."""
+    """Colour and backscatter of class indices (h, w), 0 to 2 each in the same shape; no two of nine classes share both."""
     return label % LEVELS, (label + label // LEVELS) % LEVELS
 
 
 def best_alone(label: NDArray, modality: Literal["optical", "sar"]) -> float:
-    """Share of pixels that the best rule on one modality gets right, if it names one class for all that look alike."""
+    """Share of the pixels of class indices (h, w) that the best rule on one modality gets right, if it names one class for all that look alike."""
     level = levels(label)[0 if modality == "optical" else 1]
     largest = [np.bincount(label[level == each]).max() for each in range(LEVELS) if (level == each).any()]
     return float(sum(largest) / label.size)

@@ -179,7 +179,7 @@ class EncoderInput(NamedTuple):
     name: str
 
     def maps(self, image: Tensor, indices: Sequence[int] | int) -> list[Tensor]:
-        """As `TransferredEncoder.maps`."""
+        """Image (b, c, h, w) -> maps (b, d, h / patch, w / patch), as `TransferredEncoder.maps`."""
         return self.encoder.maps(image, self.name, indices)
 
 

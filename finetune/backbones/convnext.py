@@ -55,10 +55,11 @@ class ConvNeXtV2(Backbone):
         self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in self.channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (b, c, h, w) -> maps (b, channels[i], h / s, w / s), see `Backbone`."""
         return self.run_stages(self.stem(image))
 
     def run_stages(self, running: Tensor, *, start: int = 1, stop: int = 4) -> list[Tensor]:
-        """What feeds stage `start` -> the maps of the stages `start` to `stop`."""
+        """What feeds stage `start`, (b, d, h, w) -> the maps of the stages `start` to `stop`, (b, d_i, h_i, w_i) each."""
         maps = []
         for stage, norm in list(zip(self.stages, self.norms, strict=True))[start - 1 : stop]:
             running = stage(running)

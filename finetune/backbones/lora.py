@@ -41,6 +41,7 @@ class LoraLinear(nn.Linear):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
         adapted = functional.linear(functional.linear(input, self.down), self.up)
         return super().forward(input) + self.gain * adapted
 

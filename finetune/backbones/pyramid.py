@@ -72,6 +72,7 @@ class TokenPyramid(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (b, c, h, w) -> four maps (b, widths[i], h / s, w / s)."""
         tokens = self.source.maps(image, self.indices)
         steps = zip(self.rescale, self.project, tokens, strict=True)
         return crop([project(rescale(one)) for rescale, project, one in steps], image)
@@ -89,6 +90,7 @@ class ConvStem(nn.Module):
         self.project = nn.ModuleList(nn.Conv2d(c, d, 1) for c, d in zip(inner, widths, strict=True))
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (b, c, h, w) -> four maps (b, widths[i], h / s, w / s) of strides s = 4, 8, 16, 32."""
         running, maps = image, []
         for stage, project in zip(self.stages, self.project, strict=True):
             running = stage(running)
@@ -107,6 +109,7 @@ class AllianceBackbone(Backbone):
         self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in self.channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (b, c, h, w) -> maps (b, channels[i], h / s, w / s), see `Backbone`."""
         maps = self.alliance(image)
         if self.stem is not None:
             maps = [one + two for one, two in zip(maps, self.stem(image), strict=True)]
@@ -133,6 +136,7 @@ class ConvNeXtWithAlliance(ConvNeXtV2):
         self.alliance = TokenPyramid(source, config.blocks, self.channels, owner=owner, zero=True)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (b, c, h, w) -> maps (b, channels[i], h / s, w / s), see `Backbone`."""
         return [one + two for one, two in zip(super().forward(image), self.alliance(image), strict=True)]
 
 
@@ -153,6 +157,6 @@ def halving(c: int, d: int) -> nn.Sequential:
 
 
 def crop(maps: Sequence[Tensor], image: Tensor) -> list[Tensor]:
-    """Maps of strides 4 to 32 without what lies beyond the image's last whole stride."""
+    """Maps (b, d, h_i, w_i) of strides 4 to 32 without what lies beyond the image's last whole stride."""
     h, w = image.shape[-2:]
     return [one[..., : h // stride, : w // stride] for one, stride in zip(maps, STRIDES, strict=True)]

@@ -57,12 +57,12 @@ class SegmentationNetwork(SceneNetwork):
     overlap, batch, smallest = 128, 4, SMALLEST
 
     def missing(self, numbers: Numbers) -> NDArray[np.bool_]:
-        """Where no image has a pixel."""
+        """Where no image has a pixel, (h, w)."""
         return np.logical_and.reduce([np.isnan(image).all(axis=0) for image in numbers.values()])
 
     @torch.inference_mode()
     def probabilities(self, windows: Sequence[Numbers], batch: int) -> list[Tensor]:
-        """A window too small for the network is padded with means for it."""
+        """Of every window (k, h, w); one too small for the network is padded with means for it."""
         h, w = next(iter(windows[0].values())).shape[-2:]
         padding = (0, max(0, SMALLEST - w), 0, max(0, SMALLEST - h))
         images = {role: torch.stack([self._standardised(role, each[role]) for each in windows]) for role in windows[0]}
@@ -89,10 +89,11 @@ class PatchNetwork(SceneNetwork):
         self.patch, self.margin = patch, patch // 2
 
     def missing(self, numbers: Numbers) -> NDArray[np.bool_]:
-        """Where a pixel's own value is missing in some band."""
+        """Where a pixel's own value is missing in some band, (h, w)."""
         return np.logical_or.reduce([np.isnan(image).any(axis=0) for image in numbers.values()])
 
     def probabilities(self, windows: Sequence[Numbers], batch: int) -> list[Tensor]:
+        """Of every window (k, h, w), one patch around each pixel; 0 where a pixel is missing."""
         return [self._of_window(window, batch) for window in windows]
 
     def _of_window(self, numbers: Numbers, batch: int) -> Tensor:

@@ -45,7 +45,12 @@ def composite_loss(output: PadOutput, labels: Tensor, config: LossConfig) -> Los
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean of -log p(true class) over the labelled pixels (equations 19 and 20); 0 where there are none."""
+    """Mean () of -log p(true class) over the labelled pixels (equations 19 and 20); 0 where there are none.
+
+    Args:
+        logits: (b, k, h, w).
+        labels: (b, h, w).
+    """
     if labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise InputError(f"labels are {tuple(labels.shape)}, logits {tuple(logits.shape)}; crop both alike")
     total = torch.nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="sum")

@@ -46,6 +46,7 @@ class SparseAttention(nn.Module):
         self.mix = nn.Parameter(torch.zeros(2)) if config.kind == "relu2" else None
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (b, m, c) -> (b, m, d)."""
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         return self.weights(query @ key.mT / math.sqrt(key.shape[-1])).to(value.dtype) @ value
 

@@ -49,7 +49,7 @@ class ChannelChoice(nn.Module):
         return shares(self.choice(torch.cat(sizes, dim=1)), 2)
 
     def forward(self, features: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """GELU(F + BN(Conv(2 (w_L L + w_H H')))) with the shared low and the own high part."""
+        """(b, d, h, w) each: GELU(F + BN(Conv(2 (w_L L + w_H H')))) with the shared low and the own high part."""
         detail = self.enhance(high)
         low_weight, high_weight = self.weights(low, detail)
         return functional.gelu(features + self.project(2 * (low_weight * low + high_weight * detail)))
@@ -80,12 +80,13 @@ class AdaptiveFrequencyChannels(nn.Module):
         return (self.structure_weights(lows) * torch.stack(tuple(lows))).sum(dim=0)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """k feature maps (b, d, h, w) -> k of the same shape."""
         lows, highs = self.parts(features)
         low = self.shared(lows)
         return [choice(one, low, high) for choice, one, high in zip(self.choices, features, highs, strict=True)]
 
     def gains(self, features: Sequence[Tensor]) -> ChannelGains:
-        """What `forward` weighs and amplifies, to look at."""
+        """What `forward` weighs and amplifies in k feature maps (b, d, h, w), to look at."""
         lows, highs = self.parts(features)
         low = self.shared(lows)
         choices = cast(Iterable[ChannelChoice], self.choices)

@@ -155,6 +155,7 @@ class HighFrequencyEnhancement(nn.Module):
         self.blocks = nn.Sequential(*(SpatialSpectralBlock(d, pixels, attention) for _ in range(config.blocks)))
 
     def forward(self, image: Tensor) -> Enhanced:
+        """Signatures (b, c, h, w) -> features (b, d, h, w) and the threshold (b,)."""
         threshold = None
         if self.filter is not None:
             image, threshold = self.filter(image)

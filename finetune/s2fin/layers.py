@@ -41,6 +41,7 @@ class Spectrum(NamedTuple):
         return Spectrum(gain * self.real, gain * self.imaginary)
 
     def power(self) -> Tensor:
+        """Squared amplitude of every bin, (b, bins, d) float32."""
         return self.real.square() + self.imaginary.square()
 
     def features(self, like: Tensor) -> Tensor:

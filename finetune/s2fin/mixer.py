@@ -57,6 +57,7 @@ class SelectiveScan(nn.Module):
         self.skip = nn.Parameter(torch.ones(heads))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(b, n, d) -> (b, n, d) float32."""
         heads = len(self.step)
         write, read, step = self.select(tokens).split([STATE, STATE, heads], dim=-1)
         x = rearrange(tokens.float(), "b n (e p) -> b n e p", e=heads)

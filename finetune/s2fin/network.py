@@ -199,7 +199,7 @@ class S2Fin(nn.Module):
         return (self.hfrm, self.afcm) if self.config.swapped else (self.afcm, self.hfrm)
 
     def stages(self, images: dict[str, Tensor]) -> Stages:
-        """Feature maps of the images `spectral`, `passive`, `active`, up to the deep frequency module."""
+        """Feature maps (b, d, h, w) of the images `spectral`, `passive`, `active`, (b, c, h, w) each, up to the deep frequency module."""
         shallow, _ = self._in_order()
         inputs = self.stem_inputs.values()
         stems = [stem(images[name]) for stem, name in zip(self.stems, inputs, strict=True)]

@@ -73,6 +73,7 @@ class HighFrequencyResonance(nn.Module):
         return high * (slope * (self.similarity(features) - self.offset.float())).sigmoid()
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Two feature maps (b, d, h, w) -> two of the same shape."""
         mask = self.mask(features)
         strengths = functional.softplus(rearrange(self.strength.float(), "k d -> k 1 d"))
         sharper = [spectrum(one).scaled(1 + s * mask).features(one) for one, s in zip(features, strengths, strict=True)]

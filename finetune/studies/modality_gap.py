@@ -64,13 +64,13 @@ class Normality(NamedTuple):
 
 
 def relative_difference(optical: np.ndarray, sar: np.ndarray, normaliser: Normaliser, epsilon: float) -> np.ndarray:
-    """|s - o| / (|o| + epsilon), or over |s| + |o| + epsilon: equation 1 of images, 2 of amplitudes."""
+    """Of two arrays (h, w): |s - o| / (|o| + epsilon), or over |s| + |o| + epsilon: equation 1 of images, 2 of amplitudes."""
     size = np.abs(optical) + (np.abs(sar) if normaliser == "sum" else 0)
     return np.abs(sar - optical) / (size + epsilon)
 
 
 def phase_difference(optical: np.ndarray, sar: np.ndarray) -> np.ndarray:
-    """Equation 3, of two spectra: the phase gap wrapped into [0, pi], so that 2 pi - d counts as d."""
+    """Equation 3, of two spectra (h, w): the phase gap wrapped into [0, pi], so that 2 pi - d counts as d."""
     return np.abs(np.angle(sar * optical.conj()))
 
 
@@ -124,7 +124,7 @@ def radial_profile(spectral_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def growth(frequency: np.ndarray, profile: np.ndarray) -> float:
-    """Spearman's rank correlation of a profile with frequency: 1 where it rises throughout; NaN of a flat one."""
+    """Spearman's rank correlation of a profile (m,) with frequency: 1 where it rises throughout; NaN of a flat one."""
     if np.ptp(profile) <= FLAT:
         return math.nan
     return float(np.corrcoef(stats.rankdata(frequency), stats.rankdata(profile))[0, 1])

@@ -38,11 +38,11 @@ class Packing:
         return len(self.fills) > 1 or bool(np.isfinite(self.valid).any())
 
     def unpacked(self, stored: np.ndarray) -> np.ndarray:
-        """Stored numbers in the type they are meant to have."""
+        """Stored numbers (...,) of any shape, in the type they are meant to have."""
         return stored.view(np.dtype(self.dtype).newbyteorder(stored.dtype.byteorder)) if self.dtype else stored
 
     def missing(self, stored: np.ndarray) -> np.ndarray | None:
-        """Where there is no measurement; None if the file says nothing of that."""
+        """Where there is no measurement, in the shape of the numbers; None if the file says nothing of that."""
         if not self.fills and not self.is_masking:
             return None
         absent = np.zeros(stored.shape, dtype=bool)
