@@ -50,18 +50,21 @@ def check_size(path: Path, header: Path | None) -> None:
         raise Unreadable(f"is cut off: {size} bytes, its header {header.name} says {promised}; fetch it again")
 
 
-def scales_and_offsets(dataset: rasterio.DatasetReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of each band: gains and offsets, which GDAL reads, else the factor reflectance is stored with."""
+def stored_factor(dataset: rasterio.DatasetReader) -> float | None:
+    """The factor that reflectance is stored with, as the header says it; None: it says nothing.
+
+    Raises:
+        Unreadable: it is no positive number.
+    """
     factor = dataset.tags(ns="ENVI").get("reflectance_scale_factor")
-    told = any(scale != 1 for scale in dataset.scales) or any(dataset.offsets)
-    if told or factor is None:
-        return dataset.scales, dataset.offsets
+    if factor is None:
+        return None
     try:
         if not 0 < float(factor) < np.inf:
             raise ValueError(factor)
     except ValueError as error:
         raise Unreadable(f"its reflectance scale factor is {factor!r}; mend the header") from error
-    return (1 / float(factor),) * dataset.count, (0.0,) * dataset.count
+    return float(factor)
 
 
 def good_bands(dataset: rasterio.DatasetReader) -> tuple[bool, ...]:

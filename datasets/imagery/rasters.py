@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from alliance.errors import InputError
 from alliance.sensors.wavelengths import to_nanometres
-from datasets.imagery.envi import check_size, good_bands, header_beside, scales_and_offsets
+from datasets.imagery.envi import check_size, good_bands, header_beside, stored_factor
 from datasets.imagery.scenes import (
     COMPLEX,
     Damaged,
@@ -42,6 +42,7 @@ DRIVERS = {  # the one driver that may open a file of this suffix, whatever the 
 SUFFIXES = tuple(DRIVERS)
 NAMED_UNITS = ("nm", "nanometers", "nanometres", "um", "µm", "micrometers", "micrometres")  # in bands' descriptions
 OPENING = threading.Lock()  # warning filters are the whole process's, and training reads in several threads
+UNGRIDDED = ("ground control points", "rational polynomials")  # facts of an image whose pixels lie on no even grid
 PROBE = 64  # pixels: side of the windows in which alpha is told from a band
 ALPHA_PART = 0.9  # of an alpha band's pixels, at least, are wholly opaque or wholly transparent
 
@@ -81,7 +82,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
         pages = _pages(dataset)
         count = pages or dataset.count
         alpha = _alpha(dataset)
-        scales, offsets = scales_and_offsets(dataset)
+        scales, offsets = _scales_and_offsets(dataset)
         plain = all(scale == 1 for scale in scales) and not any(offsets)
         return RasterScene(
             root=root,
@@ -162,10 +163,45 @@ def _pages(dataset: rasterio.DatasetReader) -> int:
 
 def _placed_by_points(dataset: rasterio.DatasetReader) -> dict[str, str]:
     """What is known of the place of an image without a transform."""
-    points, crs = dataset.gcps
-    if not points or not dataset.transform.is_identity:
+    if not dataset.transform.is_identity:
         return {}
-    return {"ground control points": f"{len(points)}, {crs.to_string() if crs else 'no CRS'}"}
+    points, crs = dataset.gcps
+    found = {UNGRIDDED[0]: f"{len(points)}, {crs.to_string() if crs else 'no CRS'}"} if points else {}
+    return found | ({UNGRIDDED[1]: "RPC"} if dataset.rpcs else {})
+
+
+def _scales_and_offsets(dataset: rasterio.DatasetReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of each band: those that GDAL reads, else an ENVI header's factor, else tags as netCDF calls them.
+
+    Raises:
+        Unreadable: tags contradict the rest, or one is no number.
+    """
+    plain = (1.0,) * dataset.count, (0.0,) * dataset.count
+    own = tuple(dataset.scales), tuple(dataset.offsets)
+    if own == plain and (factor := stored_factor(dataset)) is not None:
+        own = (1 / factor,) * dataset.count, plain[1]
+    tagged = _tagged(dataset, "scale_factor", 1.0), _tagged(dataset, "add_offset", 0.0)
+    if plain not in (own, tagged) and not np.allclose(own, tagged, rtol=1e-6, atol=1e-12):
+        values = [f"{scale[0]:.10g} and {offset[0]:.10g}" for scale, offset in (own, tagged)]
+        raise Unreadable(
+            f"says scale and offset twice: {values[0]}, and {values[1]} in its tags scale_factor and add_offset; take one away"
+        )
+    return tagged if own == plain else own
+
+
+def _tagged(dataset: rasterio.DatasetReader, name: str, default: float) -> tuple[float, ...]:
+    """A number of each band by its own tag, else by the file's."""
+    whole = {key.lower(): value for key, value in dataset.tags().items()}
+    values = []
+    for index in dataset.indexes:
+        text = {key.lower(): value for key, value in dataset.tags(index).items()}.get(name, whole.get(name, default))
+        try:
+            values.append(float(text))
+        except ValueError as error:
+            raise Unreadable(f"its tag {name} is {text!r}, no number; mend it") from error
+    if not np.isfinite(values).all() or (name == "scale_factor" and 0 in values):
+        raise Unreadable(f"its tag {name} is {values[0]:g}; mend it")
+    return tuple(values)
 
 
 def _has_mask(dataset: rasterio.DatasetReader) -> bool:

@@ -17,6 +17,8 @@ from datasets.imagery.units import settle_units
 HYPERSPECTRAL = 17  # bands: more than any multispectral sensor
 ASKED = 8  # scenes of one kind whose pixels are looked at
 COUNTS = "digital number"
+STEP = 1e-3  # reflectance: the coarsest step in which whole numbers are stored
+PER_CENT = 0.0105  # reflectance that 105 per cent seem to be where steps of 1e-4 are expected
 LISTED = 6  # sensors in a message
 INSPECT = "look at it with: python launch/shards.py --inspect"
 Kept = Sequence[tuple[Scene, tuple[int, ...]]]
@@ -82,11 +84,27 @@ def judge_scene(scene: Scene) -> list[Verdict]:
 def doubts(scene: Scene, bands: Sequence[int], sensor: Sensor) -> list[str]:
     """Why a scene's numbers cannot be what the sensor says, each in a phrase; empty: nothing speaks against it."""
     try:
-        return faults(sensor, look_at(scene, bands, sensor))
+        seen = look_at(scene, bands, sensor)
+        return faults(sensor, seen) or _fractions(scene, bands, sensor, seen)
     except InputError as error:
         return [str(error)]
     except Unreadable:
         return []  # said when its tiles are cut
+
+
+def _fractions(scene: Scene, bands: Sequence[int], sensor: Sensor, seen: Seen) -> list[str]:
+    """Numbers that should count steps of 1e-4 of reflectance, yet have fractions and end at 1 %: they are per cent."""
+    counted = all(band.unit == "reflectance" and 0 < band.scale <= STEP and not scene.scales for band in sensor.bands)
+    if not counted or np.dtype(scene.dtype).kind != "f" or not float(seen.high.nan_to_num(-1).max()) < PER_CENT:
+        return []
+    pixels = sample_pixels(scene, bands)
+    known = pixels[pixels.isfinite()]
+    if not len(known) or bool((known == known.round()).all()):
+        return []
+    return [
+        f"no pixel has a reflectance above {float(seen.high.nan_to_num(-1).max()):.2g}, and stored numbers have fractions "
+        f"(likely per cent, or scaled before it was written)"
+    ]
 
 
 def look_at(scene: Scene, bands: Sequence[int], sensor: Sensor) -> Seen:

@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 from alliance.errors import InputError
 from datasets.imagery.images import OpenImage, describe, opened_image
 from datasets.imagery.maps import Grid
+from datasets.imagery.rasters import UNGRIDDED
 from datasets.imagery.scenes import Scene
 from datasets.labelled.tiles import check_grids
 from finetune.model_files import ImageInput
@@ -60,6 +61,7 @@ def opened_images(files: Mapping[str, ImageFile], wanted: Mapping[str, ImageInpu
             images[name] = stack.enter_context(opened_image(file.path, image.source, file.key, grid=grid))
         headers = {files[name].path.name: image.header for name, image in images.items()}
         check_grids("the scene", headers)
+        _check_place(headers)
         yield SceneImages(images, _grid(headers.values()))
 
 
@@ -83,6 +85,19 @@ def _check(file: ImageFile, image: ImageInput, name: str, grid: tuple[int, ...] 
         raise InputError(f"{held}, the {name} images of training had {image.source.count}; give such an image")
     if max(bands, default=0) > count:
         raise InputError(f"{held}, the network reads {name} from {bands}")
+
+
+def _check_place(headers: Mapping[str, Scene]) -> None:
+    """Refuse a scene whose only place is points or polynomials: its map would have none."""
+    if any(header.transform is not None for header in headers.values()):
+        return
+    for name, header in headers.items():
+        for kind in [kind for kind in UNGRIDDED if kind in header.facts]:
+            flag = "-tps" if kind == UNGRIDDED[0] else "-rpc"
+            raise InputError(
+                f"{name} has {kind} and no transform, so its map would lie nowhere; put every image of the scene onto one "
+                f"grid with gdalwarp {flag} -t_srs EPSG:4326 IN OUT.tif"
+            )
 
 
 def _grid(headers: Iterable[Scene]) -> Grid:

@@ -130,3 +130,32 @@ def test_wavelengths_of_a_header_are_nanometres(tmp_path: Path) -> None:
     assert (scene.wavelengths, scene.band_names) == ((450, 2500), None)
     write_tiff(tmp_path / "b.tif", counts((2, 8, 8)), names=("423.00 nm", "2450.5 nm"))
     assert describe_raster(tmp_path / "b.tif", tmp_path).wavelengths == (423, 2450.5)
+
+
+@pytest.mark.parametrize("per_band", [True, False], ids=["of each band", "of the file"])
+def test_tags_that_other_formats_left_are_the_files_scale(tmp_path: Path, per_band: bool) -> None:
+    path = tmp_path / "a.tif"
+    write_tiff(path, counts((2, 8, 8)))
+    tags = {"scale_factor": "0.0001", "add_offset": "-0.1"}
+    with rasterio.open(path, "r+") as target:
+        for index in target.indexes if per_band else ():
+            target.update_tags(index, **tags)
+        target.update_tags(**({} if per_band else tags))
+    scene = describe_raster(path, tmp_path)
+    assert (scene.scales, scene.offsets) == ((0.0001,) * 2, (-0.1,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [({"scale_factor": "0.01"}, "scale and offset twice: 0.0001 and 0"), ({"scale_factor": "many"}, "no number"),
+     ({"scale_factor": "0"}, "tag scale_factor is 0")],
+)  # fmt: skip
+def test_tags_that_contradict_the_scale_or_are_none_are_refused(
+    tmp_path: Path, tags: dict[str, str], said: str
+) -> None:
+    path = tmp_path / "a.tif"
+    write_scaled(path, counts((2, 8, 8)), ("VV", "VH"), 0.0001)
+    with rasterio.open(path, "r+") as target:
+        target.update_tags(**tags)
+    with pytest.raises(Unreadable, match=said):
+        describe_raster(path, tmp_path)

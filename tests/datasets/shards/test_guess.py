@@ -192,3 +192,22 @@ def test_inspection_of_a_named_sensor_says_whether_it_fits(tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         inspection.main([str(tmp_path / "nowhere")])
     assert "no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("image", "taken"),
+    [
+        (levels(*np.linspace(5, 35, 13), dtype="float32"), False),  # per cent
+        (levels(*[20] * 13), True),  # black water
+        (levels(*[20] * 13).astype("float32"), True),  # whole counts in floats
+        (levels(*[200] * 10, 5, 60, 40, dtype="float32"), True),  # resampled counts of dark water
+    ],
+    ids=["per cent", "black water", "whole floats", "resampled"],
+)
+def test_fractions_where_counts_are_expected_are_per_cent(tmp_path: Path, image: np.ndarray, taken: bool) -> None:
+    write_tiff(tmp_path / "a.tif", image, names=S2_NAMES)
+    if taken:
+        assert len(found(tmp_path, "sentinel2-l1c").scenes) == 1
+        return
+    with pytest.raises(InputError, match="stored numbers have fractions"):
+        found(tmp_path, "sentinel2-l1c")
