@@ -151,6 +151,9 @@ def likely_cause(sensor: Sensor, seen: Seen) -> str:
     if units != {"reflectance"}:
         return ""
     guesses = {"reflectance already, scaled before it was written": stored}
+    if bool((scale > 1).all()):
+        meant = f"write {1 / float(scale[0]):.10g} where the file says {float(scale[0]):.10g}"
+        guesses = {f"a divisor that is called a scale factor: {meant}": stored / scale} | guesses
     if bool((scale != 1).all()):
         guesses["stored numbers, not converted yet"] = seen.median * scale + offset
     if bool((scale == 1e-4).all()):  # Sentinel-2 before and after processing baseline 04.00

@@ -67,6 +67,21 @@ def stored_factor(dataset: rasterio.DatasetReader) -> float | None:
     return float(factor)
 
 
+def check_lists(dataset: rasterio.DatasetReader) -> None:
+    """GDAL takes the lists of a header as far as they go.
+
+    Raises:
+        Unreadable: a list of one number per band is not as long as there are bands.
+    """
+    header = dataset.tags(ns="ENVI")
+    for key in ("wavelength", "data_gain_values", "data_offset_values"):
+        numbers = [word for word in re.split(r"[\s,]+", header.get(key, "").strip("{} \n")) if word]
+        if numbers and len(numbers) != dataset.count:
+            raise Unreadable(
+                f"its list of {key.replace('_', ' ')} has {len(numbers)} numbers for {dataset.count} bands; mend the header"
+            )
+
+
 def good_bands(dataset: rasterio.DatasetReader) -> tuple[bool, ...]:
     """Which bands the header's list of bad bands (`bbl`, 0: bad) calls good; () without such a list.
 

@@ -7,7 +7,7 @@ import numpy as np
 from rasterio.crs import CRS
 from rasterio.warp import transform
 
-from datasets.imagery.scenes import Unreadable
+from datasets.imagery.scenes import Points, Unreadable
 
 TOLERANCE = 0.5  # of the finer pixel
 
@@ -21,6 +21,8 @@ class Placed(Protocol):
     def crs(self) -> str | None: ...
     @property
     def transform(self) -> tuple[float, ...] | None: ...  # a b c d e f
+    @property
+    def points(self) -> Points | None: ...  # of an image without a transform
 
 
 def corners(scene: Placed) -> np.ndarray:
@@ -43,8 +45,8 @@ def pixel_size(scene: Placed) -> float:
 def compare_grids(first: Placed, second: Placed, tolerance: float = TOLERANCE) -> None:
     """See that two images cover the same ground; their pixels may differ in size.
 
-    Coordinate systems are compared by where they put the corners, not by how they are spelled. Images without a place
-    are not compared: of them the file tells nothing.
+    Coordinate systems are compared by where they put the corners, not by how they are spelled. Images that points place
+    must have the same ones. Images without a place are not compared: of them the file tells nothing.
 
     Args:
         tolerance: how far apart corners may lie, in pixels of the finer image.
@@ -52,6 +54,7 @@ def compare_grids(first: Placed, second: Placed, tolerance: float = TOLERANCE) -
         Unreadable: they lie elsewhere, with the distance and the mend.
     """
     if first.transform is None or second.transform is None:
+        _compare_points(first, second)
         return
     ours, theirs = corners(first), _corners_like(first, second)
     pixel = min(_side(ours, first.shape), _side(theirs, second.shape))
@@ -77,6 +80,57 @@ def one_footprint(scenes: Sequence[Placed]) -> bool:
     except Unreadable:
         return False
     return all((scene.transform is None) == (first.transform is None) for scene in scenes)
+
+
+def _compare_points(first: Placed, second: Placed) -> None:
+    """Of two images that points place: the same places of the image lie within a pixel of each other.
+
+    Raises:
+        Unreadable: they do not, or only one is placed so and the other by a grid; with the commands that mend it.
+    """
+    if any(one.points is None and one.transform is None for one in (first, second)) or _same_points(first, second):
+        return
+    west, south, east, north = _extent(first)
+    crs = first.points.crs if first.points else first.crs
+    commands = [
+        f"gdalwarp {scene.points.warp} -t_srs {crs or 'CRS'} -te {west:.10g} {south:.10g} {east:.10g} {north:.10g} "
+        f"-ts {scene.shape[2]} {scene.shape[1]} -dstnodata N {name} {name}.tif"
+        for scene, name in ((first, "FIRST"), (second, "SECOND"))
+        if scene.points
+    ]
+    found = " and ".join(scene.points.kind if scene.points else "a transform" for scene in (first, second))
+    raise Unreadable(
+        f"the places of the two, by {found}, differ or are not to be compared; put both on one grid, N a value that is no "
+        f"measurement: {'; '.join(commands)}"
+    )
+
+
+def _same_points(first: Placed, second: Placed) -> bool:
+    """Whether two images have points at the same places of the image, which lie at the same places of the ground."""
+    ours, theirs = first.points, second.points
+    if ours is None or theirs is None or len(ours.places) != len(theirs.places) or not _same_system(ours, theirs):
+        return False
+    tables = [np.array(points.places, dtype=np.float64) for points in (ours, theirs)]
+    finest = np.max([first.shape[1:], second.shape[1:]], axis=0)
+    for table, scene in zip(tables, (first, second), strict=True):
+        table[:, :2] *= finest / scene.shape[1:]  # rows and columns of the finer image
+    ones = np.ones((len(tables[0]), 1))
+    steps = np.linalg.lstsq(np.hstack([tables[0][:, :2], ones]), tables[0][:, 2:], rcond=None)[0][:2]
+    apart = np.abs(tables[0] - tables[1]).max(axis=0)
+    return bool(apart[:2].max() <= 1 and apart[2:].max() <= np.hypot(*steps.T).min())
+
+
+def _same_system(first: Points, second: Points) -> bool:
+    if not first.crs or not second.crs or first.crs == second.crs:
+        return True
+    return CRS.from_user_input(first.crs) == CRS.from_user_input(second.crs)
+
+
+def _extent(scene: Placed) -> tuple[float, float, float, float]:
+    """West, south, east and north end of an image that has a place."""
+    places = np.array([place[2:] for place in scene.points.places]) if scene.points else corners(scene)
+    (west, south), (east, north) = places.min(axis=0).tolist(), places.max(axis=0).tolist()
+    return west, south, east, north
 
 
 def _corners_like(first: Placed, second: Placed) -> np.ndarray:

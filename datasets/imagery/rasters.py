@@ -13,13 +13,17 @@ import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import RPCTransformer
 
 from alliance.errors import InputError
 from alliance.sensors.wavelengths import to_nanometres
-from datasets.imagery.envi import check_size, good_bands, header_beside, stored_factor
+from datasets.imagery.envi import check_lists, check_size, good_bands, header_beside, stored_factor
 from datasets.imagery.scenes import (
     COMPLEX,
+    CONTROL,
+    POLYNOMIALS,
     Damaged,
+    Points,
     Read,
     Scene,
     Unreadable,
@@ -42,7 +46,6 @@ DRIVERS = {  # the one driver that may open a file of this suffix, whatever the 
 SUFFIXES = tuple(DRIVERS)
 NAMED_UNITS = ("nm", "nanometers", "nanometres", "um", "µm", "micrometers", "micrometres")  # in bands' descriptions
 OPENING = threading.Lock()  # warning filters are the whole process's, and training reads in several threads
-UNGRIDDED = ("ground control points", "rational polynomials")  # facts of an image whose pixels lie on no even grid
 PROBE = 64  # pixels: side of the windows in which alpha is told from a band
 ALPHA_PART = 0.9  # of an alpha band's pixels, at least, are wholly opaque or wholly transparent
 
@@ -79,6 +82,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
     with opened(path, root) as dataset, readable(path):
         if any(name.startswith("complex") for name in dataset.dtypes):
             raise Unreadable(COMPLEX.format(dataset.dtypes[0]))
+        check_lists(dataset)
         pages = _pages(dataset)
         count = pages or dataset.count
         alpha = _alpha(dataset)
@@ -101,7 +105,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
             crs=dataset.crs.to_string() if dataset.crs else None,
             transform=None if dataset.transform.is_identity and not dataset.crs else tuple(dataset.transform)[:6],
             date=find_date(path, dataset.tags()),
-            facts=_placed_by_points(dataset),
+            points=_points(dataset),
             alpha=alpha,
             pages=pages,
         )
@@ -161,32 +165,44 @@ def _pages(dataset: rasterio.DatasetReader) -> int:
     return len(shapes)
 
 
-def _placed_by_points(dataset: rasterio.DatasetReader) -> dict[str, str]:
-    """What is known of the place of an image without a transform."""
+def _points(dataset: rasterio.DatasetReader) -> Points | None:
+    """What places an image without a transform: its control points, else its corners by its polynomials at their height."""
     if not dataset.transform.is_identity:
-        return {}
-    points, crs = dataset.gcps
-    found = {UNGRIDDED[0]: f"{len(points)}, {crs.to_string() if crs else 'no CRS'}"} if points else {}
-    return found | ({UNGRIDDED[1]: "RPC"} if dataset.rpcs else {})
+        return None
+    given, crs = dataset.gcps
+    if given:
+        places = tuple((point.row, point.col, point.x, point.y) for point in given)
+        return Points(CONTROL, places, crs.to_string() if crs else None)
+    if not dataset.rpcs:
+        return None
+    rows, cols = [0, 0, dataset.height, dataset.height], [0, dataset.width, 0, dataset.width]
+    with RPCTransformer(dataset.rpcs) as polynomials:
+        x, y = polynomials.xy(rows, cols, zs=[dataset.rpcs.height_off] * 4, offset="ul")
+    return Points(POLYNOMIALS, tuple(zip(rows, cols, x, y, strict=True)), "EPSG:4326")
 
 
 def _scales_and_offsets(dataset: rasterio.DatasetReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of each band: those that GDAL reads, else an ENVI header's factor, else tags as netCDF calls them.
+    """Scale and offset of each band: those that GDAL reads, an ENVI header's factor, or tags as netCDF calls them.
 
     Raises:
-        Unreadable: tags contradict the rest, or one is no number.
+        Unreadable: two of them contradict each other, or one is no number.
     """
     plain = (1.0,) * dataset.count, (0.0,) * dataset.count
-    own = tuple(dataset.scales), tuple(dataset.offsets)
-    if own == plain and (factor := stored_factor(dataset)) is not None:
-        own = (1 / factor,) * dataset.count, plain[1]
-    tagged = _tagged(dataset, "scale_factor", 1.0), _tagged(dataset, "add_offset", 0.0)
-    if plain not in (own, tagged) and not np.allclose(own, tagged, rtol=1e-6, atol=1e-12):
-        values = [f"{scale[0]:.10g} and {offset[0]:.10g}" for scale, offset in (own, tagged)]
-        raise Unreadable(
-            f"says scale and offset twice: {values[0]}, and {values[1]} in its tags scale_factor and add_offset; take one away"
-        )
-    return tagged if own == plain else own
+    factor = stored_factor(dataset)
+    told = {
+        "as gain or scale": (tuple(dataset.scales), tuple(dataset.offsets)),
+        "as reflectance scale factor": plain if factor is None else ((1 / factor,) * dataset.count, plain[1]),
+        "in its tags scale_factor and add_offset": (
+            _tagged(dataset, "scale_factor", 1.0),
+            _tagged(dataset, "add_offset", 0.0),
+        ),
+    }
+    said = {where: line for where, line in told.items() if line != plain}
+    first = next(iter(said.values()), plain)
+    if any(not np.allclose(line, first, rtol=1e-6, atol=1e-12) for line in said.values()):
+        lines = [f"{scale[0]:.10g} and {offset[0]:.10g} {where}" for where, (scale, offset) in said.items()]
+        raise Unreadable(f"says scale and offset twice: {', but '.join(lines)}; take one away")
+    return first
 
 
 def _tagged(dataset: rasterio.DatasetReader, name: str, default: float) -> tuple[float, ...]:

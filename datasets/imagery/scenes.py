@@ -22,6 +22,7 @@ class Window(NamedTuple):
     missing: np.ndarray | None = None  # (c, h, w) bool, what the file itself calls missing; None: it says nothing
 
 
+CONTROL, POLYNOMIALS = "ground control points", "rational polynomials"  # kinds of places without a grid
 SHOWN = 60  # characters of a file's path in a summary
 COMPLEX = (
     "holds {} values, pixels are integers or floats; of complex SAR take the amplitude, or decibels: "
@@ -44,6 +45,19 @@ class Unreadable(Exception):
 
 class Damaged(Unreadable):
     """Bytes of the file are missing or changed: another copy of it helps, nothing else."""
+
+
+class Points(NamedTuple):
+    """Where an image lies whose pixels lie on no even grid."""
+
+    kind: str  # what places it
+    places: tuple[tuple[float, float, float, float], ...]  # row and column (from 0, of pixels' corners), x, y
+    crs: str | None = None
+
+    @property
+    def warp(self) -> str:
+        """The option of gdalwarp that puts such an image on a grid."""
+        return "-rpc" if self.kind == POLYNOMIALS else "-tps"
 
 
 class Skipped(NamedTuple):
@@ -72,6 +86,7 @@ class Scene(ABC):
     good: tuple[bool, ...] = ()  # of each band, False: its maker calls it bad; (): the file says nothing
     crs: str | None = None
     transform: tuple[float, ...] | None = None  # a b c d e f: x = a col + b row + c, y = d col + e row + f
+    points: Points | None = None  # of an image without a transform
     date: str | None = None  # ISO
     facts: Mapping[str, str] = field(default_factory=dict)  # of its product: "product", "level", "baseline", ...
 

@@ -72,6 +72,10 @@ def _mend(sensor: Sensor, lines: Sequence[Line]) -> str:
         if other.band_names == sensor.band_names and all(map(_agree, map(_line, other.bands), lines)):
             return f"pass --sensor {name}"
     scale, offset = lines[0]
+    if all(
+        line[0] and _agree((1 / line[0], line[1]), _line(band)) for line, band in zip(lines, sensor.bands, strict=True)
+    ):
+        return f"the file's is a divisor that is called a scale factor: write {1 / scale:.10g} there"
     wanted = f"scale: {scale:.10g} and offset: {offset:.10g}"
     if sensor.description.startswith("generated"):
         return f"pass --scale {scale:.10g}, or none to take the file's"

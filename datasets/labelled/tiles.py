@@ -103,7 +103,7 @@ def check_grids(key: str, headers: Mapping[str, Scene]) -> None:
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{role} {height} x {width}" for role, (height, width) in sizes.items())
         raise InputError(f"{key}: sizes in pixels differ: {listed}; resample or crop them to one grid")
-    placed = [(role, header) for role, header in headers.items() if header.transform is not None]
+    placed = [(role, header) for role, header in headers.items() if header.transform or header.points]
     for role, header in placed[1:]:
         try:
             compare_grids(placed[0][1], header)

@@ -1,6 +1,7 @@
 """Find the scenes of one sensor in files and folders."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.duplicates import find_repeats
 from datasets.imagery.files import find_images
 from datasets.imagery.products import join_bands
-from datasets.imagery.rasters import UNGRIDDED, RasterScene, describe_raster
+from datasets.imagery.rasters import RasterScene, describe_raster
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.imagery.units import settle_units
 from datasets.shards.choose import choices, common_choice
@@ -235,13 +236,12 @@ def _settle(sensor: Sensor, kept: Chosen, found: _Found) -> tuple[Sensor, Chosen
 def _notes(kept: Chosen) -> list[str]:
     """What the user should know of the scenes that are used."""
     count, notes = len(kept), []
-    for kind in UNGRIDDED:
-        placed = sum(kind in scene.facts for scene, _ in kept)
-        if placed:
-            notes.append(
-                f"{placed} of {count} scenes have {kind} and no transform: their place is not kept; "
-                f"gdalwarp puts them on a grid"
-            )
+    placed = Counter(scene.points.kind for scene, _ in kept if scene.points)
+    for kind, number in placed.items():
+        notes.append(
+            f"{number} of {count} scenes have {kind} and no transform: their place is not kept; "
+            f"gdalwarp puts them on a grid"
+        )
     bad = sum(bool(scene.good) and not all(scene.good[place] for place in bands) for scene, bands in kept)
     if bad:
         notes.append(f"{bad} of {count} scenes use bands that their maker calls bad; leave them out with --drop")

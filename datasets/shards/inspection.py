@@ -86,11 +86,13 @@ def _pixels(scene: Scene) -> torch.Tensor | None:
 
 
 def _place(scene: Scene) -> str:
+    taken = f", taken {scene.date}" if scene.date else ""
+    if scene.points is not None:
+        return f"no transform, {len(scene.points.places)} {scene.points.kind}, {scene.points.crs or 'no CRS'}{taken}"
     if scene.transform is None:
-        return f"no georeference{f', taken {scene.date}' if scene.date else ''}"
+        return f"no georeference{taken}"
     x, y = scene.transform[2], scene.transform[5]
     system = (scene.crs or "an unknown coordinate system")[:60]
-    taken = f", taken {scene.date}" if scene.date else ""
     return f"{system}, pixel {pixel_size(scene):.6g}, upper left corner {x:.10g} {y:.10g}{taken}"
 
 

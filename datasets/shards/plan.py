@@ -247,7 +247,8 @@ def _pixel_ratio(first: Scene, other: Scene) -> Fraction:
 
 
 def _check_ground(first: Scene, other: Scene) -> None:
-    if (first.transform is None) != (other.transform is None):
+    placed = [scene.transform is not None or scene.points is not None for scene in (first, other)]
+    if placed[0] != placed[1]:
         raise Unreadable("one of the pair is georeferenced, the other is not; write the place into both")
     compare_grids(first, other)
 

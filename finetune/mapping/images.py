@@ -13,7 +13,6 @@ from rasterio.crs import CRS
 from alliance.errors import InputError
 from datasets.imagery.images import OpenImage, describe, opened_image
 from datasets.imagery.maps import Grid
-from datasets.imagery.rasters import UNGRIDDED
 from datasets.imagery.scenes import Scene
 from datasets.labelled.tiles import check_grids
 from finetune.model_files import ImageInput
@@ -92,11 +91,10 @@ def _check_place(headers: Mapping[str, Scene]) -> None:
     if any(header.transform is not None for header in headers.values()):
         return
     for name, header in headers.items():
-        for kind in [kind for kind in UNGRIDDED if kind in header.facts]:
-            flag = "-tps" if kind == UNGRIDDED[0] else "-rpc"
+        if header.points is not None:
             raise InputError(
-                f"{name} has {kind} and no transform, so its map would lie nowhere; put every image of the scene onto one "
-                f"grid with gdalwarp {flag} -t_srs EPSG:4326 IN OUT.tif"
+                f"{name} has {header.points.kind} and no transform, so its map would lie nowhere; put every image of the "
+                f"scene onto one grid with gdalwarp {header.points.warp} -t_srs EPSG:4326 IN OUT.tif"
             )
 
 

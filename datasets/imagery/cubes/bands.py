@@ -55,9 +55,15 @@ def band_facts(arrays: Arrays, key: str, count: int) -> BandFacts:
     """What the file says of the `count` bands of an array.
 
     Raises:
-        Unreadable: what it says are wavelengths cannot be any, or two lists contradict each other.
+        Unreadable: what it says are wavelengths cannot be any or are not as many, or two lists contradict each other.
     """
-    lists = [one for one in _lists(arrays, key) if len(one.values) == count]
+    given = list(_lists(arrays, key))
+    for one in given:
+        if one.rank == 0 and len(one.values) != count and _is_wavelengths(one):
+            raise Unreadable(
+                f"{key}: its attribute {one.name} has {len(one.values)} numbers for {count} bands; mend it"
+            )
+    lists = [one for one in given if len(one.values) == count]
     flags = (_flags(one) for one in lists)
     return BandFacts(
         wavelengths=_wavelengths([one for one in lists if _is_wavelengths(one)], key),

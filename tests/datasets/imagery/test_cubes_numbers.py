@@ -1,12 +1,16 @@
 """What stored numbers mean, which are missing, and which wavelengths and bands they belong to: as the file says it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
+from alliance.errors import InputError
 from datasets.imagery.scenes import Unreadable
+from datasets.shards.gather import Request, gather
 from tests.helpers.cubes import ramp, seen, write_h5
 
 NM = np.linspace(420, 2450, 12)
@@ -39,6 +43,20 @@ def test_scale_and_offset_are_those_of_the_file(
     np.testing.assert_allclose(scene.scales, [scale] * 12)
     np.testing.assert_allclose(scene.offsets, [offset] * 12)
     np.testing.assert_array_equal(window.stored, CUBE)
+
+
+@pytest.mark.parametrize("sensor", ["hsi", "own.yaml"])
+def test_a_divisor_called_a_scale_factor_is_named_and_the_mend_works(tmp_path: Path, sensor: str) -> None:
+    bands = "".join(f"  - {{name: b{index}, wavelength: {nm}}}\n" for index, nm in enumerate(NM))
+    (tmp_path / "own.yaml").write_text(f"name: own\nunit: reflectance\nscale: 1.0e-4\nbands:\n{bands}")
+    request = Request(sensor=sensor if sensor == "hsi" else str(tmp_path / sensor), paths=(tmp_path / "in",))
+    (tmp_path / "in").mkdir()
+    path = cube_file(tmp_path / "in", {"scale_factor": 10_000.0})
+    with pytest.raises(InputError, match="a divisor that is called a scale factor: write 0.0001") as refused:
+        gather(request)
+    with h5py.File(path, "r+") as file:
+        file["r"].attrs["scale_factor"] = float(re.findall(r"write ([\d.]+)", str(refused.value))[0])
+    assert {band.scale for band in gather(request).sensor.bands} == {1e-4}
 
 
 @pytest.mark.parametrize("attributes", [{}, {"scale_factor": 1.0, "add_offset": 0.0}, {"scale": "none"}])

@@ -9,7 +9,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from datasets.imagery.grids import compare_grids, corners, one_footprint, pixel_size
-from datasets.imagery.scenes import Unreadable
+from datasets.imagery.scenes import Points, Unreadable
 
 NORTH_UP = Affine(10, 0, 400_000, 0, -10, 5_000_000)
 UTM33 = CRS.from_epsg(32633)
@@ -33,6 +33,7 @@ class Place:
     transform: tuple[float, ...] | None = tuple(NORTH_UP)[:6]
     crs: str | None = "EPSG:32633"
     shape: tuple[int, int, int] = (1, 48, 64)
+    points: Points | None = None
 
 
 def placed(affine: Affine, **more) -> Place:

@@ -11,6 +11,7 @@ from rasterio.control import GroundControlPoint
 from alliance.errors import InputError
 from datasets.imagery.products import band_file, product_facts
 from datasets.imagery.rasters import describe_raster
+from datasets.imagery.scenes import CONTROL, Points
 from datasets.shards.gather import Collection, Request, gather
 from tests.helpers.rasters import S2_NAMES, write_tiff
 
@@ -159,7 +160,7 @@ def test_polarisations_of_one_product_are_one_scene_placed_by_points(tmp_path: P
             target.write(np.full((1, 8, 8), -10 - number, dtype=np.float32))
     found = collect("sentinel1-grd-db", tmp_path)
     ((scene, bands),) = found.scenes
-    assert scene.facts["ground control points"] == "4, EPSG:4326"
+    assert scene.points == Points(CONTROL, tuple((p.row, p.col, p.x, p.y) for p in points), "EPSG:4326")
     assert "1 of 1 scenes have ground control points and no transform" in found.notes[0]
     with scene.open(bands) as read:
         assert read(0, 0, 8, 8).stored[:, 0, 0].tolist() == [-11, -12]

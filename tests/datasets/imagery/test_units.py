@@ -94,7 +94,7 @@ def test_scenes_that_differ_from_most_are_skipped_by_name(tmp_path: Path) -> Non
     [
         ({"reflectance_scale_factor": "10000"}, (1e-4, 1e-4), (0, 0)),
         ({"data_gain_values": "{0.5, 0.25}", "data_offset_values": "{1, 2}"}, (0.5, 0.25), (1, 2)),
-        ({"data_gain_values": "{0.5, 0.25}", "reflectance_scale_factor": "10000"}, (0.5, 0.25), (0, 0)),
+        ({"data_gain_values": "{0.0001, 0.0001}", "reflectance_scale_factor": "10000"}, (1e-4, 1e-4), (0, 0)),
         ({"reflectance_scale_factor": "1"}, (), ()),
         ({}, (), ()),
     ],
@@ -105,6 +105,22 @@ def test_an_envi_header_says_the_scale(
     write_envi(tmp_path / "a", counts((2, 8, 8)), **header)
     scene = describe_raster(tmp_path / "a", tmp_path)
     assert (scene.scales, scene.offsets) == (scales, offsets)
+
+
+@pytest.mark.parametrize("key", ["wavelength", "data_gain_values", "data_offset_values"])
+@pytest.mark.parametrize("values", ["{450}", "{450, 500,\n 600}"])
+def test_a_list_that_is_not_as_long_as_there_are_bands_is_refused(tmp_path: Path, key: str, values: str) -> None:
+    header: dict[str, Any] = {"wavelength_units": "nm", key: values}
+    write_envi(tmp_path / "a", counts((2, 8, 8)), **header)
+    with pytest.raises(Unreadable, match=f"list of {key.replace('_', ' ')} has [13] numbers for 2 bands"):
+        describe_raster(tmp_path / "a", tmp_path)
+
+
+@pytest.mark.parametrize("gains", ["{0.5, 0.25}", "{0.0001, 0.001}"])
+def test_gains_that_contradict_the_factor_are_refused(tmp_path: Path, gains: str) -> None:
+    write_envi(tmp_path / "a", counts((2, 8, 8)), data_gain_values=gains, reflectance_scale_factor=10000)
+    with pytest.raises(Unreadable, match=r"twice: .* as gain or scale, but 0.0001 and 0 as reflectance scale factor"):
+        describe_raster(tmp_path / "a", tmp_path)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(1.0, 1e-4), (1e-4, 1e-4), (1e-3, None)])
