@@ -1,4 +1,4 @@
-"""Say what images or an encoder hold:  python launch/inspect.py scenes/ [--sensor NAME] [--out histograms.png]"""
+"""Say what images, sets or networks hold:  python launch/inspect.py PATH... [--sensor NAME] [--out histograms.png]"""
 
 import os
 import sys
@@ -12,6 +12,6 @@ if __name__ == "__main__":
 
     end_at_once()  # at Ctrl-C, without a traceback, while libraries are imported
 
-    from datasets.shards.inspection import main
+    from finetune.inspection import main
 
     main()

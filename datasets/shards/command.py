@@ -14,7 +14,7 @@ from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.guess import COUNTS
 from datasets.shards.index import Index
-from datasets.shards.inspection import show
+from datasets.shards.inspection import look_at, show
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.repack import repack_folder
 from datasets.shards.write import write_shards
@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace) -> list[str]:
     if options.inspect:
-        return [line for request in _requests(options) for line in show(request, options.out)]
+        seen = [look_at(request) for request in _requests(options)]
+        looks, lines = ([item for found in column for item in found] for column in zip(*seen, strict=True))
+        return show(looks, lines, options.out)
     index, plan = _index_foreign(options) if options.index else _make(options)
     return report(index, options.out or options.index, plan)
 

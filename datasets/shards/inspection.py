@@ -1,6 +1,5 @@
 """What files hold, before anything is made of them: bands, values, missing pixels, place, and the sensors that fit."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, sensor_names
 from alliance.sensors.plausible import statistics_fit
 from alliance.sensors.templates import find_template
-from datasets.commands import run_body
-from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.grids import pixel_size
 from datasets.imagery.samples import sample_pixels
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
@@ -75,7 +72,12 @@ def _kinds(scenes: Sequence[Scene]) -> list[Look]:
     kinds: dict[tuple, list[Scene]] = {}
     for scene in scenes:
         kinds.setdefault((scene.band_names, scene.shape[0], scene.dtype, scene.wavelengths), []).append(scene)
-    return [Look(members[0], len(members), _pixels(members[0])) for members in kinds.values()]
+    return [look_into(members[0], len(members)) for members in kinds.values()]
+
+
+def look_into(scene: Scene, alike: int = 1) -> Look:
+    """Some of a scene's pixels, of so many scenes that are alike."""
+    return Look(scene, alike, _pixels(scene))
 
 
 def _pixels(scene: Scene) -> torch.Tensor | None:
@@ -206,41 +208,27 @@ def describe_encoder(folder: Path) -> list[str]:
 def exported(path: Path) -> Path | None:
     """The folder of an exported encoder at a path, if there is one."""
     folders = (path.parent,) if path.name == WEIGHTS else (path, path / "encoder")
-    return next((folder for folder in folders if (folder / WEIGHTS).is_file()), None)
+    return next((folder for folder in folders if (folder / WEIGHTS).is_file() and (folder / SENSORS).is_file()), None)
 
 
-def show(request: Request, picture: Path | None) -> list[str]:
-    """Everything there is to say of the paths; encoders and scenes may stand side by side."""
-    lines: list[str] = []
-    scenes = []
-    for path in request.paths:
-        folder = exported(path)
-        if folder is None:
-            scenes.append(path)
-        else:
-            lines += describe_encoder(folder)
-    if scenes:
-        looks, said = inspect(Request(sensor=request.sensor, paths=tuple(scenes), cube=request.cube))
-        lines += said
-        if picture is not None:
-            draw(looks, picture)
-            lines.append(f"histograms of the stored numbers: {picture}")
-    return lines
+def look_at(request: Request) -> tuple[list[Look], list[str]]:
+    """What images and encoders hold, which may stand side by side: what was looked at, and all there is to say.
+
+    Raises:
+        InputError: a path does not exist, or an encoder is damaged.
+    """
+    folders = {path: exported(path) for path in request.paths}
+    lines = [line for folder in folders.values() if folder for line in describe_encoder(folder)]
+    scenes = tuple(path for path, folder in folders.items() if folder is None)
+    if not scenes:
+        return [], lines
+    looks, said = inspect(Request(sensor=request.sensor, paths=scenes, cube=request.cube))
+    return looks, [*lines, *said]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `launch/inspect.py`; a user's mistake is one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="launch/inspect.py",
-        description="Say what images or a trained encoder hold; nothing is written but the picture that --out names.",
-    )
-    add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="files or folders of images, or the folder of an encoder")
-    add("--sensor", default=AUTO, metavar="NAME", help="see whether this sensor fits (default: all of them)")
-    add("--out", type=Path, metavar="FILE", help="picture (.png) with the histograms of the stored numbers")
-    add("--key", help="name of the array in HDF5, netCDF, MATLAB and NumPy files (default: the only 3-D one)")
-    add("--axes", help="order of its axes, such as hwc or chw")
-    options = parser.parse_args(arguments)
-    cube = CubeOptions(key=options.key, axes=options.axes)
-    request = Request(sensor=options.sensor, paths=tuple(options.paths), cube=cube)
-    run_body(lambda: show(request, options.out), stopped="stopped; nothing was written")
+def show(looks: Sequence[Look], lines: Sequence[str], picture: Path | None) -> list[str]:
+    """The lines; what was looked at is drawn, if a picture is asked for."""
+    if picture is None:
+        return list(lines)
+    draw(looks, picture)
+    return [*lines, f"histograms of the stored numbers: {picture}"]

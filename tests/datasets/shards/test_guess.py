@@ -14,6 +14,7 @@ from datasets.shards import inspection
 from datasets.shards.command import main
 from datasets.shards.gather import Collection, Request, gather
 from datasets.shards.index import Index
+from finetune.inspection import main as inspect_main
 from tests.helpers.rasters import S2_NAMES, counts, write_tiff
 
 PLANET = "20230412_101112_24_2476_3B_AnalyticMS_SR_clip.tif"
@@ -185,12 +186,12 @@ def test_inspection_tells_everything_and_writes_one_picture(tmp_path: Path, caps
 
 def test_inspection_of_a_named_sensor_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiff(tmp_path / "a.tif", counts((13, 40, 40)), names=S2_NAMES)
-    inspection.main([str(tmp_path), "--sensor", "sentinel2-l1c"])
+    inspect_main([str(tmp_path), "--sensor", "sentinel2-l1c"])
     assert "sensor    sentinel2-l1c: fits" in capsys.readouterr().out
-    inspection.main([str(tmp_path), "--sensor", "landsat8-l1"])
+    inspect_main([str(tmp_path), "--sensor", "landsat8-l1"])
     assert "sensor    landsat8-l1: " in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        inspection.main([str(tmp_path / "nowhere")])
+        inspect_main([str(tmp_path / "nowhere")])
     assert "no such file or folder" in capsys.readouterr().err
 
 
