@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
 from datasets.imagery.vrt import vrt_files
 
@@ -12,13 +14,16 @@ PICTURES = (".jpg", ".jpeg", ".png")
 IMAGES = (".tif", ".tiff", ".jp2", ".img", ".vrt")
 SAMPLE = 4096  # bytes at the start, in the middle and at the end, compared before files are read whole
 CHUNK = 1 << 20
+ROWS = 256  # compared at a time, where the bytes of two formats differ
 
 
 def find_repeats(scenes: Sequence[Scene]) -> dict[int, Skipped]:
-    """Which of some scenes (by place) are mosaics or previews of others, and of which."""
-    found = _mosaics(scenes)
-    left = [index for index in range(len(scenes)) if index not in found]
-    return found | {left[index]: entry for index, entry in _previews([scenes[index] for index in left]).items()}
+    """Which of some scenes (by place) are mosaics, previews or other formats of others, and of which."""
+    found: dict[int, Skipped] = {}
+    for look in (_mosaics, _previews, _formats):
+        left = [index for index in range(len(scenes)) if index not in found]
+        found |= {left[index]: entry for index, entry in look([scenes[index] for index in left]).items()}
+    return found
 
 
 def find_copies(groups: Sequence[Sequence[Scene]]) -> dict[int, int]:
@@ -65,6 +70,37 @@ def _previews(scenes: Sequence[Scene]) -> dict[int, Skipped]:
         for index, scene in enumerate(scenes)
         if _is(scene, PICTURES) and _key(scene) in images
     }
+
+
+def _formats(scenes: Sequence[Scene]) -> dict[int, Skipped]:
+    """Files of the same name but for the suffix, and of the same numbers: a raster stays before an array."""
+    order = sorted(range(len(scenes)), key=lambda index: not _is(scenes[index], IMAGES))
+    single = [index for index in order if len(scenes[index].files) == 1]
+    found: dict[int, Skipped] = {}
+    for first, *others in _alike(single, [(_key(scenes[index]), scenes[index].shape[0]) for index in single]):
+        kept = scenes[first]
+        for index in others:
+            if kept.files[0] != scenes[index].files[0] and _same_pixels(kept, scenes[index]):
+                found[index] = Skipped(
+                    scenes[index].sources[0], f"the same pixels as {kept.sources[0]}, which is read itself"
+                )
+    return found
+
+
+def _same_pixels(first: Scene, second: Scene) -> bool:
+    """Whether two images of one size hold the same stored numbers; bands of the same names are compared."""
+    count, height, width = first.shape
+    ours, theirs = first.band_names or (), second.band_names or ()
+    bands = [theirs.index(name) for name in ours] if ours and sorted(ours) == sorted(theirs) else list(range(count))
+    try:
+        with first.open(range(count)) as read, second.open(bands) as other:
+            for row in range(0, height, ROWS):
+                window = (row, 0, min(ROWS, height - row), width)
+                if not np.array_equal(read(*window).stored, other(*window).stored):
+                    return False
+    except Unreadable:  # cutting says so
+        return False
+    return True
 
 
 def _alike(members: Iterable[int], keys: Sequence[Hashable]) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from datasets.imagery.rasters import describe_raster
 from datasets.imagery.scenes import Scene, Unreadable
 from datasets.shards.gather import Request, gather
 from datasets.shards.plan import TileOptions, make_plan
+from tests.helpers.cubes import write_h5
 from tests.helpers.rasters import counts, write_tiff
 
 RGBA: dict[str, Any] = {"photometric": "RGB", "alpha": "YES"}
@@ -146,6 +147,17 @@ def test_mosaics_and_previews_of_what_is_read_are_named(tmp_path: Path) -> None:
         "all.vrt": "its pixels are those of tile_1.tif, which are read themselves",
         "tile_0.jpg": "a picture of tile_0.tif, which is read itself",
     }
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_scene_in_two_formats_is_read_once(tmp_path: Path, same: bool) -> None:
+    names, pixels = ("blue", "green", "red", "nir"), counts((4, 20, 30))
+    write_tiff(tmp_path / "a.tif", pixels, names=names)
+    maps = {name: band + (not same) for name, band in zip(names[::-1], pixels[::-1], strict=True)}
+    write_h5(tmp_path / "a.nc", maps)
+    found = gather(Request(sensor="planetscope-sr-4band", paths=(tmp_path,)))
+    assert {scene.sources[0] for scene, _ in found.scenes} == {"a.tif"} | ({"a.nc"} if not same else set())
+    assert list(found.skipped) == [("a.nc", "the same pixels as a.tif, which is read itself")] * same
 
 
 def test_copies_are_left_out_where_all_sensors_repeat(tmp_path: Path) -> None:
