@@ -16,8 +16,9 @@ def as_tensor(image: Any, what: str = "image") -> Tensor:
         InputError: neither a tensor nor an array, or it holds no real numbers.
     """
     if isinstance(image, Tensor):
-        if image.is_complex() or image.is_quantized or image.layout is not torch.strided:
-            raise InputError(f"{what} holds {image.dtype} ({image.layout}); give a dense tensor of real numbers")
+        if image.is_complex() or image.is_quantized or image.is_meta or image.layout is not torch.strided:
+            held = f"{image.dtype} ({image.layout}) on {image.device}"
+            raise InputError(f"{what} holds {held}; give a dense tensor of real numbers that are there")
         return image
     if not isinstance(image, np.ndarray) and hasattr(image, "__array__"):
         image = np.asarray(image)  # xarray, masked arrays of others, pictures

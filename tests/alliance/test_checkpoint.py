@@ -181,6 +181,7 @@ def test_images_of_every_kind_and_place_are_taken(encoder):
         (torch.zeros(0, 3, 8, 12), "give .b, c, h, w."),
         (torch.zeros(1, 8, 12, 3), "its channels stand last: image.movedim"),
         (torch.zeros(1, 3, 8, 12, dtype=torch.complex64), "dense tensor of real numbers"),
+        (torch.zeros(1, 3, 8, 12, device="meta"), "on meta; give a dense tensor"),
         (np.array([["a"]]), "NumPy array of real numbers"),
         ([[1.0]], "is list; give a tensor"),
         ("image.tif", "is str; give a tensor"),
