@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alliance.encoder import LayerNorm
 from alliance.errors import InputError
 from alliance.frequency import scale_partition, token_grid, token_spectrum
+from alliance.ranges import Ranged, ranged
 
 
 class Grid(NamedTuple):
@@ -24,10 +25,10 @@ class Grid(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig:
+class FusionConfig(Ranged):
     """Options of triple-domain fusion attention (docs/model.md 7)."""
 
-    width: float = 0.25
+    width: float = ranged(0.25, 0, 16, above=True)
     """Width F of the frequency branch in units of the decoder's width E."""
     fusion: Literal["scale", "mlp", "replace"] = "scale"
     """Join the branches by a scaled sum, by a scaled MLP, or by an MLP alone as in the published file (docs/model.md
@@ -39,13 +40,13 @@ class FusionConfig:
     """Scale the amplitude of every bin."""
     phase: bool = True
     """Turn the phase of every bin."""
-    phase_heads: int = 0
+    phase_heads: int = ranged(0, 0, 1024)
     """Number of channel groups that turn together; 0: every channel by itself."""
     band_selection: bool = True
     """Weigh the scales of the token grid per image and band group."""
-    cuts: tuple[float, float] = (1 / 8, 1 / 4)
+    cuts: tuple[float, float] = ranged((1 / 8, 1 / 4), 0, 1, above=True)
     """Borders between the scales, cycles per token."""
-    floor: float = 0.1
+    floor: float = ranged(0.1, 0, 1)
     """Least amplitude in the phasor, relative to the rms amplitude."""
     spatial_spectral: Literal["joint", "factorised"] = "joint"
     """Attention over all tokens at once, or over space and then over the band groups."""

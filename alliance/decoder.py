@@ -14,6 +14,7 @@ from alliance.blocks import FusionBlock, FusionConfig, Grid, behind_cls
 from alliance.embedding import BandKernels, FixedKernels, GroupKernels, PositionLayout, TokenPosition, reference_bands
 from alliance.encoder import Embedded, LayerNorm, initialise_linear, run_block
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 from alliance.sensors import Sensor
 from alliance.tokens import Groups, Mask
 
@@ -21,14 +22,14 @@ HEAD_GAIN = 0.1  # of the head's initial kernels: the first prediction is nearly
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Ranged):
     """Size and options of the decoder (docs/model.md 6)."""
 
-    embed_dim: int = 256
+    embed_dim: int = ranged(256, 4, 65536)
     """Width E of the decoder, a multiple of 4 and of `heads`."""
-    depth: int = 6
+    depth: int = ranged(6, 1, 1024)
     """Number of blocks over all stages."""
-    heads: int = 8
+    heads: int = ranged(8, 1, 1024)
     """Attention heads of every block."""
     stages: Literal[1, 3] = 3
     """3: low, mid, high, one after the other; 1: the whole image at once."""
@@ -46,6 +47,7 @@ class DecoderConfig:
     """Spatial and spectral position added, or side by side as in the published file."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.embed_dim % self.heads or self.embed_dim % 4:
             raise InputError(f"decoder.embed_dim {self.embed_dim} is not a multiple of 4 and of heads {self.heads}")
         if self.depth < self.stages:

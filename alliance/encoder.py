@@ -23,6 +23,7 @@ from alliance.embedding import (
 from alliance.errors import InputError
 from alliance.images import as_float
 from alliance.positions import Frequencies, Order, Resampling, SpatialCode
+from alliance.ranges import LARGE, Ranged, ranged
 from alliance.sensors import Sensor
 from alliance.sensors.plausible import drift, faults, look, statistics_fit
 from alliance.tokens import Groups, patchify, take, token_grid_shape
@@ -36,24 +37,24 @@ class LayerNorm(nn.LayerNorm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Ranged):
     """Size and options of the encoder (docs/model.md 3 and 5)."""
 
-    embed_dim: int = 384
+    embed_dim: int = ranged(384, 4, 65536)
     """Width d of the tokens, a multiple of 4 and of `heads`."""
-    depth: int = 12
+    depth: int = ranged(12, 1, 1024)
     """Number of transformer blocks."""
-    heads: int = 6
+    heads: int = ranged(6, 1, 1024)
     """Attention heads of every block."""
-    patch: int = 8
+    patch: int = ranged(8, 2, 4096)
     """Side of a patch, pixels; an image is a multiple of it."""
     amplitude: bool = True
     """Embed the log-amplitude of frequencies inside each patch beside its pixels (docs/model.md 3.3)."""
     tokens: Literal["frequency", "plain", "none"] = "frequency"
     """cls and mask tokens: frequency-aware (docs/model.md 3.5), a plain cls as in MAE, or no cls at all."""
-    registers: int = 0
+    registers: int = ranged(0, 0, 1024)
     """Learned tokens beside a plain cls, as in DINOv2 with registers."""
-    jumbo: int = 1
+    jumbo: int = ranged(1, 1, 64)
     """Width of the frequency waves in units of `embed_dim`; 4 as in the published file."""
     tokenizer: Literal["wavelength", "fixed"] = "wavelength"
     """Kernels from the wavelengths of any band (docs/model.md 3.2), or one learned kernel per band of the known
@@ -61,7 +62,7 @@ class EncoderConfig:
     """
     position: PositionLayout = "add"
     """Spatial and spectral position added, or side by side as in the published file."""
-    table: int = 0
+    table: int = ranged(0, 0, 4096)
     """Rows and columns of a learned table of positions, resampled for other grids; 0: the fixed sin-cos code."""
     table_resampling: Resampling = "plain"
     """Bicubic resampling of the table: plain, antialiased as in timm, or with the offset of DINOv2."""
@@ -69,30 +70,29 @@ class EncoderConfig:
     """Channels of the sin-cos code: [sin y, sin x, cos y, cos x], or [sin x, cos x, sin y, cos y] as in MAE (x_first)."""
     spatial_frequencies: Frequencies = "usual"
     """Frequencies of the sin-cos code (docs/model.md 3.4)."""
-    spatial_channels: tuple[int, int] | None = None
+    spatial_channels: tuple[int, int] | None = ranged(None, 0, 65536)
     """First channel of the sin-cos code and the one past its last; null: all."""
-    spatial_unit_m: float = 0.0
+    spatial_unit_m: float = ranged(0.0, 0, LARGE)
     """Metres of one unit of the sin-cos code, by the sensor's pixel size; 0: a token is one unit."""
-    patch_offset: int = 0
+    patch_offset: int = ranged(0, 0, 4096)
     """Pixels that the first patch begins before the image, which is filled up with zeros there; 1 as in DOFA."""
-    norm_eps: float = 1e-6
+    norm_eps: float = ranged(1e-6, 0, 1, above=True)
     """Epsilon of the layer norms."""
     qk_norm: bool = False
     """Normalise queries and keys, for the stability of large models."""
-    drop_path: float = 0.0
+    drop_path: float = ranged(0.0, 0, 1, below=True)
     """Share of samples that skip the last block in training, rising linearly from 0 at the first; for fine-tuning."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.embed_dim % self.heads:
             raise InputError(f"encoder.embed_dim {self.embed_dim} is not a multiple of encoder.heads {self.heads}")
-        if self.embed_dim % 4 or self.patch < 2:
-            raise InputError(f"encoder needs embed_dim in fours and patch >= 2, got {self.embed_dim}, {self.patch}")
-        if not 0 <= self.patch_offset < self.patch:
+        if self.embed_dim % 4:
+            raise InputError(f"encoder.embed_dim {self.embed_dim} is not a multiple of 4")
+        if self.patch_offset >= self.patch:
             raise InputError(f"encoder.patch_offset {self.patch_offset} is not between 0 and patch {self.patch}")
         if self.registers and self.tokens == "frequency":
             raise InputError("encoder.registers stand beside plain tokens; set encoder.tokens plain, or registers 0")
-        if min(self.registers, self.table, self.spatial_unit_m) < 0 or not self.norm_eps > 0:
-            raise InputError("encoder.registers, table and spatial_unit_m are 0 or more, norm_eps is positive")
         self._check_channels()
 
     def _check_channels(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.frequency import Edge, Extension, low_pass
+from alliance.ranges import LARGE, Ranged, ranged
 from alliance.sensors import Sensor
 from alliance.tokens import Groups, group_table, patchify
 
@@ -18,14 +19,14 @@ STAGES = ("low", "mid", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Ranged):
     """Targets, losses and schedule (docs/model.md 8)."""
 
     targets: Literal["cumulative", "disjoint", "increments"] = "cumulative"
     """Targets of the stages: cumulative bands, disjoint bands, or increments, which are disjoint bands over their
     rms.
     """
-    cutoffs: tuple[float, float] | None = None
+    cutoffs: tuple[float, float] | None = ranged(None, 0, 1, above=True)
     """Borders of the bands, cycles per pixel; null: 1 / (2 patch) and 1 / patch."""
     edge: Edge = "raised_cosine"
     """Edge of the low-pass: a raised cosine, or a step."""
@@ -35,12 +36,13 @@ class LossConfig:
     """patch_group: the last target has mean 0 and deviation 1 in every patch and band group."""
     schedule: Literal["linear", "rbf", "constant"] = "linear"
     """How the weights of the stages move over the run (docs/model.md 8.4)."""
-    sar_high: float = 1 / 3
+    sar_high: float = ranged(1 / 3, 0, LARGE)
     """Largest weight of the high stage for SAR, whose high frequencies are mostly speckle."""
-    fft: float = 0.0
+    fft: float = ranged(0.0, 0, LARGE)
     """Weight of the spectral distance of the last stage; 0.1 where used, 0: left out."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cutoffs is not None and not 0 < self.cutoffs[0] < self.cutoffs[1] <= math.sqrt(0.5):
             raise InputError(f"loss.cutoffs must rise within (0, 0.707] cycles per pixel, got {self.cutoffs}")
         if self.normalise == "patch_group" and self.targets != "cumulative":

@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 
 MASK_STREAM, GROUP_STREAM = 3, 4  # keep these draws apart from each other and from those of order and augmentation
 
@@ -18,19 +19,18 @@ Groups = Sequence[Sequence[int]]  # channel indices of every band group
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
+class MaskingConfig(Ranged):
     """Which tokens the encoder does not see (docs/model.md 4)."""
 
-    ratio: float | None = None
+    ratio: float | None = ranged(None, 0, 1, above=True, below=True)
     """Share of hidden tokens; null: 0.75 up to three band groups, 0.90 above."""
     geometry: Literal["independent", "tube"] = "independent"
     """Every band group is hidden at its own places, or all at the same ones (tube)."""
-    max_groups: int = 6
+    max_groups: int = ranged(6, 1, 1024)
     """Most band groups per step; a sensor with more, such as a hyperspectral one, shows a random subset."""
 
     def __post_init__(self) -> None:
-        if self.ratio is not None and not 0 < self.ratio < 1:
-            raise InputError(f"masking.ratio must lie between 0 and 1, got {self.ratio}")
+        super().__post_init__()
 
     def ratio_for(self, groups: int) -> float:
         """Share of hidden tokens for a number of band groups."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from alliance.encoder import set_explicit_attention
 from alliance.errors import InputError
+from alliance.ranges import MANY, Ranged, ranged
 from engine.checkpoints import Layout
 from engine.deepspeed_internals import SETTINGS, forget_gradients, forget_stale_gradients, own_part
 from engine.errors import AgreedError
@@ -26,16 +27,16 @@ OWNED_KEYS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(Ranged):
     """How steps are computed; none of it changes what is learnt beyond rounding."""
 
     zero: Literal[0, 1, 2, 3] | None = None
     """ZeRO stage of DeepSpeed; null: 1 on GPUs, 0 on CPUs."""
     precision: Literal["fp32", "bf16", "autocast"] | None = None
     """Number format of the computation; null: bf16 on GPUs (autocast with ZeRO stage 0), fp32 on CPUs."""
-    micro_batch: int | None = None
+    micro_batch: int | None = ranged(None, 1, MANY)
     """Samples per rank and pass; null: the rank's whole share of `optim.batch`."""
-    ranks: int | None = None
+    ranks: int | None = ranged(None, 1, MANY)
     """Refuse to start with another number of ranks, such as after a mistyped hostfile; null: any number."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
@@ -47,12 +48,9 @@ class EngineConfig:
     """Further DeepSpeed settings, such as bucket sizes; keys that other settings decide are refused."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.resolve(on_cpu=False)
         refuse_further_settings(self.deepspeed)
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise InputError(
-                f"engine.micro_batch must be at least 1, got {self.micro_batch}; leave it out for the whole share"
-            )
 
     def resolve(self, *, on_cpu: bool) -> tuple[str, int]:
         """Precision and ZeRO stage: bf16 and 1 on GPUs, fp32 and 0 on CPUs, unless set."""

@@ -7,44 +7,29 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import nn
 
-from alliance.errors import InputError
-
-LARGEST = 1e6  # of rates, decay and clipping: far above what trains, far below what overflows in float32
+from alliance.ranges import LARGE, MANY, Ranged, ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Ranged):
     """AdamW with warm-up and cosine decay (docs/model.md 10)."""
 
-    batch: int = 256
+    batch: int = ranged(256, 1, MANY)
     """Samples per step over all ranks; the same for any number of them."""
-    lr: float = 1e-4
+    lr: float = ranged(1e-4, 0, LARGE, above=True)
     """Learning rate after the warm-up, the highest one; a usual start is 1e-4 * batch / 256."""
-    min_lr: float = 0.0
+    min_lr: float = ranged(0.0, 0, LARGE)
     """Learning rate of the last step."""
-    warmup: float = 0.05
+    warmup: float = ranged(0.05, 0, 1, below=True)
     """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.05
+    weight_decay: float = ranged(0.05, 0, LARGE)
     """Weight decay of matrices."""
     decay_vectors: bool = False
     """Weight decay also on biases, norms and learned tokens."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = ranged((0.9, 0.95), 0, 1, below=True)
     """Decay of AdamW's running mean and of its running square, per step."""
-    clip: float = 1.0
+    clip: float = ranged(1.0, 0, LARGE)
     """Largest norm of the gradient, larger ones are scaled down to it; 0: no limit."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or not 0 < self.lr <= LARGEST or not 0 <= self.warmup < 1:
-            raise InputError(
-                f"optim needs batch >= 1, 0 < lr <= {LARGEST:g} and 0 <= warmup < 1, got {self.batch}, {self.lr}, {self.warmup}"
-            )
-        for name in ("min_lr", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) <= LARGEST:
-                raise InputError(
-                    f"optim.{name} is a number from 0 to {LARGEST:g}, got {getattr(self, name)}; correct it"
-                )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"optim.betas are two numbers from 0 to below 1, got {self.betas}; correct them")
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

@@ -11,22 +11,23 @@ import yaml
 from alliance.errors import InputError
 from alliance.files import clear_temporaries, replace_file
 from alliance.passwords import hide_in
+from alliance.ranges import MANY, SEEDS, Ranged, ranged
 from datasets.descriptors import LOCK, open_lock
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig:
+class FolderConfig(Ranged):
     """Where runs live, and how often they report."""
 
     dir: str
     """Folder of the run; made if need be. A folder that holds a run already is refused unless `resume` is auto."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest good checkpoint, or start if there is none; never: refuse a used folder."""
-    log_every: int = 10
+    log_every: int = ranged(10, 1, MANY)
     """Steps between two lines of the log."""
-    save_every: int = 500
+    save_every: int = ranged(500, 1, MANY)
     """Steps between two checkpoints; the last step is always saved."""
-    keep: int = 2
+    keep: int = ranged(2, 1, MANY)
     """Number of checkpoints that stay, the newest ones."""
     unsaved: Literal["go_on", "stop"] = "go_on"
     """What to do when a checkpoint cannot be written, such as on a full disk: go on and say so, or stop."""
@@ -38,27 +39,20 @@ class FolderConfig:
     """Project of Weights & Biases."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "wandb", self.wandb or "off")
-        for name in ("log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"run.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(FolderConfig):
     """One run: where it lives, how long it is, and how often it reports."""
 
-    steps: int = 10_000
+    steps: int = ranged(10_000, 1, MANY)
     """Optimiser steps from beginning to end."""
-    seed: int = 0
+    seed: int = ranged(0, 0, SEEDS)
     """Number from which weights, masks, sample order and augmentation are drawn."""
-    picture_every: int = 500
+    picture_every: int = ranged(500, 0, MANY)
     """Steps between two pictures; 0: only at the end."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise InputError(f"run.steps must be at least 1, got {self.steps}")
 
 
 MARK = b"a run folder of alliance-rs\n"

@@ -17,6 +17,7 @@ import jsonargparse
 import yaml
 
 from alliance.errors import InputError
+from alliance.ranges import OutOfRange
 from alliance.yaml_files import check_yaml, read_yaml
 from engine.settings_tree import (
     dataclasses_of,
@@ -24,6 +25,8 @@ from engine.settings_tree import (
     groups,
     keys,
     moved_settings,
+    place_of,
+    range_of,
     refuse_not_finite,
     refuse_unknown,
     unknown_setting,
@@ -56,8 +59,8 @@ def parse_settings(kind: type[Settings], description: str | None, arguments: Seq
         values = parser.parse_args(arguments)
         refuse_not_finite(values)
         built = parser.instantiate(values)
-    except argparse.ArgumentError as error:
-        raise InputError(_one_line(error)) from error
+    except (argparse.ArgumentError, ValueError) as error:  # ValueError: of a group that may also be null
+        raise InputError(_one_line(error, kind)) from error
     return kind(**{key: value for key, value in built.items() if key not in OWN_OPTIONS})
 
 
@@ -78,6 +81,8 @@ def settings_parser(kind: type, description: str | None) -> jsonargparse.Argumen
     for action in parser._actions:
         if any(groups(hint) == [hint] for hint in find(kind, action.dest)):
             action.help = argparse.SUPPRESS  # a whole group as one mapping: its keys are listed below its title
+        elif stated := range_of(kind, action.dest):
+            action.help = f"{action.help} Range: {stated}."
     return parser
 
 
@@ -138,10 +143,12 @@ def _load_checked(text: str) -> Any:
     return jsonargparse.get_loader("yaml")(text)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, kind: type) -> str:
     """The parser's message in one line; our own error where it was the cause."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, OutOfRange):
+            return cause.named(place_of(kind, cause.owner) + cause.field)
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__

@@ -14,6 +14,7 @@ from typing import Any
 import jsonargparse
 
 from alliance.errors import InputError
+from alliance.ranges import Range, stated_ranges
 
 
 @functools.cache
@@ -134,6 +135,19 @@ def _allows_single(hint: Any, value: Any) -> bool:
     """Whether something else than a group of settings may stand here."""
     others = [one for one in options(hint) if one not in groups(hint)]
     return types.NoneType in others if value is None else any(one is not types.NoneType for one in others)
+
+
+def place_of(kind: type, group: type) -> str:
+    """The dotted name of a group of settings with a dot behind it, empty for the whole tree."""
+    found = (name for name in keys(kind) if any(group in groups(hint) for hint in find(kind, name)))
+    return next((f"{name}." for name in found), "")
+
+
+def range_of(kind: type, name: str) -> Range | None:
+    """What a number with a dotted name may be; None where no range is stated."""
+    *path, last = name.split(".")
+    owners = [group for hint in (find(kind, ".".join(path)) if path else [kind]) for group in groups(hint)]
+    return next((stated for owner in owners for field, stated in stated_ranges(owner) if field == last), None)
 
 
 def refuse_not_finite(value: Any, name: str = "") -> None:

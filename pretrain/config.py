@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from alliance.errors import InputError
 from alliance.model import AllianceConfig
+from alliance.ranges import Ranged, ranged
 from datasets.shards.loader import SourceConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
@@ -11,31 +12,28 @@ from engine.runs import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Ranged):
     """Where samples come from and how they are varied."""
 
     sources: list[SourceConfig]
     """Sets of shards, a list such as [{shards: FOLDER, weight: 1.0}]; launch/shards.py makes them."""
-    crop: int | None = None
+    crop: int | None = ranged(None, 1, 65536)
     """Side of a random square cut out of every tile, pixels; null: the whole tile."""
     augment: bool = True
     """Random mirrors and quarter turns."""
-    workers: int = 1
+    workers: int = ranged(1, 0, 1024)
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
     verify: bool = True
     """Compare every sample with the checksum in its shard's index."""
     allow_pipe: bool = False
     """Whether a source may be a command (pipe:...), which is run; only the command line can say so, no file."""
-    max_broken: float = 0.05
+    max_broken: float = ranged(0.05, 0, 1)
     """The run stops when a larger share of the samples read is broken (judged from 1,000 on)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sources:
             raise InputError("data.sources is empty; give [{shards: FOLDER, weight: 1.0}], made by launch/shards.py")
-        if self.workers < 0:
-            raise InputError(f"data.workers is a number of threads, 0 or more, got {self.workers}")
-        if not 0 <= self.max_broken <= 1:
-            raise InputError(f"data.max_broken is a share from 0 to 1, got {self.max_broken}")
 
 
 @dataclass(frozen=True, kw_only=True)

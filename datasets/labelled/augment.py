@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.tiles import Sample
 
@@ -22,27 +23,23 @@ REDRAWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Ranged):
     """What may happen to a training tile. The defaults are those of PAD for tiles of 512 pixels."""
 
-    resize: tuple[float, float] = (0.5, 2.0)
+    resize: tuple[float, float] = ranged((0.5, 2.0), 0, 64, above=True)
     """Smallest and largest factor on both sides, uniform between these."""
-    crop: int = 512
+    crop: int = ranged(512, 1, 65536)
     """Side of what is cut out, or padded to, pixels."""
-    cat_max_ratio: float = 0.75
+    cat_max_ratio: float = ranged(0.75, 0, 1, above=True)
     """A crop is drawn again while one class holds this share of its labelled pixels; 1: never."""
-    flip: float = 0.5
+    flip: float = ranged(0.5, 0, 1)
     """Probability of a left-right, and of an up-down flip."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "resize", tuple(self.resize))
         if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
             raise InputError(f"resize is {self.resize}; give the smallest and the largest factor, above 0")
-        if self.crop < 1 or not 0 < self.cat_max_ratio <= 1 or not 0 <= self.flip <= 1:
-            raise InputError(
-                f"crop {self.crop}, cat_max_ratio {self.cat_max_ratio}, flip {self.flip}: crop is at least 1 pixel, "
-                f"the share above 0, both at most 1"
-            )
 
 
 class Draw(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.ranges import MANY, Ranged, ranged
 from datasets.imagery.cubes import open_arrays
 from datasets.labelled.patches import PatchSet
 from datasets.labelled.stored_patches import read_arrays
@@ -16,16 +17,16 @@ POSITION, NUMBER = "position", "number"  # arrays of a split file beside the ind
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
+class SplitConfig(Ranged):
     """How labelled pixels are split. Indices count the labelled pixels, row by row, scene after scene."""
 
     kind: Literal["auto", "official", "blocks", "random"] = "auto"
     """auto: the official split where there is one, else blocks; random pixels leak neighbours into the test."""
-    per_class: int | None = 20
+    per_class: int | None = ranged(20, 1, MANY)
     """Training pixels of each class; null: all official ones, none for validation."""
-    validation: int | None = None
+    validation: int | None = ranged(None, 0, MANY)
     """Validation pixels of each class, beside those; null: half as many."""
-    side: int = 32
+    side: int = ranged(32, 1, 65536)
     """Side of square blocks, pixels, where the data set brings no blocks of its own."""
     cap: bool = False
     """A class with too few pixels gives what it has; else it is refused."""

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.ranges import LARGE, Ranged, ranged
 from alliance.sensors import Sensor
 from datasets.descriptors import allowed, share_out
 from datasets.sampling.faults import Fault
@@ -20,12 +21,12 @@ STREAM = 2  # keeps the draws of sources apart from those of samples and augment
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Ranged):
     """One set of shards."""
 
     shards: str
     """Folder of shards, or a place to stream from: https://..., s3://..., pipe:COMMAND {}."""
-    weight: float = 1.0
+    weight: float = ranged(1.0, 0, LARGE, above=True)
     """Its part of the steps, relative to the other sources."""
     sensors: tuple[str, ...] = ()
     """Which of its sensors are read; empty: all."""

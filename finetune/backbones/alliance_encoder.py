@@ -17,6 +17,7 @@ from alliance.checkpoint import load_encoder
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
 from alliance.model import model_config
+from alliance.ranges import Ranged, ranged
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, generated_sensor
 from engine.optim import Rule
@@ -26,19 +27,20 @@ Mode = Literal["frozen", "full", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSensor:
+class InputSensor(Ranged):
     """What measured the channels of one input of a network."""
 
     sensor: str
     """Name of one the encoder was trained with, of a shipped one, or a YAML file; any name with `wavelengths`."""
     bands: tuple[str, ...] = ()
     """Bands of the sensor, one per channel, in the order of the channels; empty: all, in its order."""
-    channels: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ranged((), 0, 65535)
     """Channels of the input that are read, from 0; empty: all. [0] for one band that is given three times."""
-    wavelengths: tuple[float, ...] = ()
+    wavelengths: tuple[float, ...] = ranged((), 0, 1000000000.0, above=True)
     """Wavelengths of the channels, nm or micrometres, or the first and last of evenly spaced ones."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("bands", "channels", "wavelengths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.bands and self.wavelengths:
@@ -46,16 +48,16 @@ class InputSensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig:
+class TransferConfig(Ranged):
     """How a task uses a pretrained encoder."""
 
     model: str = "alliance_base_patch8"
     """Name of an untrained encoder, see alliance.list_models(); not read where the task has a `checkpoint`."""
     mode: Mode = "frozen"
     """frozen: nothing of it learns; full: all weights learn; lora: adapters beside its layers learn."""
-    layer_decay: float = 0.9
+    layer_decay: float = ranged(0.9, 0, 1, above=True)
     """Factor of the learning rate from a block to the one before it, in mode full."""
-    drop_path: float = 0.0
+    drop_path: float = ranged(0.0, 0, 1, below=True)
     """Share of samples that skip the last block in training, rising linearly from 0; none where frozen."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Size of the adapters, in mode lora."""
@@ -63,10 +65,9 @@ class TransferConfig:
     """Sensor of each input of the network that the encoder reads, by name: rgb, sar; spectral, passive, active."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in get_args(Mode):
             raise InputError(f"encoder.mode {self.mode!r} is not one of {', '.join(get_args(Mode))}")
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"encoder.layer_decay must lie in (0, 1], got {self.layer_decay}; 1 is no decay")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TransferConfig":

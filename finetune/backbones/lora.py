@@ -8,25 +8,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.encoder import AllianceEncoder
-from alliance.errors import InputError
+from alliance.ranges import LARGE, Ranged, ranged
 
 ATTENTION, MLP = ("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")  # of a block, by timm's names
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Ranged):
     """Size of the adapters, and where they are."""
 
-    rank: int = 8
+    rank: int = ranged(8, 1, 65536)
     """Rank of the matrices that the adapters add."""
-    alpha: float = 16.0
+    alpha: float = ranged(16.0, 0, LARGE, above=True)
     """What the adapters add is multiplied by alpha / rank."""
     mlp: bool = False
     """Adapters also in the MLPs, not in the attention alone."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0:
-            raise InputError(f"lora needs rank >= 1 and alpha > 0, got {self.rank} and {self.alpha}; try 8 and 16")
 
 
 class LoraLinear(nn.Linear):

@@ -14,6 +14,7 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 from finetune.backbones.alliance_encoder import EncoderInput
 from finetune.backbones.convnext import Backbone, ConvNeXtV2, Size
 
@@ -21,20 +22,21 @@ STRIDES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PyramidConfig:
+class PyramidConfig(Ranged):
     """From the tokens of an Alliance encoder to four maps."""
 
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ranged((), 0, 1023)
     """The four blocks whose tokens are taken, from 0; empty: evenly spaced, the last one included."""
-    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    widths: tuple[int, ...] = ranged((128, 256, 512, 1024), 1, 65536)
     """Channels of the four maps; beside ConvNeXt its own widths are taken."""
-    stem: int = 64
+    stem: int = ranged(64, 0, 65536)
     """Width of the convolution stem at stride 4; 0: no stem. There is none beside ConvNeXt."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("blocks", "widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.widths) != len(STRIDES) or min(self.widths) < 1:
+        if len(self.widths) != len(STRIDES):
             raise InputError(f"pyramid.widths are {list(self.widths)}; give the widths of {len(STRIDES)} maps")
         if len(self.blocks) not in (0, len(STRIDES)):
             raise InputError(f"pyramid.blocks are {list(self.blocks)}; give {len(STRIDES)} blocks, or none")

@@ -8,16 +8,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 from finetune.pad.spectrum import SpectrumLayout, bin_distance, decouple, high_pass, recouple
 
 STAGES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig:
+class FusionConfig(Ranged):
     """What is fused, and how. The defaults are the release's; its departures from the paper are named."""
 
-    stages: tuple[int, ...] = STAGES
+    stages: tuple[int, ...] = ranged(STAGES, 1, 4)
     """Stages with a fusion block, of 1 to 4; at the others the two maps are added."""
     asf: bool = True
     """Amplitude spectrum fusion; off leaves the amplitude, so its penalty is 0."""
@@ -25,7 +26,7 @@ class FusionConfig:
     """Phase spectrum correction; off leaves the phase. With both off no transform is done."""
     spectrum_layout: SpectrumLayout = "release"
     """Distance of the bins for the high-pass: as released, or the true radial frequency (docs/model.md 13.5)."""
-    radius: float = 0.1
+    radius: float = ranged(0.1, -100, 100)
     """Edge rho of the high-pass before its sigmoid: 0.1 is r = 0.525 as in the release, -2.197 is r = 0.1."""
     radius_trainable: bool = True
     """The edge of the high-pass learns."""
@@ -33,6 +34,7 @@ class FusionConfig:
     """Add the residual path once more after the inverse transform, as the release does and the paper does not."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not set(self.stages) <= set(STAGES) or len(set(self.stages)) != len(self.stages):
             raise InputError(f"fusion.stages {list(self.stages)} are not different ones of {list(STAGES)}")
         if self.spectrum_layout not in get_args(SpectrumLayout):

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.ranges import LARGE, Ranged, ranged
 from finetune.pad.model import PadOutput
 
 IGNORE = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Ranged):
     """Weights beside the 1 of the segmentation loss, as released."""
 
-    auxiliary: float = 0.4
+    auxiliary: float = ranged(0.4, 0, LARGE)
     """Weight of the auxiliary head's segmentation loss."""
-    amplitude: float = 0.1
+    amplitude: float = ranged(0.1, 0, LARGE)
     """Weight of the amplitude penalty, summed over the stages."""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 from finetune.backbones.alliance_encoder import EncoderInput, TransferConfig, TransferredEncoder
 from finetune.backbones.convnext import Backbone, ConvNeXtV2, Size, StageNorms
 from finetune.backbones.pyramid import AllianceBackbone, ConvNeXtWithAlliance, PyramidConfig
@@ -21,18 +22,18 @@ SMALLEST = 32  # pixels: the coarsest stride
 
 
 @dataclass(frozen=True, kw_only=True)
-class PadConfig:
+class PadConfig(Ranged):
     """The network. The defaults are the release for WHU-OPT-SAR."""
 
     backbone: BackboneKind = "convnext"
     """Two ConvNeXt V2 encoders, one Alliance encoder for both modalities, or both kinds added."""
     size: Size = "large"
     """Size of both ConvNeXt V2 encoders."""
-    classes: int = 7
+    classes: int = ranged(7, 1, 254)
     """Number of classes; a trainer takes it from the data."""
-    rgb_channels: int = 3
+    rgb_channels: int = ranged(3, 1, 65536)
     """Channels of the optical image."""
-    sar_channels: int = 3
+    sar_channels: int = ranged(3, 1, 65536)
     """Channels of the SAR image; the release repeats its single band three times."""
     input: Input = "both"
     """Both modalities, or one encoder and no fusion."""
@@ -40,9 +41,9 @@ class PadConfig:
     """Where the norm of a stage acts: inline, so that the next stage gets the normalised map as in the release, or
     on the output alone as usual.
     """
-    drop_path: float = 0.4
+    drop_path: float = ranged(0.4, 0, 1, below=True)
     """Share of samples that skip the last block in training, rising linearly from 0."""
-    dropout: float = 0.1
+    dropout: float = ranged(0.1, 0, 1, below=True)
     """Share of channels that are dropped before both classifiers."""
     early_fusion: bool = False
     """Fuse at stage 1 alone, the RGB encoder goes on from there; our reading of the paper's term."""
@@ -54,6 +55,7 @@ class PadConfig:
     """From the tokens of the Alliance encoder to four maps."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choices = {"backbone": BackboneKind, "size": Size, "input": Input, "stage_norms": StageNorms}
         for name, kinds in choices.items():
             if getattr(self, name) not in get_args(kinds):

@@ -7,23 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
+class AttentionConfig(Ranged):
     """How attention is made sparse; the paper says that it is, not how."""
 
     kind: Literal["top-k", "relu2", "plain"] = "top-k"
     """top-k keeps the largest scores of a row (as in DRSformer), relu2 mixes in squared ones (as in AST), plain
     keeps all.
     """
-    kept: float = 0.5
+    kept: float = ranged(0.5, 0, 1, above=True)
     """Share of a row's scores that top-k keeps."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.kept <= 1:
-            raise InputError(f"attention.kept must lie in (0, 1], got {self.kept}; 1 keeps all scores")
 
 
 def keep_largest(scores: Tensor, kept: float) -> Tensor:

@@ -9,8 +9,8 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alliance.errors import InputError
 from alliance.frequency import token_grid, token_spectrum
+from alliance.ranges import Ranged, ranged
 from finetune.s2fin.attention import AttentionConfig, SparseAttention
 from finetune.s2fin.layers import conv_norm_gelu
 
@@ -19,26 +19,21 @@ START = -1.0  # bias of threshold and gain: tau about 0.29, gain about 0.31
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnhancementConfig:
+class EnhancementConfig(Ranged):
     """Filter and transformer of HFSET; the paper says only that the threshold is trainable."""
 
     filter: bool = True
     """High-frequency filter along the bands."""
     threshold: Literal["trainable", "fixed"] = "trainable"
     """Threshold of the filter set by attention, or fixed where the trainable one starts."""
-    anchors: int = 8
+    anchors: int = ranged(8, 2, 65536)
     """Number of frequencies at which the gain of the filter is given."""
-    groups: int = 32
+    groups: int = ranged(32, 1, 65536)
     """Most band groups seen by the spectral attention."""
-    descriptor: int = 32
+    descriptor: int = ranged(32, 1, 65536)
     """Width of either attention that describes the patch."""
-    blocks: int = 1
+    blocks: int = ranged(1, 0, 1024)
     """Number of spatial-spectral transformer blocks."""
-
-    def __post_init__(self) -> None:
-        for field, least in (("anchors", 2), ("groups", 1), ("descriptor", 1), ("blocks", 0)):
-            if getattr(self, field) < least:
-                raise InputError(f"hfset.{field} must be at least {least}, got {getattr(self, field)}")
 
 
 def high_frequency_response(threshold: Tensor, gain: Tensor, bands: int, temperature: float) -> Tensor:

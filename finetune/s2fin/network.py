@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.errors import InputError
+from alliance.ranges import LARGE, Ranged, ranged
 from engine.optim import Rule
 from finetune.backbones.alliance_encoder import EncoderInput, TransferConfig, TransferredEncoder
 from finetune.s2fin.attention import AttentionConfig
@@ -23,14 +24,14 @@ from finetune.s2fin.stem import EncoderStem, encoder_input
 
 
 @dataclass(frozen=True, kw_only=True)
-class S2FinConfig:
+class S2FinConfig(Ranged):
     """Network and loss. None of these values is known from the paper; every one is our choice."""
 
-    width: int = 64
+    width: int = ranged(64, 8, 65536)
     """Channels d, a multiple of 16; 64 is light, 96 gives about the 0.6 to 0.7 million parameters listed for the
     paper.
     """
-    patch: int = 7
+    patch: int = ranged(7, 3, 1023)
     """Side of the square around the pixel, odd."""
     inputs: Literal["both", "passive", "active"] = "both"
     """Both images, or one: passive alone has no HFRM, active alone no HFSET, SSAF and HFRM."""
@@ -48,34 +49,29 @@ class S2FinConfig:
     """HFRM in the shallow place, AFCM in the deep one."""
     mixer: Literal["scan", "gru", "none"] = "scan"
     """Long-range mixing of the pixels: a selective scan, a GRU, or none."""
-    temperature: float = 0.05
+    temperature: float = ranged(0.05, 0, LARGE, above=True)
     """Softness of all high-pass edges, in units of Nyquist."""
-    dropout: float = 0.3
+    dropout: float = ranged(0.3, 0, 1, below=True)
     """Share of features that are dropped before the classifier."""
-    auxiliary: float = 0.0
+    auxiliary: float = ranged(0.0, 0, 1, below=True)
     """Weight of the loss of each branch's own head; 0.3 where used, 0: no such heads."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = ranged(0.0, 0, 1, below=True)
     """Share of the label that is spread over all classes; 0.05 where used."""
     encoder: TransferConfig | None = None
     """Alliance features as stem of each branch that has a sensor there; null: convolutions."""
-    encoder_side: int = 0
+    encoder_side: int = ranged(0, 0, 4096)
     """Side to which a patch is resized for the encoder, pixels; 0: one token per pixel."""
-    frequency_rate: float = 10.0
+    frequency_rate: float = ranged(10.0, 0, LARGE, above=True)
     """Learning rate of thresholds, cut-offs and masks, in units of optim.lr."""
 
     def __post_init__(self) -> None:
-        if self.width < HEAD or self.width % HEAD:
+        super().__post_init__()
+        if self.width % HEAD:
             raise InputError(f"model.width {self.width} is not a multiple of {HEAD}; use 64 or 96")
-        if self.patch < 3 or self.patch % 2 == 0:
+        if self.patch % 2 == 0:
             raise InputError(
                 f"model.patch {self.patch} has no centre pixel; use an odd side from 3 on, such as 7 or 11"
             )
-        for name in ("temperature", "frequency_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"model.{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "auxiliary", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}; 0 turns it off")
         strange = set(self.encoder.sensors if self.encoder else ()) - {"spectral", "passive", "active"}
         if strange:
             raise InputError(f"encoder.sensors names the input {min(strange)}; there are spectral, passive and active")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,40 +12,48 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 
 from alliance.errors import InputError
+from alliance.ranges import SEEDS, Ranged, ranged
 from engine.job import Job
 from engine.ranks import World
 from engine.runs import FolderConfig, RunConfig
 from finetune.sweep.seeds import SeedScores
 from finetune.task import SCORES
 
+MOST = 10_000  # seeds of a command
+
 
 @dataclass(frozen=True, kw_only=True)
-class SeedsConfig:
+class SeedsConfig(Ranged):
     """The seeds of a command."""
 
     seeds: str | list[int] = "0"
     """Runs, such as 0,1,2 or 0-9; each draws its weights, its batches and, where there is one, its split anew."""
-    jobs: int | None = None
+    jobs: int | None = ranged(None, 1, 1024)
     """Seeds trained at once, each in a process; null: one per CPU core, one on GPUs."""
 
     def __post_init__(self) -> None:
-        if self.jobs is not None and self.jobs < 1:
-            raise InputError(f"jobs must be at least 1, got {self.jobs}")
+        super().__post_init__()
         seeds = self.seed_list
-        if (min(seeds, default=0) < 0) or len(set(seeds)) < len(seeds):
-            raise InputError(f"seeds are {self.seeds}; give different whole numbers from 0 on, such as 0,1,2 or 0-9")
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"seeds are {self.seeds}; give different whole numbers, such as 0,1,2 or 0-9")
 
     @property
     def seed_list(self) -> list[int]:
-        """The seeds one by one."""
-        if isinstance(self.seeds, list):
-            return self.seeds
+        """The seeds one by one.
+
+        Raises:
+            InputError: one is no whole number of the range, or there are too many.
+        """
+        parts = self.seeds.split(",") if isinstance(self.seeds, str) and self.seeds else self.seeds or ()
         found: list[int] = []
-        for part in self.seeds.split(",") if self.seeds else ():
-            first, _, last = part.strip().partition("-")
-            if not (first.isdigit() and (not last or last.isdigit())):
+        for part in map(str, parts):
+            span = re.fullmatch(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*", part)
+            first, last = (int(span[1]), int(span[2] or span[1])) if span else (-1, -1)
+            if not 0 <= first <= last <= SEEDS:
                 raise InputError(f"seeds are {self.seeds!r}; give whole numbers such as 0,1,2 or 0-9")
-            found.extend(range(int(first), int(last or first) + 1))
+            if len(found) + last - first >= MOST:
+                raise InputError(f"seeds are {self.seeds!r}, more than {MOST}; give fewer")
+            found.extend(range(first, last + 1))
         return found
 
     @property

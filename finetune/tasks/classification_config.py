@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from alliance.errors import InputError
+from alliance.ranges import MANY, Ranged, ranged
 from datasets.labelled import SplitConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
@@ -14,14 +15,14 @@ from finetune.sweep.experiment import SeedsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledDataConfig:
+class LabelledDataConfig(Ranged):
     """Scenes with labelled pixels, and which of them serve for what."""
 
     set: str
     """Description of the scenes: a name of configs/labelled/, or a YAML file of one's own."""
     path: str
     """Folder of the scenes, or file of ready patches."""
-    components: int = 30
+    components: int = ranged(30, 0, 65536)
     """Principal components of the passive image for its spatial branch."""
     split: str = ""
     """FILE.npz[:PREFIX] of arrays `train` and `test`, {seed} replaced; empty: drawn by `protocol`."""
@@ -57,7 +58,7 @@ class ClassifyConfig(SeedsConfig):
     """How steps are computed; fp32, as so small a network gains nothing by less."""
     checkpoint: str = ""
     """Run, folder or file of an Alliance encoder that `model.encoder` begins with; empty: an untrained one."""
-    epochs: int = 100
+    epochs: int = ranged(100, 1, MANY)
     """Passes over the training pixels."""
     references: bool = True
     """Score classical models under the same splits in the same table."""
@@ -66,8 +67,6 @@ class ClassifyConfig(SeedsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.epochs < 1:
-            raise InputError(f"epochs must be at least 1, got {self.epochs}")
         if not self.seed_list:
             raise InputError("seeds are empty; give whole numbers such as 0,1,2 or 0-9")
         if self.checkpoint and self.model.encoder is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from alliance.errors import InputError
+from alliance.ranges import MANY, Ranged, ranged
 from datasets.labelled.augment import AugmentConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
@@ -16,7 +17,7 @@ from finetune.sweep.experiment import SeedsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairDataConfig:
+class PairDataConfig(Ranged):
     """Registered pairs of optical image, SAR image and label map."""
 
     set: str
@@ -31,9 +32,9 @@ class PairDataConfig:
     """Split that the chosen network is scored on once, after the last step; null: none."""
     overlap: Literal["refuse", "count"] = "refuse"
     """What to do with test samples that also stand in training: refuse them, or count them in the log."""
-    workers: int = 2
+    workers: int = ranged(2, 0, 1024)
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
-    max_broken: float = 0.05
+    max_broken: float = ranged(0.05, 0, 1)
     """The run stops when a larger share of the pairs is broken (judged from 1,000 read on)."""
 
 
@@ -68,15 +69,13 @@ class SegmentConfig(SeedsConfig):
     """How it learns."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(zero=0))
     """How steps are computed; ZeRO stage 0, so autocast on GPUs and float32 norms."""
-    evaluate_every: int = 8000
+    evaluate_every: int = ranged(8000, 1, MANY)
     """Steps between two evaluations."""
     seeds: str | list[int] = ""
     """Runs with these seeds in place of run.seed, such as 0,1,2 or 0-9, and one table of all; empty: one run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.evaluate_every < 1:
-            raise InputError(f"evaluate_every must be at least 1 step, got {self.evaluate_every}")
         if self.checkpoint and self.model.backbone == "convnext":
             raise InputError(
                 "--checkpoint is of an Alliance encoder, model.backbone is convnext; give a second --config of "

@@ -107,5 +107,5 @@ def test_durations_read_well():
 
 
 def test_impossible_run_lengths_are_refused():
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="steps is 0; give a whole number from 1"):
         RunConfig(dir="x", steps=0)

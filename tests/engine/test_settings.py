@@ -107,7 +107,7 @@ def test_the_printed_settings_give_the_same_run_again(written, capsys: pytest.Ca
         (["--data.sources", "[{shards: here, weight: x}]"], "Expected a float. Got value: x"),
         (["--config", "nowhere.yaml"], "nowhere.yaml' (--help lists all settings)"),
         (["--config", "x" * 5000], "there is no settings file"),
-        (["--model.masking.ratio", "1.5"], "masking.ratio must lie between 0 and 1, got 1.5"),
+        (["--model.masking.ratio", "1.5"], "model.masking.ratio is 1.5; give a number above 0 to below 1"),
         (["--model.encoder.heads", "5"], "encoder.embed_dim 384 is not a multiple of encoder.heads 5"),
         (["--model", "small.yaml"], "model is 'small.yaml', a group of settings; give its keys, such as model.encoder"),
         (["--run.seed", "9" * 5000], "run.seed"),

@@ -249,8 +249,8 @@ def test_a_record_rebuilds_the_network_without_the_checkpoint(tmp_path: Path, mo
     ("make", "message"),
     [
         (lambda: TransferConfig(mode="half"), "encoder.mode 'half' is not one of frozen, full, lora"),
-        (lambda: TransferConfig(layer_decay=0.0), r"encoder.layer_decay must lie in \(0, 1\], got 0.0"),
-        (lambda: LoraConfig(rank=0), "lora needs rank >= 1 and alpha > 0, got 0"),
+        (lambda: TransferConfig(layer_decay=0.0), "TransferConfig.layer_decay is 0.0; give a number above 0 to 1"),
+        (lambda: LoraConfig(rank=0), "LoraConfig.rank is 0; give a whole number from 1"),
         (lambda: InputSensor(sensor="x", bands=("a",), wavelengths=(1.0,)), "both bands and wavelengths"),
         (lambda: transferred(model="nano"), "no model is called 'nano'"),
         (lambda: TransferredEncoder(TransferConfig(), {}, checkpoint="/nowhere"), "/nowhere holds no exported encoder"),

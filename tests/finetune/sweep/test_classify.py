@@ -193,7 +193,7 @@ def test_a_split_from_a_file(scene: Path, tmp_path: Path) -> None:
         (("--seeds", "0,0"), "seeds are 0,0; give different whole numbers"),
         (("--seeds", "a"), "give whole numbers such as 0,1,2 or 0-9"),
         (("--model.widht", "8"), "did you mean 'model.width'?"),
-        (("--epochs", "0"), "epochs must be at least 1, got 0"),
+        (("--epochs", "0"), "epochs is 0; give a whole number from 1"),
         (
             ("--data.protocol.per_class", "5000", "--data.protocol.cap", "false"),
             "pixels of the 7501 that the split needs",
