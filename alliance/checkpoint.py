@@ -76,7 +76,7 @@ def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file, whole and on the disk, with the rights that the umask gives.
 
     Raises:
-        OSError, SafetensorError: it cannot be written; an older file stays.
+        OSError: it cannot be written; an older file stays.
     """
     with new_file(path) as part:
         save_file(dict(weights), part)

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, under names that nobody could plant beforehand."""
 
+import errno
 import os
 import re
 import secrets
@@ -9,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from safetensors import SafetensorError
+
 from alliance.errors import InputError
 
 TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{16}\.tmp")
+LITTLE = 64 * 2**20  # bytes; where less is free, the disk is taken to be full
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # where the system has them
 
 
@@ -51,8 +55,9 @@ def scratch_file(path: Path) -> Iterator[Path]:
     """An empty file of our own beside `path`, under a name that nobody can foresee; it is removed when the block ends."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666))
-        yield part
+        with naming(path):
+            os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666))
+            yield part
     finally:
         part.unlink(missing_ok=True)
 
@@ -65,6 +70,35 @@ def require_empty(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty, and nothing in it is overwritten; give a new folder, or remove it")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Failures of writing a file name that file, whoever writes it: the system's without a name, safetensors', torch's.
+
+    Raises:
+        OSError: it cannot be written; with its errno and `path`.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        number = _number_of(error, path)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number_of(error: Exception, path: Path) -> int | None:
+    """The errno of a failure to write; None: it is another one, or tells all itself."""
+    if isinstance(error, OSError):
+        own = error.filename is None or TEMPORARY.fullmatch(Path(os.fsdecode(error.filename)).name)
+        return error.errno if own else None
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    if told:
+        return int(told[1])
+    if "unexpected pos" not in str(error):  # torch's writer, which does not say why
+        return None
+    return errno.ENOSPC if shutil.disk_usage(path.parent).free < LITTLE else errno.EIO
 
 
 def final_name(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from alliance.files import remove_tree, sync
+from alliance.files import naming, remove_tree, sync
 from engine.deepspeed_internals import save_checkpoint
 from engine.log import report_disk_errors
 from engine.ranks import World, gather
@@ -134,7 +134,8 @@ def _write_states(
     written, error = save_checkpoint(engine, partial.parent, partial.name, {"updated": _updated_names(engine)})
     random, own = partial / f"random_rank{world.rank}.pt", [partial / LOOP] * world.is_main
     try:
-        torch.save(_random_state(), random)
+        with naming(random):
+            torch.save(_random_state(), random)
         for path in own:
             write_whole(path, json.dumps(state))
     except (OSError, RuntimeError) as failure:
@@ -184,8 +185,6 @@ def _agree(error: Exception | None, partial: Path, world: World) -> None:
 def _said(error: Exception) -> str:
     """An error in one line."""
     lines = str(error).splitlines() or [""]
-    if "unexpected pos" in lines[0]:  # as torch's writer puts it
-        return "a file could be written in part only"
     return (error.strerror if isinstance(error, OSError) else None) or lines[0][:120]
 
 

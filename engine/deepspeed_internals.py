@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alliance.files import naming
+
 CONVERTER = Path(__file__).with_name("convert_states.py")
 MODEL_STATES = "mp_rank_00_model_states.pt"
 ZERO_SETTINGS = frozenset({
@@ -76,7 +78,8 @@ class CheckpointFiles:
     def save(self, state_dict: Any, path: str) -> None:
         self.written.append(Path(path))
         try:
-            self.files.save(state_dict, path)
+            with naming(Path(path)):
+                self.files.save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
             self.error = error
 

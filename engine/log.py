@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from alliance.errors import InputError
 from alliance.files import replace_file
 from alliance.passwords import hide_in, hide_passwords
+from datasets.commands import explain
 from datasets.descriptors import append_to
 from engine.runs import RunConfig, RunFolder
 
@@ -110,8 +110,8 @@ def report_disk_errors(what: str, *, must: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        text = f"{what} cannot be written ({error})"
+    except OSError as error:
+        text = f"{what} cannot be written ({explain(error)})"
         if must:
             raise InputError(f"{text}; make room, then go on with --run.resume auto") from error
         logger.warning("%s; the run goes on without", text)

@@ -162,7 +162,7 @@ class Task(Job[Config]):
         path = run.folder.pictures / f"step_{done:08d}.png"
         with report_disk_errors(f"picture {path.name}"):
             draw(path)
-        run.write(event="picture", step=done - 1, path=path.name)
+            run.write(event="picture", step=done - 1, path=path.name)
 
 
 def parameters_of(model: nn.Module) -> int:

@@ -131,7 +131,7 @@ class Pretraining(Job[PretrainConfig]):
                 path = run.folder.pictures / f"step_{done:08d}_{name}.png"
                 with report_disk_errors(f"picture {path.name}"):
                     draw_reconstruction(path, result, sensor, title=f"{name}, step {done}")
-                run.write(event="picture", step=done - 1, sensor=name, path=path.name)
+                    run.write(event="picture", step=done - 1, sensor=name, path=path.name)
                 run.write(event="probe", step=done - 1, sensor=name, **band_psnr(result, patch, loss))
         model.train()
 
