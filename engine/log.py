@@ -25,6 +25,7 @@ from engine.runs import RunConfig, RunFolder
 logger = logging.getLogger("alliance")
 
 WANDB_TIMEOUT = 15  # seconds to reach the server before going offline
+REPORTS = {"picture", "probe", "scores"}  # events of a job's report
 
 
 def setup_logging(folder: RunFolder | None, *, level: int | None = None) -> None:
@@ -60,13 +61,24 @@ class LogFile(logging.FileHandler):
 class Metrics:
     """Appends to metrics.jsonl; on resume, lines at or after the resumed step are dropped."""
 
-    def __init__(self, path: Path, *, resume_step: int = 0, mirror: "WandbMirror | None" = None) -> None:
+    def __init__(
+        self, path: Path, *, resume_step: int = 0, report_again: bool = False, mirror: "WandbMirror | None" = None
+    ) -> None:
+        """Open the file.
+
+        Args:
+            report_again: whether the last step's report is made anew; what the earlier one wrote is dropped too.
+        """
         self.mirror = mirror
         if path.exists():
             lines, damaged = _parse(path)
             if damaged:
                 logger.warning("%d lines of metrics.jsonl cannot be read and are left out", damaged)
-            kept = [line for line, record in lines if _step_of(record) < resume_step]
+            reported = resume_step - report_again
+            kept = [
+                line for line, record in lines
+                if _step_of(record) < (reported if record.get("event") in REPORTS else resume_step)
+            ]  # fmt: skip
             replace_file(path, b"".join(line + b"\n" for line in kept))
         self.file = append_to(path)
         self.lost = 0  # lines, since the disk is full

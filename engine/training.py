@@ -103,7 +103,8 @@ class Run:
         mirror = None
         if self.config.run.wandb != "off":
             mirror = WandbMirror(self.config.run, self.folder, to_record(self.config))
-        metrics = Metrics(self.folder.metrics, resume_step=self.start, mirror=mirror)
+        again = self.start >= self.config.run.steps
+        metrics = Metrics(self.folder.metrics, resume_step=self.start, report_again=again, mirror=mirror)
         if self.start:
             metrics.write(event="resume", step=self.start, **self.layout._asdict())
             logger.info("going on from step %d: same samples, random draws and learning rates", self.start)
