@@ -39,11 +39,14 @@ class LabelSource:
     """Stored value of a pixel without a label, beside 255."""
     band: int | None = None
     """Which band of the file holds the classes, from 1, where there are several."""
+    ignored: tuple[Colour, ...] = ()
+    """Colours of pixels without a label, in maps of colours."""
     unknown: Literal["refuse", "ignore"] = "refuse"
     """What to do with values or colours that are no class."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {int(stored): int(index) for stored, index in self.values.items()})
+        object.__setattr__(self, "ignored", tuple(as_colour("to ignore", rgb) for rgb in self.ignored))
         if self.band is not None and self.band < 1:
             raise InputError(f"label.band is {self.band}; bands are counted from 1")
 
@@ -77,16 +80,24 @@ def read_label(
     return Label(_indices(path, found, source, len(classes)), found.header)
 
 
+class Values(NamedTuple):
+    """A label map as it is stored."""
+
+    values: Indices  # (h, w), 255 where the file calls a pixel missing
+    are_classes: bool  # of a map of colours, they are class indices
+
+
 def stored_values(
     path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None = None, *, colours: bool = True
-) -> Indices:
-    """A label map as it is stored (h, w); of colours, the class indices; 255 where the file calls a pixel missing.
+) -> Values:
+    """What a label map holds.
 
     Raises:
         InputError: the file cannot be read, or is no label map.
     """
     found = _stored(path, source, classes, key, colours=colours)
-    return np.where(found.missing & ~np.isin(found.values, list(source.values)), IGNORE, found.values)
+    missing = found.missing & ~np.isin(found.values, list(source.values))
+    return Values(np.where(missing, IGNORE, found.values), found.mapped)
 
 
 class _Stored(NamedTuple):
@@ -184,7 +195,8 @@ def _by_colour(
     path: Path, stored: NDArray, header: Scene, source: LabelSource, classes: Mapping[str, Colour]
 ) -> Indices:
     packed = _packed(np.moveaxis(stored[:3], 0, -1))
-    known = {int(_packed(np.array(colour))): index for index, colour in enumerate(classes.values())}
+    meant = dict.fromkeys(source.ignored, IGNORE) | {colour: index for index, colour in enumerate(classes.values())}
+    known = {int(_packed(np.array(colour))): index for colour, index in meant.items()}
     indices = to_indices(packed, known)
     strange, count = np.unique(packed[indices < 0], return_counts=True)
     if strange.size and count.sum() > packed.size / 2:
@@ -194,8 +206,8 @@ def _by_colour(
     if strange.size and source.unknown == "refuse":
         colour = [int(strange[count.argmax()]) >> shift & 255 for shift in (16, 8, 0)]
         raise InputError(
-            f"{path} has the colour {colour} in {count.max()} pixels, which is of no class; mend `classes`, or set "
-            f"label.unknown to ignore"
+            f"{path} has the colour {colour} in {count.max()} pixels, which is of no class; mend `classes`, or say "
+            f"in `label` that it has none, ignored: [{colour}]; for all such colours, set label.unknown to ignore"
         )
     indices[indices < 0] = IGNORE
     return indices

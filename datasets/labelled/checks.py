@@ -28,32 +28,44 @@ class LabelCounts:
     """Pixels of every stored value of some label maps."""
 
     pixels: Counter[int] = field(default_factory=Counter)
+    coloured: Counter[int] = field(default_factory=Counter)  # of every class index of maps of colours
     unreadable: int = 0  # files; training and evaluation name them one by one
 
     def add(self, other: "LabelCounts") -> None:
         self.pixels.update(other.pixels)
+        self.coloured.update(other.coloured)
         self.unreadable += other.unreadable
 
+    def by_class(self, table: Mapping[int, int]) -> Counter[int]:
+        """Pixels of every class index, given that of every stored value; those of 255 have no label."""
+        found = Counter(self.coloured)
+        for value, count in self.pixels.items():
+            found[table.get(value, IGNORE)] += count
+        return found
 
-def count_labels(tiles: Tiles, numbers: Sequence[int] | None = None) -> LabelCounts:
+
+def count_labels(
+    tiles: Tiles, numbers: Sequence[int] | None = None, described: LabelledSet | None = None
+) -> LabelCounts:
     """Read the label maps of some tiles (None: all), a few at a time.
 
-    Colour-coded maps are counted by class index.
+    Args:
+        described: what their values mean; None: as the tiles are described.
     """
     total = LabelCounts()
+    chosen = range(len(tiles)) if numbers is None else numbers
     with ThreadPoolExecutor(THREADS, "labels") as threads:
-        for found in threads.map(
-            lambda number: _count(tiles, number), range(len(tiles)) if numbers is None else numbers
-        ):
+        for found in threads.map(lambda number: _count(tiles, number, described or tiles.described), chosen):
             total.add(found)
     return total
 
 
-def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts]) -> list[str]:
+def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts], left_out: Sequence[str] = ()) -> list[str]:
     """What the stored values of all splits say of the description: lines worth saying.
 
     Args:
         counts: by split, the training split first.
+        left_out: classes of the description that are not to be learnt.
     Raises:
         InputError: the values are numbered otherwise than the description says; the message proposes a numbering.
     """
@@ -78,13 +90,20 @@ def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts]) -> l
             f"if {IGNORE} is {names[1]}, say so: label: {{values: {{0: 0, {IGNORE}: 1}}}}; if not, {{0: 0, 1: 1, {IGNORE}: {IGNORE}}}"
         )
     split, first = next(iter(counts.items()))
-    labelled = {table[value] for value, count in first.pixels.items() if count and table.get(value, IGNORE) != IGNORE}
-    if not labelled:
+    pixels = {
+        each: dict(zip(names, map(counts[each].by_class(table).get, range(len(names))), strict=True)) for each in counts
+    }
+    if not any(pixels[split][name] for name in names if name not in left_out):
+        others = " but of classes that are left out" if any(pixels[split].values()) else ""
         raise InputError(
-            f"{described.name}: no pixel of {split} has a label; it holds {sorted(first.pixels)[:12]}, mend `label`"
+            f"{described.name}: no pixel of {split} has a label{others}; it holds {sorted(first.pixels)[:12]}, mend `label`"
         )
-    absent = [name for index, name in enumerate(names) if index not in labelled]
-    return [f"no pixel of {split} is labelled {', '.join(absent)}: that cannot be learnt"] if absent else []
+    absent = [name for name in names if not pixels[split][name] and name not in left_out]
+    lines = [f"no pixel of {split} is labelled {', '.join(absent)}: that cannot be learnt"] if absent else []
+    for name in left_out:
+        lost = ", ".join(f"{pixels[each][name] or 0} of {each}" for each in counts)
+        lines.append(f"{name} is left out; its pixels have no label: {lost}")
+    return lines
 
 
 def shared_samples(first: Tiles, second: Tiles) -> list[tuple[str, str]]:
@@ -114,14 +133,16 @@ def refuse_shared(train: Tiles, other: Tiles) -> None:
         )
 
 
-def _count(tiles: Tiles, number: int) -> LabelCounts:
+def _count(tiles: Tiles, number: int, described: LabelledSet) -> LabelCounts:
     try:
-        stored = stored_values(tiles.files[number].label, tiles.described.label, tiles.described.classes,
-                               colours=tiles.described.coloured)  # fmt: skip
+        stored = stored_values(
+            tiles.files[number].label, described.label, described.classes, colours=described.coloured
+        )
     except InputError:
         return LabelCounts(unreadable=1)
-    values, count = np.unique(stored, return_counts=True)
-    return LabelCounts(Counter(dict(zip(values.tolist(), count.tolist(), strict=True))))
+    values, count = np.unique(stored.values, return_counts=True)
+    pixels = Counter(dict(zip(values.tolist(), count.tolist(), strict=True)))
+    return LabelCounts(coloured=pixels) if stored.are_classes else LabelCounts(pixels)
 
 
 def _proposal(found: Sequence[int], classes: int) -> str:

@@ -13,6 +13,7 @@ a split's list holds the paths of one sample, images first.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,28 +122,52 @@ class LabelledSet:
         """The same set with some of its images described anew."""
         return dataclasses.replace(self, images={**self.images, **images})
 
-    def without(self, names: Sequence[str]) -> "LabelledSet":
-        """The same set without some classes: their pixels have no label.
+    def class_names(self, chosen: Sequence[str | int]) -> tuple[str, ...]:
+        """Names of classes that are given by name, or by the number that stands for them in label maps.
 
         Raises:
-            InputError: a class of that name is not there, or none would be left.
+            InputError: there is no such class, or the description does not say what numbers mean.
         """
-        strange = [name for name in names if name not in self.classes]
-        left = [name for name in self.classes if name not in names]
-        if strange or not left:
-            raise InputError(
-                f"{self.name}: classes to leave out are {list(names)}; there are {', '.join(self.classes) or 'none by name'}, "
-                f"and one at least must stay"
-            )
-        if not names:
+        return tuple(dict.fromkeys(self._class_name(each) for each in chosen))
+
+    def without(self, names: Sequence[str | int]) -> "LabelledSet":
+        """The same set without some classes, see `class_names`: their pixels have no label.
+
+        Raises:
+            InputError: a class is not there, or none would be left.
+        """
+        out = self.class_names(names)
+        left = [name for name in self.classes if name not in out]
+        if not out:
             return self
-        if not self.label.values and self.label.first is None:
-            raise InputError(f"{self.name}: say what stored labels mean (label.values) to leave classes out")
+        if not left:
+            raise InputError(
+                f"{self.name}: classes to leave out are {list(names)}, all there are; one at least must stay"
+            )
         own = list(self.classes)
         index = {own.index(name): number for number, name in enumerate(left)}
         values = {stored: index.get(old, IGNORE) for stored, old in self.label.table(len(own)).items()}
-        label = dataclasses.replace(self.label, values=values)
+        colours = tuple(self.classes[name] for name in out) if self.coloured else ()
+        label = dataclasses.replace(self.label, values=values, ignored=self.label.ignored + colours)
         return dataclasses.replace(self, label=label, classes={name: self.classes[name] for name in left})
+
+    def _class_name(self, chosen: str | int) -> str:
+        if str(chosen) in self.classes:
+            return str(chosen)
+        if not self.classes:
+            raise InputError(f"{self.name} names no classes, so that none can be chosen; give `classes`")
+        hint = difflib.get_close_matches(str(chosen), self.classes, n=1)
+        told = f"; did you mean {hint[0]!r}?" if hint else ""
+        message = f"{self.name}: {chosen!r} is no class{told}; there are {', '.join(self.classes)}"
+        if not str(chosen).isdigit():
+            raise InputError(message)
+        if self.label.first is None and not self.label.values:
+            raise InputError(f"{message}; labels themselves tell what {chosen} means, so give a name")
+        table = self.label.table(len(self.classes))
+        own = {value: list(self.classes)[index] for value, index in sorted(table.items()) if index != IGNORE}
+        if int(chosen) not in own:
+            raise InputError(f"{message}, stored as {', '.join(map(str, own))}")
+        return own[int(chosen)]
 
     def _check_splits(self) -> None:
         for split, given in self.splits.items():

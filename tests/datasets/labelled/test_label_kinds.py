@@ -145,13 +145,41 @@ def test_numbers_may_name_classes(tmp_path: Path) -> None:
     assert np.array_equal(Tiles(found, "train")[2].label, truth(2))
 
 
-def test_classes_may_be_left_out(tmp_path: Path) -> None:
-    write_set_of(tmp_path, lambda label: label)
-    found = described(tmp_path).without(["water"])
+@pytest.mark.parametrize(
+    ("store", "chosen"),
+    [
+        pytest.param(lambda label: label, "water", id="by name"),
+        pytest.param(lambda label: label, 1, id="by number"),
+        pytest.param(lambda label: label, "1", id="by number as text"),
+        pytest.param(lambda label: np.moveaxis(COLOURS[label], -1, 0), "water", id="of colours"),
+    ],
+)
+def test_classes_may_be_left_out(store: Callable[[np.ndarray], np.ndarray], chosen: str | int, tmp_path: Path) -> None:
+    write_set_of(tmp_path, store)
+    complete = described(tmp_path)
+    found = complete.without([chosen])
     assert list(found.classes) == ["land", "town"]
     assert np.array_equal(Tiles(found, "train")[0].label, np.array([0, 255, 1])[truth(0)])
-    with pytest.raises(InputError, match="classes to leave out are .'sea'.; there are land, water, town"):
-        described(tmp_path).without(["sea"])
+    counts = {split: count_labels(Tiles(found, split), described=complete) for split in found.splits}
+    # two of six stripes in every map: 48 pixels of each of 4 and 2 maps
+    assert check_values(complete, counts, ["water"]) == [
+        "water is left out; its pixels have no label: 192 of train, 96 of test"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (["sea"], "'sea' is no class; there are land, water, town"),
+        (["watr"], "did you mean 'water'"),
+        ([7], "7 is no class; there are land, water, town, stored as 0, 1, 2"),
+        (["land", "water", "town"], "all there are; one at least must stay"),
+    ],
+)
+def test_other_classes_are_not_left_out(chosen: list[str | int], message: str, tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: label)
+    with pytest.raises(InputError, match=message):
+        described(tmp_path).without(chosen)
 
 
 @pytest.mark.parametrize("kind", ["the same names", "all found", "a copy"])
