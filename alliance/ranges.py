@@ -72,11 +72,17 @@ def _check(owner: type, field: "dataclasses.Field[Any]", value: Any) -> None:
     stated: Range = field.metadata[KEY]
     for each in value if isinstance(value, list | tuple) else (value,):
         whole = field.type is int or "int" in str(field.type)
-        kind = numbers.Integral if whole else numbers.Real
-        if not isinstance(each, kind) or isinstance(each, bool) or not math.isfinite(each) or not stated.holds(each):
+        if not _fits(each, stated, whole=whole):
             error = OutOfRange(f"{owner.__name__}.{field.name} is {each!r}; give a {'whole ' * whole}number {stated}")
             error.owner, error.field = owner, field.name
             raise error
+
+
+def _fits(value: Any, stated: Range, *, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        return False
+    number: Any = value
+    return math.isfinite(number) and stated.holds(number)
 
 
 def stated_ranges(kind: type) -> Iterator[tuple[str, Range]]:
@@ -87,4 +93,5 @@ def stated_ranges(kind: type) -> Iterator[tuple[str, Range]]:
 
 
 def _short(value: float) -> str:
-    return {MANY: "2^31 - 1", SEEDS: "2^63 - 1"}.get(value, f"{value:g}")
+    named: dict[float, str] = {MANY: "2^31 - 1", SEEDS: "2^63 - 1"}
+    return named.get(value, f"{value:g}")
