@@ -119,21 +119,24 @@ def load_decoder(path: str | Path) -> SavedDecoder | None:
 
 def digest_of(path: str | Path) -> str:
     """One checksum of the weights of an export, its decoder included."""
-    digest = hashlib.sha256()
-    for name in (WEIGHTS, DECODER):
-        file = find_export(path) / name
+    digest, folder = hashlib.sha256(), find_export(path)
+    for file in (folder / WEIGHTS, folder / DECODER):
         if file.is_file():
             with open(file, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file of ours, by name."""
+def read_tensors(path: Path, mend: str = "export the encoder again") -> dict[str, Tensor]:
+    """All tensors of a safetensors file, of any shape, by name.
+
+    Raises:
+        InputError: it cannot be read; the message ends with the mend.
+    """
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); export the encoder again") from error
+        raise InputError(f"{path} cannot be read ({error}); {mend}") from error
 
 
 def find_export(path: str | Path) -> Path:

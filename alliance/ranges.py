@@ -31,9 +31,8 @@ class Range(NamedTuple):
         return least and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        return (
-            f"{'above' if self.above else 'from'} {self.low:g} to {'below ' if self.below else ''}{_short(self.high)}"
-        )
+        low = f"{'above' if self.above else 'from'} {self.low:g}"
+        return f"{low} to {'below ' if self.below else ''}{_short(self.high)}"
 
 
 def ranged(default: Any, low: float, high: float, *, above: bool = False, below: bool = False) -> Any:
@@ -70,8 +69,8 @@ def _check(owner: type, field: "dataclasses.Field[Any]", value: Any) -> None:
     if KEY not in field.metadata or (value is None and "None" in str(field.type)):
         return
     stated: Range = field.metadata[KEY]
+    whole = "int" in str(field.type)
     for each in value if isinstance(value, list | tuple) else (value,):
-        whole = field.type is int or "int" in str(field.type)
         if not _fits(each, stated, whole=whole):
             error = OutOfRange(f"{owner.__name__}.{field.name} is {each!r}; give a {'whole ' * whole}number {stated}")
             error.owner, error.field = owner, field.name

@@ -138,9 +138,13 @@ def _allows_single(hint: Any, value: Any) -> bool:
 
 
 def place_of(kind: type, group: type) -> str:
-    """The dotted name of a group of settings with a dot behind it, empty for the whole tree."""
+    """What stands before the settings of a group: its dotted name and a dot; nothing for those of the tree itself, the
+    name of the class for a group of a list or mapping.
+    """
+    if group is kind:
+        return ""
     found = (name for name in keys(kind) if any(group in groups(hint) for hint in find(kind, name)))
-    return next((f"{name}." for name in found), "")
+    return f"{next(found, group.__name__)}."
 
 
 def range_of(kind: type, name: str) -> Range | None:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alliance.checkpoint import CONFIG, WEIGHTS, differences, save_tensors
+from alliance.checkpoint import CONFIG, WEIGHTS, differences, read_tensors, save_tensors
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import Colour, as_colour, palette_colour
@@ -208,12 +206,5 @@ def refuse_differences(rows: Sequence[str], message: str) -> None:
 
 
 def read_model_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        return load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({error}); write or convert the network again") from error
+    """The weights of a folder, see `read_tensors`."""
+    return read_tensors(folder / WEIGHTS, "write or convert the network again")

@@ -157,7 +157,7 @@ def _is_cube(path: Path, names: set[str]) -> bool | None:
         raise Unreadable("is a link to nothing; put the file back, or take the link away")
     if not path.is_file():
         if known:
-            raise Unreadable("is no regular file")
+            raise Unreadable("is no regular file; put a file in its place, or take it away")
         return None
     if suffix in rasters.SUFFIXES and suffix != ".img":
         return False

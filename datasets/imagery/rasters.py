@@ -326,7 +326,9 @@ def _wavelengths(dataset: rasterio.DatasetReader) -> tuple[float, ...] | None:
     try:
         return tuple(to_nanometres([float(str(value)) for value in values], units))
     except (ValueError, InputError) as error:
-        raise Unreadable(f"its wavelengths, {values[0]} {units or ''} to {values[-1]}, are none: {error}") from error
+        raise Unreadable(
+            f"its wavelengths, {values[0]} {units or ''} to {values[-1]}, are none: {error}; mend them, or take them out"
+        ) from error
 
 
 @contextmanager

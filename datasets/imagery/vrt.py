@@ -82,7 +82,7 @@ def _parse(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, RecursionError) as error:
-        raise Unreadable(f"is no XML: {error}") from error
+        raise Unreadable(f"is no XML: {error}; {MEND}") from error
 
 
 def _sources(root: ElementTree.Element) -> Iterator[tuple[bool, ElementTree.Element]]:

@@ -95,7 +95,10 @@ def place_crop(label: Tensor, places: np.ndarray, config: AugmentConfig) -> tupl
 
 
 def is_mixed(label: Tensor, cat_max_ratio: float) -> bool:
-    """Whether in a label map (h, w) two classes or more occur and none holds `cat_max_ratio` of the labelled pixels; always true for 1."""
+    """Whether two classes or more occur in a label map (h, w), and none holds `cat_max_ratio` of the labelled pixels.
+
+    Always true for 1.
+    """
     if cat_max_ratio >= 1:
         return True
     counts = torch.bincount(label[label != IGNORE])

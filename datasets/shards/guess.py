@@ -95,14 +95,15 @@ def doubts(scene: Scene, bands: Sequence[int], sensor: Sensor) -> list[str]:
 def _fractions(scene: Scene, bands: Sequence[int], sensor: Sensor, seen: Seen) -> list[str]:
     """Numbers that should count steps of 1e-4 of reflectance, yet have fractions and end at 1 %: they are per cent."""
     counted = all(band.unit == "reflectance" and 0 < band.scale <= STEP and not scene.scales for band in sensor.bands)
-    if not counted or np.dtype(scene.dtype).kind != "f" or not float(seen.high.nan_to_num(-1).max()) < PER_CENT:
+    highest = float(seen.high.nan_to_num(-1).max())
+    if not counted or np.dtype(scene.dtype).kind != "f" or not highest < PER_CENT:
         return []
     pixels = sample_pixels(scene, bands)
     known = pixels[pixels.isfinite()]
     if not len(known) or bool((known == known.round()).all()):
         return []
     return [
-        f"no pixel has a reflectance above {float(seen.high.nan_to_num(-1).max()):.2g}, and stored numbers have fractions "
+        f"no pixel has a reflectance above {highest:.2g}, and stored numbers have fractions "
         f"(likely per cent, or scaled before it was written)"
     ]
 

@@ -41,7 +41,6 @@ SETS: dict[str, Literal["height", "sar"]] = {  # what the active image shows
     "lcz-hk": "sar",
 }
 UNKNOWN_BANDS = 64  # of a data set whose band count is not public; ours
-SAR_CHANNELS = 4  # VV, VH, real and imaginary part of their product
 PARCEL = 14.0  # usual width of a parcel, pixels
 MARGIN = 1.2  # pixels nearer than this to another parcel are mixed and have no label
 HEIGHTS = (0.3, 4.0, 11.0)  # m, of three classes

@@ -53,7 +53,10 @@ def levels(label: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def best_alone(label: NDArray, modality: Literal["optical", "sar"]) -> float:
-    """Share of the pixels of class indices (h, w) that the best rule on one modality gets right, if it names one class for all that look alike."""
+    """Share of the pixels of class indices (h, w) that the best rule on one modality gets right.
+
+    It names one class for all that look alike.
+    """
     level = levels(label)[0 if modality == "optical" else 1]
     largest = [np.bincount(label[level == each]).max() for each in range(LEVELS) if (level == each).any()]
     return float(sum(largest) / label.size)

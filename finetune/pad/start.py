@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor
 
-from alliance.checkpoint import differences
+from alliance.checkpoint import differences, read_tensors
 from alliance.errors import InputError
 from alliance.foreign import read_weights
 from engine.log import logger
@@ -55,12 +53,7 @@ def load_start(model: Pad, start: StartConfig) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        return read_weights(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give a file of weights") from error
+    return read_tensors(path, "give a file of weights") if path.suffix == ".safetensors" else read_weights(path)
 
 
 def _adapted(name: str, given: Tensor, own: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 8  # bytes that tell how long a message is
-KEPT = 3  # file descriptors of a request: output, exit status, and the working one of the helper
+SENT = 2  # file descriptors of a request: for the output, and for the exit status
 
 
 class Started:
@@ -163,7 +163,7 @@ def _requests(stream: socket.socket) -> dict[str, Any] | None:
                 os.close(ends.pop(pid))
         if stream not in ready:
             continue
-        head, descriptors, _, _ = socket.recv_fds(stream, LENGTH, KEPT)
+        head, descriptors, _, _ = socket.recv_fds(stream, LENGTH, SENT)
         if not head:
             return None
         request = json.loads(_receive(stream, int.from_bytes(head)))
@@ -189,6 +189,9 @@ def _preload() -> None:
     import deepspeed  # noqa: F401
 
     import engine.training  # noqa: F401
+    import finetune.mapping.command  # noqa: F401
+    import finetune.tasks.classification_seeds  # noqa: F401
+    import finetune.tasks.segmentation  # noqa: F401
     import pretrain.run  # noqa: F401
 
     threads = len(os.listdir("/proc/self/task"))
