@@ -21,7 +21,7 @@ FAINT = 5e-4  # reflectance that some pixel of some band exceeds, on the darkest
 EVEN = 0.05  # dB, spread of an image that has no speckle left
 CIRRUS = (1340.0, 1420.0)  # nm: water vapour swallows the ground there, so reflectance is near 0 but for high clouds
 BASELINE = 0.1  # reflectance: the offset of Sentinel-2 from processing baseline 04.00 on
-SQUASHED = 1e-3  # spread of an image in units of the training data's: divided by 1000 or more
+SQUASHED = 8e-3  # spread of an image in units of the training data's: divided by 255 or more
 ASTRAY = 20.0  # training deviations of an image's median, where the unit has no limits of its own
 
 
@@ -115,18 +115,28 @@ def drift(sensor: Sensor, seen: Seen) -> list[str]:
     mean, std = (
         torch.tensor([getattr(band, f) for band in sensor.bands], dtype=torch.float64) for f in ("mean", "std")
     )
-    gap = ((seen.median - mean) / std).abs().nanmedian()
-    shrunk = (seen.std / std).nanmedian()
-    free = all(limits(band) is None for band in sensor.bands)
-    if free and 0 < shrunk < SQUASHED and gap > 0.2:
-        return [f"spread {shrunk:.2g} of the training images': scaled down once too often"]
-    if free and gap > ASTRAY:
-        return [f"median {gap:.3g} deviations from the training images' mean: numbers of another unit"]
+    if all(limits(band) is None for band in sensor.bands) and (found := astray(seen, mean, std)):
+        return [found]
     shift = seen.median - mean
     cirrus = [index for index, band in enumerate(sensor.bands) if _in_cirrus(band)]
     if cirrus and (shift[cirrus] - BASELINE).abs().max() < 0.03 and (shift.nanmedian() - BASELINE).abs() < 0.05:
         return [f"every band {BASELINE:g} too high: the offset of 1000 of newer Sentinel-2 products was not removed"]
     return []
+
+
+def astray(seen: Seen, mean: Tensor, std: Tensor) -> str:
+    """How an image's numbers differ from those that a network was trained on, if they are of another unit; else nothing.
+
+    Args:
+        mean, std: of the training images, (c,) float64.
+    """
+    gap = ((seen.median - mean) / std).abs().nanmedian()
+    shrunk = (seen.std / std).nanmedian()
+    if 0 < shrunk < SQUASHED and gap > 0.2:
+        return f"spread {shrunk:.2g} of the training images': scaled down once too often"
+    if gap > ASTRAY:
+        return f"median {gap:.3g} deviations from the training images' mean: numbers of another unit"
+    return ""
 
 
 def statistics_fit(sensor: Sensor) -> bool:

@@ -27,6 +27,7 @@ from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
 from alliance.sensors.standardise import standardise
 from datasets.imagery import cubes, rasters
+from datasets.imagery.marks import refuse_undeclared
 from datasets.imagery.rasters import named
 from datasets.imagery.scenes import Read, Scene, Unreadable, Window
 from datasets.imagery.units import file_line, settle_units
@@ -146,13 +147,18 @@ class Reading(NamedTuple):
     log: bool
 
     def numbers(self, window: Window) -> Tensor:
-        """(c, h, w) float32 in the source's unit, NaN where missing."""
+        """(c, h, w) float32 in the source's unit, NaN where missing.
+
+        Raises:
+            Unreadable: a usual mark of missing pixels stands among the numbers, and nothing says that it is one.
+        """
         numbers = window.stored.astype(np.float32)
         missing = ~np.isfinite(numbers)
         if window.missing is not None:
             missing |= window.missing
         for value in self.nodata:
             missing |= window.stored == value
+        refuse_undeclared(window.stored, missing)
         if (self.scale != 1).any() or (self.offset != 0).any():
             numbers = numbers * self.scale + self.offset
         if self.log:

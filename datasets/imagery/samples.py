@@ -1,11 +1,12 @@
 """A cheap look at the pixels of a scene: a few small windows, spread over it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.imagery.images import OpenImage
 from datasets.imagery.scenes import Scene
 
 SIDE = 32  # pixels of a window
@@ -24,6 +25,27 @@ SPREAD = (
 )
 
 
+def places(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Row, column, height and width of windows that are spread over an image."""
+    for row, col in SPREAD if min(height, width) > SIDE else SPREAD[:1]:
+        top, left = (int(part * max(size - SIDE, 0)) for part, size in ((row, height), (col, width)))
+        yield top, left, min(SIDE, height), min(SIDE, width)
+
+
+def sample_numbers(image: OpenImage) -> Tensor:
+    """Some pixels in the unit of the image's source, NaN where missing: (c, n, 1) float64.
+
+    Raises:
+        InputError: the file cannot be read there.
+    """
+    found: list[Tensor] = []
+    for place in places(*image.header.shape[1:]):
+        found.append(image.window(*place).double().flatten(1))
+        if sum(bool(one.isfinite().any()) for one in found) == ENOUGH:
+            break
+    return torch.cat(found, dim=1)[..., None]
+
+
 def sample_pixels(scene: Scene, bands: Sequence[int]) -> Tensor:
     """Stored numbers of some pixels, NaN where the file calls them missing: (c, n, 1) float64.
 
@@ -33,9 +55,8 @@ def sample_pixels(scene: Scene, bands: Sequence[int]) -> Tensor:
     _, height, width = scene.shape
     found: list[np.ndarray] = []
     with scene.open(bands) as read:
-        for row, col in SPREAD if min(height, width) > SIDE else SPREAD[:1]:
-            top, left = (int(part * max(size - SIDE, 0)) for part, size in ((row, height), (col, width)))
-            window = read(top, left, min(SIDE, height), min(SIDE, width))
+        for place in places(height, width):
+            window = read(*place)
             values = window.stored.astype(np.float64)
             if window.missing is not None:
                 values[window.missing] = np.nan

@@ -22,7 +22,9 @@ class Window(NamedTuple):
     missing: np.ndarray | None = None  # (c, h, w) bool, what the file itself calls missing; None: it says nothing
 
 
-CONTROL, POLYNOMIALS = "ground control points", "rational polynomials"  # kinds of places without a grid
+# Kinds of places without a grid.
+CONTROL, POLYNOMIALS, SWATH = "ground control points", "rational polynomials", "latitudes and longitudes of its pixels"
+WARPS = {CONTROL: "-tps", POLYNOMIALS: "-rpc", SWATH: "-geoloc"}  # options of gdalwarp
 SHOWN = 60  # characters of a file's path in a summary
 COMPLEX = (
     "holds {} values, pixels are integers or floats; of complex SAR take the amplitude, or decibels: "
@@ -57,7 +59,7 @@ class Points(NamedTuple):
     @property
     def warp(self) -> str:
         """The option of gdalwarp that puts such an image on a grid."""
-        return "-rpc" if self.kind == POLYNOMIALS else "-tps"
+        return WARPS[self.kind]
 
 
 class Skipped(NamedTuple):

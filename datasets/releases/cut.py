@@ -142,7 +142,7 @@ def _check_bands(scene: _Scene) -> None:
 def _check_grids(files: SampleFiles) -> None:
     """Files that say where they lie must lie on one pixel grid, to half a pixel."""
     headers = {role: describe(path) for role, path in files.paths.items()}
-    placed = [(role, header) for role, header in headers.items() if header.transform is not None]
+    placed = [(role, header) for role, header in headers.items() if header.transform or header.points]
     for role, header in placed[1:]:
         try:
             compare_grids(placed[0][1], header)

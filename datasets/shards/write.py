@@ -25,6 +25,7 @@ from alliance.files import TEMPORARY, clear_temporaries, final_name, scratch_fil
 from alliance.sensors import Sensor
 from datasets.children import end_with_parent, safe_path
 from datasets.descriptors import LOCK, only_writer
+from datasets.imagery.marks import refuse_undeclared
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, Window
 from datasets.shards.index import NAME, Index, Sidecar, collect
 from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
@@ -261,6 +262,9 @@ def settle(window: Window, layer: Layer) -> tuple[np.ndarray, float]:
 
     Values stay as they are. Where the file marks missing values otherwise than the sensor, they become the sensor's
     nodata if the dtype holds it, else the tile becomes float with NaN.
+
+    Raises:
+        Unreadable: a usual mark of missing values stands among the others, and neither file nor sensor says so.
     """
     tile, wanted = window.stored, layer.sensor.nodata
     missing = np.isnan(tile) | (tile == wanted) if wanted is not None else np.isnan(tile)
@@ -271,6 +275,7 @@ def settle(window: Window, layer: Layer) -> tuple[np.ndarray, float]:
         elif foreign.any():
             tile = np.where(foreign, np.nan, tile.astype(with_nan(tile.dtype)))
         missing |= foreign
+    refuse_undeclared(tile, missing)
     return tile, float(missing.any(axis=0).mean())
 
 

@@ -31,7 +31,9 @@ def _predict(options: argparse.Namespace) -> list[str]:
     device = _device(options.device)
     network = open_network(find_network(options.checkpoint), device)
     files = _files(options, list(network.inputs.images))
-    scene_options = SceneOptions(window=options.window, overlap=options.overlap, batch=options.batch)
+    scene_options = SceneOptions(
+        window=options.window, overlap=options.overlap, batch=options.batch, force=options.force
+    )
     try:
         predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities)
     except torch.OutOfMemoryError as error:
@@ -86,4 +88,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--window", type=int, default=STANDARD.window, metavar="N", help="side, pixels (default %(default)s)")
     add("--overlap", type=int, metavar="N", help="of windows, pixels (default 128; none for networks of patches)")
     add("--batch", type=int, metavar="N", help="windows, or patches, at once (default 4, or 256)")
+    add("--force", action="store_true", help="map images though their numbers are not like those of training")
     return parser

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from alliance.errors import InputError
+from alliance.sensors import Band, Sensor
+from alliance.sensors.plausible import astray, faults, look
 from datasets.imagery.images import OpenImage, describe, opened_image
 from datasets.imagery.maps import Grid
+from datasets.imagery.samples import sample_numbers
 from datasets.imagery.scenes import Scene
 from datasets.labelled.tiles import check_grids
 from finetune.model_files import ImageInput
@@ -43,11 +47,16 @@ class SceneImages(NamedTuple):
 
 
 @contextmanager
-def opened_images(files: Mapping[str, ImageFile], wanted: Mapping[str, ImageInput]) -> Iterator[SceneImages]:
+def opened_images(
+    files: Mapping[str, ImageFile], wanted: Mapping[str, ImageInput], *, force: bool = False
+) -> Iterator[SceneImages]:
     """Open the images of a scene, by name, for reading.
 
+    Args:
+        force: take numbers that do not look like those of training.
     Raises:
-        InputError: one too many or too few, no image, other bands or another dtype than trained on, or not on one grid.
+        InputError: one too many or too few, no image, other bands or another dtype than trained on, numbers of another
+            unit, or not on one grid.
     """
     if set(files) != set(wanted):
         raise InputError(f"the network takes {_listed(wanted)}, given are {_listed(files)}")
@@ -61,6 +70,8 @@ def opened_images(files: Mapping[str, ImageFile], wanted: Mapping[str, ImageInpu
         headers = {files[name].path.name: image.header for name, image in images.items()}
         check_grids("the scene", headers)
         _check_place(headers)
+        for name, image in images.items() if not force else ():
+            _check_numbers(image, wanted[name], name)
         yield SceneImages(images, _grid(headers.values()))
 
 
@@ -84,6 +95,22 @@ def _check(file: ImageFile, image: ImageInput, name: str, grid: tuple[int, ...] 
         raise InputError(f"{held}, the {name} images of training had {image.source.count}; give such an image")
     if max(bands, default=0) > count:
         raise InputError(f"{held}, the network reads {name} from {bands}")
+
+
+def _check_numbers(image: OpenImage, wanted: ImageInput, name: str) -> None:
+    """Refuse an image whose numbers are of another unit than those of training, by a look at some of its pixels."""
+    sensor = wanted.source.description
+    known = sensor or Sensor(name=name, bands=tuple(Band(name=str(n)) for n in range(wanted.channels)))
+    seen = look(known, sample_numbers(image))
+    found = faults(sensor, seen) if sensor and not wanted.source.log else []
+    mean, std = (torch.from_numpy(column).double() for column in (wanted.preprocessing.mean, wanted.preprocessing.std))
+    found += [reason] if (reason := astray(seen, mean, std)) else []
+    if found:
+        raise InputError(
+            f"{image.header.files[0]} holds {seen.low.min():.5g} to {seen.high.max():.5g} as the {name} image, which is not "
+            f"what the network was trained on (mean {float(mean.mean()):.5g}): {found[0]}; give it as the training images "
+            f"were, or use --force if the scene is really so"
+        )
 
 
 def _check_place(headers: Mapping[str, Scene]) -> None:

@@ -57,8 +57,10 @@ class SegmentationNetwork(SceneNetwork):
     overlap, batch, smallest = 128, 4, SMALLEST
 
     def missing(self, numbers: Numbers) -> NDArray[np.bool_]:
-        """Where no image has a pixel, (h, w)."""
-        return np.logical_and.reduce([np.isnan(image).all(axis=0) for image in numbers.values()])
+        """Where no image has a pixel, (h, w): where one says so, and the others too or are 0 in all their bands."""
+        absent = [np.isnan(image).all(axis=0) for image in numbers.values()]
+        empty = [gone | (image == 0).all(axis=0) for gone, image in zip(absent, numbers.values(), strict=True)]
+        return np.logical_or.reduce(absent) & np.logical_and.reduce(empty)
 
     @torch.inference_mode()
     def probabilities(self, windows: Sequence[Numbers], batch: int) -> list[Tensor]:

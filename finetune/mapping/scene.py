@@ -34,6 +34,8 @@ class SceneOptions:
     """Pixels that neighbouring windows share; None: what suits the network."""
     batch: int | None = None
     """Windows, or patches, at once; None: what suits the network."""
+    force: bool = False
+    """Take images whose numbers do not look like those of training."""
     progress: bool = True
     """Show a bar where there is a terminal."""
 
@@ -80,14 +82,16 @@ def predict_scene(
         files: registered images by name, those of `network.inputs.images`.
         probabilities: file for the class probabilities, if wanted.
     Raises:
-        InputError: an image cannot be read or is not what the network was trained on, the images do not lie on one grid,
+        InputError: an image cannot be read or is not what the network was trained on, also by its numbers, the images do not lie on one grid,
             a file to write is an image that is read or no .tif, or the network gives numbers that are not finite.
     """
     makers = {out: class_map} | ({probabilities: probability_map} if probabilities else {})
     classes = network.inputs.classes
     overlap, batch = options.suited_to(network)
     _check_targets([out, probabilities] if probabilities else [out], [file.path for file in files.values()])
-    with rasterio.Env(GDAL_CACHEMAX=CACHE), opened_images(files, network.inputs.images) as scene, ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+        scene = stack.enter_context(opened_images(files, network.inputs.images, force=options.force))
         writers = [stack.enter_context(make(path, scene.grid, classes)) for path, make in makers.items()]
         rows, cols = (cover(side, options.window, overlap) for side in (scene.grid.height, scene.grid.width))
         strip = Strip(len(classes), rows, cols, network.device)

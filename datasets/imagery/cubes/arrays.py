@@ -66,6 +66,7 @@ class Arrays(Mapping[str, Stored]):
 
     found: dict[str, Stored]
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # lists of words, such as band names
+    notes: dict[str, str] = field(default_factory=dict)  # single texts, such as a projection
     attributes: Mapping[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # what is not opened, and why
 
@@ -201,17 +202,20 @@ def _hdf5(file: h5py.File, path: Path) -> Arrays:
         by_matlab = file.userblock_size >= 512 and stream.read(6) == b"MATLAB"
     found: dict[str, Stored] = {}
     texts: dict[str, tuple[str, ...]] = {}
+    notes: dict[str, str] = {}
 
     def visit(name: str, node: Any) -> None:
         if not isinstance(node, h5py.Dataset) or node.shape is None or name.startswith("#"):
             return  # in "#refs#" MATLAB keeps the inside of cells
         if h5py.check_string_dtype(node.dtype) and node.ndim == 1 and node.len() <= 10_000:
             texts[name] = tuple(map(plain, node[()])) if not _leads_out(node) else ()
+        elif h5py.check_string_dtype(node.dtype) and node.ndim == 0:
+            notes[name] = str(plain(node[()])) if not _leads_out(node) else ""
         elif _is_number(node.dtype) and not _is_bare_dimension(node):
             found[name] = _dataset(name, node, by_matlab, path)
 
     file.visititems(visit)
-    return Arrays(found=found, texts=texts, attributes=_attributes(file), refused=_external_links(file))
+    return Arrays(found=found, texts=texts, notes=notes, attributes=_attributes(file), refused=_external_links(file))
 
 
 def _is_number(dtype: np.dtype) -> bool:

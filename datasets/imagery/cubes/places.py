@@ -66,8 +66,9 @@ def _crs(sources: list[Mapping[str, Any]]) -> str | None:
 
 def _crs_texts(sources: list[Mapping[str, Any]]) -> Iterator[Any]:
     for source in sources:
+        told = {name.lower(): value for name, value in source.items()}
         for name in TEXTS:
-            value = source.get(name)
+            value = told.get(name)
             if name.startswith("epsg") and value is not None:
                 value = str(value).upper().removeprefix("EPSG:")
                 value = int(float(value)) if value.replace(".", "", 1).isdigit() else None

@@ -193,6 +193,55 @@ def test_what_a_file_calls_missing_has_no_class_either(tmp_path: Path) -> None:
     assert (found[:5] == 255).all() and (found[5:] < 3).all()
 
 
+def test_what_one_image_calls_missing_and_the_other_holds_as_0_has_no_class(tmp_path: Path) -> None:
+    """Two cuts of one footprint: the optical one is transparent outside of it, the SAR one 0 and says nothing."""
+    optical, sar = pixels(3, 40, 40, 0), pixels(1, 40, 40, 1)
+    alpha = np.full((1, 40, 40), 255, dtype=np.uint8)
+    alpha[:, :, :10] = optical[:, :, :10] = sar[:, :, :10] = 0
+    sar[:, 30:] = 0  # shadow where the optical image has pixels
+    alpha[:, :, 35:] = 0  # a cloud where the SAR image has echoes
+    files = {"optical": tmp_path / "optical.tif", "sar": tmp_path / "sar.tif"}
+    write_tiff(files["optical"], np.concatenate([optical, alpha]), photometric="RGB", alpha="YES")
+    write_tiff(files["sar"], sar)
+    map_scene(pointwise, INPUTS, files, tmp_path / "map.tif", SMALL)
+    missing = np.zeros((40, 40), dtype=bool)
+    missing[:, :10] = missing[30:, 35:] = True
+    np.testing.assert_array_equal(read(tmp_path / "map.tif")[0] == 255, missing)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image / 255, "scaled down once too often"),
+        (lambda image: image * 100, "numbers of another unit"),
+        (lambda image: image / 10_000, "scaled down once too often"),
+    ],
+)
+def test_numbers_of_another_unit_are_refused_unless_forced(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    files = write_pair(tmp_path, 40, 50)
+    write_tiff(files["optical"], change(pixels(3, 40, 50, 0).astype(np.float32)))
+    inputs = inputs_of(IMAGES | {"optical": replace(OPTICAL, dtype=None)})
+    out = tmp_path / "map.tif"
+    with pytest.raises(InputError, match=rf"optical\.tif holds .* \(mean 110\): .*{message}; .*--force"):
+        map_scene(pointwise, inputs, files, out, SMALL)
+    assert not out.exists()
+    map_scene(pointwise, inputs, files, out, replace(SMALL, force=True))
+    assert out.exists()
+
+
+def test_numbers_that_the_sensor_cannot_measure_are_refused(tmp_path: Path) -> None:
+    source = ImageSource(sensor="sentinel1-grd-db", mean=(-12, -19), std=(5, 5))
+    power = np.random.default_rng(0).gamma(2, 0.05, (2, 40, 40)).astype(np.float32)
+    write_tiff(tmp_path / "sar.tif", power, names=("VV", "VH"))
+    with pytest.raises(InputError, match=r"sar\.tif holds .* as the optical image.*linear power"):
+        map_scene(
+            lambda rgb: PadOutput(rgb, rgb, torch.zeros(())), inputs_of({"optical": source}),
+            {"optical": tmp_path / "sar.tif"}, tmp_path / "map.tif", SMALL,
+        )  # fmt: skip
+
+
 def test_numbers_that_are_not_finite_reach_the_network_as_the_mean(tmp_path: Path) -> None:
     optical = np.random.default_rng(0).normal(5, 2, (3, 40, 40)).astype(np.float32)
     optical[1, 3, 4], optical[:, 6, 7] = -np.inf, np.nan

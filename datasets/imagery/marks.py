@@ -1,0 +1,66 @@
+"""Numbers that stand for missing pixels in files that do not say so."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.imagery.scenes import Unreadable
+
+# What writers of rasters, netCDF, LiDAR and radar products put where there is no measurement.
+LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+MARKS = (-999.0, -9999.0, -99999.0, -32767.0, -32768.0, -(2.0**31), -1e20, 1e20, 9.969209968386869e36, LOWEST, HIGHEST)
+LEAST, MOST = -900.0, 1e19  # all marks lie outside
+
+
+def refuse_undeclared(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None) -> None:
+    """See that what a file calls measured holds no usual mark of missing pixels: one that is far from all other numbers.
+
+    Args:
+        stored: (c, h, w), as they lie in the file.
+        missing: of the same shape, where the file or its description says that there is nothing; None: nowhere.
+    Raises:
+        Unreadable: it holds one.
+    """
+    mark = undeclared(stored, missing)
+    if mark is not None:
+        count = int((stored == stored.dtype.type(mark)).sum())
+        value = _written(mark)
+        raise Unreadable(
+            f"holds {value} in {count} places, far from all its other numbers, and says nowhere that these are missing; "
+            f"say `nodata: {value}` in the description (or the sensor), or in the file: gdal_edit.py -a_nodata {value} FILE"
+        )
+
+
+def undeclared(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None) -> float | None:
+    """The mark of missing pixels that stands among measurements (c, h, w), if there is one."""
+    if stored.dtype.kind == "u" or not stored.size:
+        return None
+    with np.errstate(invalid="ignore"):
+        low, high = np.fmin.reduce(stored, axis=None), np.fmax.reduce(stored, axis=None)
+        if low > LEAST and high < MOST:
+            return None
+    present = np.isfinite(stored) if missing is None else np.isfinite(stored) & ~missing
+    values = stored[present]
+    for mark in MARKS:
+        if not _holds(stored.dtype, mark):
+            continue
+        at = values == values.dtype.type(mark)
+        if at.any():
+            others = values[~at].astype(np.float64)
+            if not others.size or np.abs(others - mark).min() > abs(mark) / 2:
+                return mark
+    return None
+
+
+def _holds(dtype: np.dtype, mark: float) -> bool:
+    if dtype.kind == "f":
+        return abs(mark) <= float(np.finfo(dtype).max)
+    limits = np.iinfo(dtype)
+    return float(mark).is_integer() and limits.min <= mark <= limits.max
+
+
+def _written(mark: float) -> str:
+    """A number as YAML and GDAL read it, to the last digit."""
+    if mark.is_integer() and abs(mark) < 1e16:
+        return str(int(mark))
+    digits, _, power = repr(mark).partition("e")
+    return f"{digits if '.' in digits else f'{digits}.0'}e{power}"
