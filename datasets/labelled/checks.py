@@ -30,11 +30,13 @@ class LabelCounts:
     pixels: Counter[int] = field(default_factory=Counter)
     coloured: Counter[int] = field(default_factory=Counter)  # of every class index of maps of colours
     unreadable: int = 0  # files; training and evaluation name them one by one
+    reason: str = ""  # why the first of them is
 
     def add(self, other: "LabelCounts") -> None:
         self.pixels.update(other.pixels)
         self.coloured.update(other.coloured)
         self.unreadable += other.unreadable
+        self.reason = self.reason or other.reason
 
     def by_class(self, table: Mapping[int, int]) -> Counter[int]:
         """Pixels of every class index, given that of every stored value; those of 255 have no label."""
@@ -93,6 +95,8 @@ def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts], left
     pixels = {
         each: dict(zip(names, map(counts[each].by_class(table).get, range(len(names))), strict=True)) for each in counts
     }
+    if first.unreadable and not (first.pixels or first.coloured):
+        raise InputError(f"{described.name}: no label map of {split} can be read: {first.reason}")
     if not any(pixels[split][name] for name in names if name not in left_out):
         others = " but of classes that are left out" if any(pixels[split].values()) else ""
         raise InputError(
@@ -138,8 +142,8 @@ def _count(tiles: Tiles, number: int, described: LabelledSet) -> LabelCounts:
         stored = stored_values(
             tiles.files[number].label, described.label, described.classes, colours=described.coloured
         )
-    except InputError:
-        return LabelCounts(unreadable=1)
+    except InputError as error:
+        return LabelCounts(unreadable=1, reason=str(error))
     values, count = np.unique(stored.values, return_counts=True)
     pixels = Counter(dict(zip(values.tolist(), count.tolist(), strict=True)))
     return LabelCounts(coloured=pixels) if stored.are_classes else LabelCounts(pixels)
