@@ -164,6 +164,11 @@ class Sensor:
         return tuple(band.name for band in self.bands)
 
     @property
+    def in_decibels(self) -> bool:
+        """Whether every band is backscatter in dB."""
+        return all(band.unit.casefold() == "db" for band in self.bands)
+
+    @property
     def is_sar(self) -> bool:
         """Whether every band is a radar's."""
         return all(band.modality.startswith("sar") for band in self.bands)

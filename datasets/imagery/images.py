@@ -145,6 +145,7 @@ class Reading(NamedTuple):
     offset: NDArray[np.float32]
     nodata: tuple[float, ...]  # stored values that are missing, beside what the file itself says
     log: bool
+    decibels: bool = False  # of backscatter
 
     def numbers(self, window: Window) -> Tensor:
         """(c, h, w) float32 in the source's unit, NaN where missing.
@@ -158,7 +159,7 @@ class Reading(NamedTuple):
             missing |= window.missing
         for value in self.nodata:
             missing |= window.stored == value
-        refuse_undeclared(window.stored, missing)
+        refuse_undeclared(window.stored, missing, decibels=self.decibels)
         if (self.scale != 1).any() or (self.offset != 0).any():
             numbers = numbers * self.scale + self.offset
         if self.log:
@@ -249,7 +250,8 @@ def how_to_read(header: Scene, source: ImageSource) -> Reading:
     scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in _scale(header, source, places))
     sensor = source.description
     marks = (source.nodata, None if sensor is None else sensor.nodata)
-    return Reading(places, scale, offset, tuple(value for value in marks if value is not None), source.log)
+    declared = tuple(value for value in marks if value is not None)
+    return Reading(places, scale, offset, declared, source.log, sensor is not None and sensor.in_decibels)
 
 
 def _band_places(header: Scene, source: ImageSource) -> list[int]:

@@ -8,19 +8,23 @@ from datasets.imagery.scenes import Unreadable
 # What writers of rasters, netCDF, LiDAR and radar products put where there is no measurement.
 LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
 MARKS = (-999.0, -9999.0, -99999.0, -32767.0, -32768.0, -(2.0**31), -1e20, 1e20, 9.969209968386869e36, LOWEST, HIGHEST)
-LEAST, MOST = -900.0, 1e19  # all marks lie outside
+LEAST, MOST = -900.0, 1e19  # all of these lie outside
+PART = 0.01  # of the pixels that have 0 dB, or the largest number of integers, in all bands: more is no measurement
 
 
-def refuse_undeclared(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None) -> None:
+def refuse_undeclared(
+    stored: NDArray[np.generic], missing: NDArray[np.bool_] | None, *, decibels: bool = False
+) -> None:
     """See that what a file calls measured holds no usual mark of missing pixels: one that is far from all other numbers.
 
     Args:
         stored: (c, h, w), as they lie in the file.
         missing: of the same shape, where the file or its description says that there is nothing; None: nowhere.
+        decibels: they are backscatter in dB, which is nowhere exactly 0 in all bands.
     Raises:
         Unreadable: it holds one.
     """
-    mark = undeclared(stored, missing)
+    mark = undeclared(stored, missing, decibels=decibels)
     if mark is not None:
         count = int((stored == stored.dtype.type(mark)).sum())
         value = _written(mark)
@@ -30,25 +34,43 @@ def refuse_undeclared(stored: NDArray[np.generic], missing: NDArray[np.bool_] | 
         )
 
 
-def undeclared(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None) -> float | None:
-    """The mark of missing pixels that stands among measurements (c, h, w), if there is one."""
-    if stored.dtype.kind == "u" or not stored.size:
+def undeclared(
+    stored: NDArray[np.generic], missing: NDArray[np.bool_] | None, *, decibels: bool = False
+) -> float | None:
+    """The mark of missing pixels that stands among measurements (c, h, w), if there is one; see `refuse_undeclared`."""
+    if not stored.size:
         return None
     with np.errstate(invalid="ignore"):
         low, high = np.fmin.reduce(stored, axis=None), np.fmax.reduce(stored, axis=None)
-        if low > LEAST and high < MOST:
-            return None
-    present = np.isfinite(stored) if missing is None else np.isfinite(stored) & ~missing
-    values = stored[present]
-    for mark in MARKS:
-        if not _holds(stored.dtype, mark):
-            continue
-        at = values == values.dtype.type(mark)
-        if at.any():
-            others = values[~at].astype(np.float64)
-            if not others.size or np.abs(others - mark).min() > abs(mark) / 2:
+    if low <= LEAST or high >= MOST:
+        present = np.isfinite(stored) if missing is None else np.isfinite(stored) & ~missing
+        for mark in MARKS:
+            if _holds(stored.dtype, mark) and _is_far(stored[present], mark):
                 return mark
-    return None
+    return _filled(stored, missing, decibels)
+
+
+def _is_far(values: NDArray[np.generic], mark: float) -> bool:
+    """Whether some numbers are this one, and all others differ from it by more than half of it."""
+    at = values == values.dtype.type(mark)
+    others = values[~at].astype(np.float64)
+    return bool(at.any()) and (not others.size or np.abs(others - mark).min() > abs(mark) / 2)
+
+
+def _filled(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None, decibels: bool) -> float | None:
+    """A number that may be measured, but not in all bands of so many pixels and far from all others."""
+    integers = stored.dtype.kind in "iu" and stored.dtype.itemsize > 1
+    if not (integers or decibels) or not stored.size:
+        return None
+    mark = 0 if decibels else np.iinfo(stored.dtype).max
+    at = stored == mark
+    if missing is not None:
+        at &= ~missing
+    full = at.all(axis=0)
+    if full.mean() < PART:
+        return None
+    others = stored[~at if missing is None else ~at & ~missing]
+    return None if integers and not decibels and others.size and others.max() > mark / 2 else float(mark)
 
 
 def _holds(dtype: np.dtype, mark: float) -> bool:

@@ -275,7 +275,7 @@ def settle(window: Window, layer: Layer) -> tuple[np.ndarray, float]:
         elif foreign.any():
             tile = np.where(foreign, np.nan, tile.astype(with_nan(tile.dtype)))
         missing |= foreign
-    refuse_undeclared(tile, missing)
+    refuse_undeclared(tile, missing, decibels=layer.sensor.in_decibels)
     return tile, float(missing.any(axis=0).mean())
 
 

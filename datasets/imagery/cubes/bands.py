@@ -22,6 +22,7 @@ GOOD = r"good|bbl|bad_?bands?_?(list|multiplier)|valid_?(band|wave|channel)|(use
 BAD = r"bad_?(band|wave|channel|detector)"  # the "bad band list" of ENVI says 1 for a good band
 NAMES = r"bands?(_?names?)?|channels?(_?names?)?|names?|variables?|polari[sz]ations?|long_name"
 DETECTORS = frozenset(("vnir", "swir", "nir", "vis", "tir", "mwir", "lwir", "pan", "uv"))
+NEIGHBOUR = 2  # rank of an array in the same group
 AGREEMENT = 0.5  # nm, between two lists of the same wavelengths
 
 
@@ -64,6 +65,9 @@ def band_facts(arrays: Arrays, key: str, count: int) -> BandFacts:
                 f"{key}: its attribute {one.name} has {len(one.values)} numbers for {count} bands; mend it"
             )
     lists = [one for one in given if len(one.values) == count]
+    near = [one for one in given if one.rank <= NEIGHBOUR and _is_wavelengths(one)]
+    if near and not any(map(_is_wavelengths, lists)) and sum(array.ndim == 3 for array in arrays.values()) == 1:
+        raise Unreadable(f"{near[0].name} has {len(near[0].values)} numbers, {key} has {count} bands; mend one of them")
     flags = (_flags(one) for one in lists)
     return BandFacts(
         wavelengths=_wavelengths([one for one in lists if _is_wavelengths(one)], key),

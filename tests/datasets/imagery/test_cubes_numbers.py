@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alliance.errors import InputError
+from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.scenes import Unreadable
 from datasets.shards.gather import Request, gather
 from tests.helpers.cubes import ramp, seen, write_h5
@@ -205,3 +206,9 @@ def test_wavelengths_that_cannot_be_are_refused(
 def test_flags_tell_the_good_bands(tmp_path: Path, name: str, values: list[int], good: list[bool]) -> None:
     scene, _ = seen(write_h5(tmp_path / "a.h5", {"r": CUBE, "wavelength": NM, name: np.array(values, "u1")}))
     assert list(scene.good) == good
+
+
+def test_wavelengths_beside_a_cube_are_as_many_as_its_bands(tmp_path: Path) -> None:
+    path = write_h5(tmp_path / "a.h5", {"r": CUBE, "wavelength": NM[:9]})
+    with pytest.raises(Unreadable, match="wavelength has 9 numbers, r has 12 bands; mend one"):
+        describe_cube(path, tmp_path, CubeOptions(axes="chw"))

@@ -45,7 +45,9 @@ def test_a_mark_that_nothing_declares_is_refused_and_the_advice_works(tmp_path: 
 REAL = [
     ("depths around the mark", np.linspace(-11000, -9000, 2001).reshape(1, 1, -1).round().astype("f4")),
     ("full range of int16", np.arange(-32768, 32767).reshape(1, 1, -1).astype("i2")),
-    ("unsigned counts", np.full((1, 4, 4), 65535, "u2")),
+    ("a bright corner", np.append(np.arange(0, 65536, 100), [65535] * 5).reshape(1, 1, -1).astype("u2")),
+    ("8-bit white", np.full((3, 4, 4), 255, "u1")),
+    ("heights of the ground", np.zeros((1, 4, 4), "f4")),
     ("decibel with gaps", np.array([[[np.nan, -np.inf, -12.0, -25.0]]], "f4")),
     ("darkest reflectance", np.array([[[-999, -600, -120, 4000]]], "i2")),
 ]
@@ -54,6 +56,29 @@ REAL = [
 @pytest.mark.parametrize(("name", "numbers"), REAL, ids=[name for name, _ in REAL])
 def test_measurements_are_no_marks(name: str, numbers: np.ndarray) -> None:
     assert undeclared(numbers, None) is None
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4"])
+def test_the_largest_integer_in_all_bands_of_many_pixels_is_a_fill(dtype: str) -> None:
+    numbers = counts((3, 20, 20)).astype(dtype)
+    numbers[0, :5] = np.iinfo(dtype).max  # saturated in one band
+    assert undeclared(numbers, None) is None
+    numbers[:, :2, :2] = np.iinfo(dtype).max
+    assert undeclared(numbers, None) == np.iinfo(dtype).max
+    assert undeclared(numbers, numbers == np.iinfo(dtype).max) is None
+
+
+def test_0_decibel_in_all_bands_of_many_pixels_is_a_fill(tmp_path: Path) -> None:
+    decibels = np.random.default_rng(0).normal(-12, 3, (2, 16, 16)).astype("f4")
+    decibels[0, 0, 0] = 0
+    assert undeclared(decibels, None, decibels=True) is None
+    decibels[:, :3] = 0
+    assert undeclared(decibels, None) is None
+    write_tiff(tmp_path / "s1.tif", decibels, names=("VV", "VH"))
+    with pytest.raises(InputError, match=r"s1\.tif holds 0 in 96 places"):
+        read_image(tmp_path / "s1.tif", ImageSource(sensor="sentinel1-grd-db"))
+    found = read_image(tmp_path / "s1.tif", ImageSource(sensor="sentinel1-grd-db", nodata=0)).numbers
+    assert int(found.isnan().sum()) == 96
 
 
 def test_shards_leave_out_a_scene_with_undeclared_holes_by_name(tmp_path: Path) -> None:
