@@ -62,7 +62,7 @@ def _filled(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None, deci
     integers = stored.dtype.kind in "iu" and stored.dtype.itemsize > 1
     if not (integers or decibels) or not stored.size:
         return None
-    mark = 0 if decibels else np.iinfo(stored.dtype).max
+    mark = 0 if decibels else int(np.iinfo(str(stored.dtype)).max)
     at = stored == mark
     if missing is not None:
         at &= ~missing

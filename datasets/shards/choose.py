@@ -111,7 +111,8 @@ def common_choice(scenes: Sequence[Scene], drop: str | None, nodata: float | Non
     kept = tuple(place for place in range(first.shape[0]) if place not in dropped | bad | empty)
     if not kept:
         raise InputError(
-            f"{first.sources[0]}: no band is left: {len(bad)} bad, {len(empty)} empty, {len(dropped)} dropped"
+            f"{first.sources[0]}: no band is left: {len(bad)} bad, {len(empty)} empty, {len(dropped)} dropped; "
+            f"--drop {NOTHING} keeps all"
         )
     keeps = f"; --drop {NOTHING} keeps them"
     reasons = (
