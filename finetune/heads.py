@@ -1,4 +1,4 @@
-"""Decoders: UPerHead and the auxiliary FCNHead, with the parts and the names of mmsegmentation."""
+"""Heads that label pixels: UPerHead and the auxiliary FCNHead with the parts and the names of mmsegmentation; others."""
 
 from collections.abc import Sequence
 
@@ -69,6 +69,86 @@ class UPerHead(Head):
         smooth = [conv(level) for conv, level in zip(self.fpn_convs, levels[:-1], strict=True)]
         joined = [resize(level, maps[0].shape[-2:]) for level in [*smooth, top]]
         return self.classify(self.fpn_bottleneck(torch.cat(joined, dim=1)))
+
+
+class LinearHead(Head):
+    """The classifier alone, on the coarsest map.
+
+    Args:
+        channels: widths of the maps.
+        width: not used.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
+        super().__init__(channels[-1], classes, dropout)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (b, channels[i], h_i, w_i) -> logits (b, classes, h, w) of the last one."""
+        return self.classify(maps[-1])
+
+
+class FPNHead(Head):
+    """Top-down pathway, each level smoothed and brought to the finest size, their sum (Kirillov et al., arXiv 1901.02446).
+
+    Args:
+        channels: widths of the four maps.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
+        super().__init__(width, classes, dropout)
+        self.lateral_convs = nn.ModuleList(nn.Conv2d(inputs, width, 1) for inputs in channels)
+        self.fpn_convs = nn.ModuleList(ConvNormReLU(width, width, 3) for _ in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps (b, channels[i], h_i, w_i), finest first -> logits (b, classes, h_0, w_0)."""
+        levels: list[Tensor] = []
+        for lateral, one in zip(reversed(self.lateral_convs), reversed(maps), strict=True):
+            above = [resize(levels[0], one.shape[-2:])] if levels else []
+            levels.insert(0, sum(above, start=lateral(one)))
+        smooth = [conv(level) for conv, level in zip(self.fpn_convs, levels, strict=True)]
+        return self.classify(sum((resize(level, maps[0].shape[-2:]) for level in smooth[1:]), start=smooth[0]))
+
+
+class ResidualUnit(nn.Module):
+    """x + two 3 x 3 convolutions of it, each behind a ReLU, with batch norms."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = [
+            part
+            for _ in range(2)
+            for part in (nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, width, h, w) -> the same shape."""
+        return x + self.layers(x)
+
+
+class DPTHead(Head):
+    """Residual units that fuse the maps from the coarsest to the finest (Ranftl et al., arXiv 2103.13413).
+
+    Args:
+        channels: widths of the four maps.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
+        super().__init__(width, classes, dropout)
+        self.lateral_convs = nn.ModuleList(nn.Conv2d(inputs, width, 3, padding=1, bias=False) for inputs in channels)
+        self.inner = nn.ModuleList(ResidualUnit(width) for _ in channels)
+        self.outer = nn.ModuleList(ResidualUnit(width) for _ in channels)
+        self.last = ConvNormReLU(width, width, 3)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps (b, channels[i], h_i, w_i), finest first -> logits (b, classes, 2 h_0, 2 w_0)."""
+        fused: list[Tensor] = []
+        for number in reversed(range(len(maps))):
+            level = self.inner[number](self.lateral_convs[number](maps[number]))
+            above = [resize(each, level.shape[-2:]) for each in fused]
+            fused = [self.outer[number](sum(above, start=level))]
+        finest = fused[0]
+        return self.classify(self.last(resize(finest, [2 * side for side in finest.shape[-2:]])))
 
 
 class FCNHead(Head):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.sensors.display import display_bands
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, Colour
 from datasets.labelled.tiles import Sample
 
-COLUMNS = ("optical", "SAR", "truth", "prediction", "error")
+COLUMNS = ("truth", "prediction", "error")  # behind the images
+TITLES = {"sar": "SAR"}  # of images that are not called by their role
 STRETCH = (0.02, 0.98)  # quantiles that become black and white
 MISSING: Colour = (255, 255, 255)  # also pixels that are ignored
 LEGEND_COLUMNS = 8
@@ -30,7 +33,9 @@ CORRECT, WRONG = (170, 170, 170), (214, 39, 40)
 
 
 def colour_channels(source: ImageSource) -> list[int]:
-    """Channels of an optical source that hold bands 1, 2, 3 of its files, taken for red, green, blue; else its first."""
+    """Channels to show as red, green, blue: of a sensor those of its colours; else bands 1, 2, 3 of the files, or the first."""
+    if source.description is not None:
+        return display_bands(source.description)
     if {1, 2, 3} <= set(source.bands):
         return [source.bands.index(band) for band in (1, 2, 3)]
     return [0, 0, 0] if len(source.bands) < 3 else [0, 1, 2]
@@ -43,10 +48,10 @@ def draw_segmentation(
     classes: Mapping[str, Colour],
     *,
     title: str,
-    rgb: Sequence[int] = (0, 1, 2),
+    channels: Mapping[str, Sequence[int]] = MappingProxyType({}),
     rows: int = 4,
 ) -> None:
-    """Write a PNG with a row per sample: optical, SAR, truth, prediction, error; below, the classes' colours.
+    """Write a PNG with a row per sample: its images, truth, prediction, error; below, the classes' colours.
 
     Images are stretched between two percentiles of each sample. In the error, wrong pixels are red and ignored ones
     white; the share of correct ones among those with a label stands above it.
@@ -54,7 +59,7 @@ def draw_segmentation(
     Args:
         sample: a batch, stored or standardised numbers.
         predicted: (b, h, w), class indices.
-        rgb: channels of the optical image to show as red, green and blue: see `colour_channels`.
+        channels: of the images to show as red, green and blue, by role: see `colour_channels`; else the first of each.
         rows: at most so many samples, from the first.
     Raises:
         InputError: predictions of another shape than the labels.
@@ -64,16 +69,18 @@ def draw_segmentation(
     rows = min(rows, len(predicted))
     legend = 0.25 * math.ceil((len(classes) + 3) / LEGEND_COLUMNS)  # inches
     height = 2.3 * rows + 0.5 + legend
-    figure, axes = plt.subplots(rows, len(COLUMNS), figsize=(2.2 * len(COLUMNS), height), squeeze=False)
-    for row, (optical, sar, truth, guess) in enumerate(zip(*_on_cpu(sample, predicted, rows), strict=True)):
-        maps = (coloured(indices, classes, MISSING) for indices in (truth, guess))
-        images = [_stretched(optical[list(rgb)]), _stretched(sar[:1]), *maps]
-        for axis, image in zip(axes[row], [*images, _error(truth, guess)], strict=True):
+    columns = [*(TITLES.get(role, role) for role in sample.images), *COLUMNS]
+    figure, axes = plt.subplots(rows, len(columns), figsize=(2.2 * len(columns), height), squeeze=False)
+    shown = [image[:, list(channels.get(role, _usual(image)))] for role, image in sample.images.items()]
+    drawn = (each[:rows].detach().cpu() for each in (*shown, sample.label, predicted))
+    for row, (*images, truth, guess) in enumerate(zip(*drawn, strict=True)):
+        maps = [coloured(indices, classes, MISSING) for indices in (truth, guess)]
+        for axis, image in zip(axes[row], [*map(_stretched, images), *maps, _error(truth, guess)], strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
         axes[row, -1].set_title(_accuracy(truth, guess), fontsize=9)
-    for axis, name in zip(axes[0], COLUMNS[:-1], strict=False):
+    for axis, name in zip(axes[0], columns[:-1], strict=False):
         axis.set_title(name, fontsize=10)
     _draw_legends(figure, classes)
     figure.suptitle(title, fontsize=11)
@@ -103,11 +110,9 @@ def coloured(classes: NDArray[np.integer] | Tensor, colours: Mapping[str, Colour
     return palette[classes]
 
 
-def _on_cpu(sample: Sample, predicted: Tensor, rows: int) -> list[Tensor]:
-    return [
-        values[:rows].detach().cpu()
-        for values in (sample.images["optical"], sample.images["sar"], sample.label, predicted)
-    ]
+def _usual(image: Tensor) -> Sequence[int]:
+    """Three channels of images (b, c, h, w), or the only one."""
+    return (0, 1, 2) if image.shape[1] > 2 else (0,)
 
 
 def _stretched(image: Tensor) -> np.ndarray:

@@ -54,6 +54,7 @@ class Task(Job[Config]):
         self.evaluate_every, self.picture_every = evaluate_every, picture_every
         self.batching = deal_batch(config.optim.batch, config.engine.micro_batch, world.size)
         self.best: dict[str, Any] | None = None  # record of the best evaluation so far
+        self.written: dict[str, Any] = {}  # what scores.json holds
         self.evaluated = 0  # steps done at the last evaluation
         self.began, self.earlier = time.perf_counter(), 0.0  # seconds of the same run before it was interrupted
 
@@ -142,6 +143,7 @@ class Task(Job[Config]):
         return record
 
     def _write(self, run: Running, record: Mapping[str, Any]) -> None:
+        self.written = dict(record)
         if self.world.is_main:
             with report_disk_errors(SCORES, must=not self.evaluate_every):
                 write_scores(run.folder.path / SCORES, record)

@@ -29,7 +29,7 @@ from alliance.sensors.standardise import standardise
 from datasets.imagery import cubes, rasters
 from datasets.imagery.marks import refuse_undeclared
 from datasets.imagery.rasters import named
-from datasets.imagery.scenes import Read, Scene, Unreadable, Window
+from datasets.imagery.scenes import Box, Read, Scene, Unreadable, Window
 from datasets.imagery.units import file_line, settle_units
 
 Statistics = Literal["given", "dataset", "sensor"]
@@ -205,11 +205,16 @@ def opened_image(
 
 
 def read_image(
-    path: Path, source: ImageSource, key: str | None = None, *, grid: tuple[int, ...] | None = None
+    path: Path,
+    source: ImageSource,
+    key: str | None = None,
+    *,
+    grid: tuple[int, ...] | None = None,
+    box: Box | None = None,
 ) -> Image:
-    """The whole image, see `opened_image`."""
+    """The image, or a part of it, see `opened_image`."""
     with opened_image(path, source, key, grid=grid) as image:
-        return Image(image.window(0, 0, *image.header.shape[1:]), image.header)
+        return Image(image.window(*(box or (0, 0, *image.header.shape[1:]))), image.header)
 
 
 def describe(

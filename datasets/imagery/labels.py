@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alliance.errors import InputError
 from datasets.imagery.images import describe
 from datasets.imagery.rasters import named
-from datasets.imagery.scenes import Scene
+from datasets.imagery.scenes import Box, Scene
 
 IGNORE = 255  # class index of a pixel that is left out of losses and scores
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
@@ -66,17 +66,24 @@ class Label(NamedTuple):
 
 
 def read_label(
-    path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None = None, *, colours: bool = True
+    path: Path,
+    source: LabelSource,
+    classes: Mapping[str, Colour],
+    key: str | None = None,
+    *,
+    colours: bool = True,
+    box: Box | None = None,
 ) -> Label:
     """A label map as class indices.
 
     Args:
         classes: names and colours in the order of their indices.
         colours: whether the colours are those of the files; those of a palette that we chose are not.
+        box: the part of it that is read; None: all.
     Raises:
         InputError: the file cannot be read, is no label map, or holds other values.
     """
-    found = _stored(path, source, classes, key, colours=colours)
+    found = _stored(path, source, classes, key, colours=colours, box=box)
     return Label(_indices(path, found, source, len(classes)), found.header)
 
 
@@ -88,14 +95,20 @@ class Values(NamedTuple):
 
 
 def stored_values(
-    path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None = None, *, colours: bool = True
+    path: Path,
+    source: LabelSource,
+    classes: Mapping[str, Colour],
+    key: str | None = None,
+    *,
+    colours: bool = True,
+    box: Box | None = None,
 ) -> Values:
     """What a label map holds.
 
     Raises:
         InputError: the file cannot be read, or is no label map.
     """
-    found = _stored(path, source, classes, key, colours=colours)
+    found = _stored(path, source, classes, key, colours=colours, box=box)
     missing = found.missing & ~np.isin(found.values, list(source.values))
     return Values(np.where(missing, IGNORE, found.values), found.mapped)
 
@@ -108,12 +121,18 @@ class _Stored(NamedTuple):
 
 
 def _stored(
-    path: Path, source: LabelSource, classes: Mapping[str, Colour], key: str | None, *, colours: bool
+    path: Path,
+    source: LabelSource,
+    classes: Mapping[str, Colour],
+    key: str | None,
+    *,
+    colours: bool,
+    box: Box | None,
 ) -> _Stored:
     """The band of a label map that holds the classes, or the classes that its colours mean."""
     header = describe(path, key)
     with named(path), header.open(range(header.shape[0])) as read:
-        window = read(0, 0, *header.shape[1:])
+        window = read(*(box or (0, 0, *header.shape[1:])))
     stored, missing = window.stored, window.missing
     if stored.shape[0] > 1 and source.band is None and not _is_grey(stored):
         if not (stored.shape[0] in (3, 4) and colours and header.dtype == "uint8" and _distinct(classes)):
@@ -125,7 +144,13 @@ def _stored(
     if band >= len(stored):
         raise InputError(f"{path} has {len(stored)} bands, label.band is {source.band}; mend it")
     absent = ~np.isfinite(stored[band])
-    return _Stored(whole_numbers(path, stored[band]), absent if missing is None else absent | missing[band], header)
+    absent = absent if missing is None else absent | missing[band]
+    numbers = whole_numbers(path, stored[band])
+    if colours and not source.values and header.palette and _distinct(classes):
+        painted = _painted(numbers, header, source, classes)
+        if painted is not None and (painted[absent] == IGNORE).all():
+            return _Stored(painted, absent, header, True)
+    return _Stored(numbers, absent, header)
 
 
 def whole_numbers(path: Path, stored: NDArray) -> Indices:
@@ -211,6 +236,21 @@ def _by_colour(
         )
     indices[indices < 0] = IGNORE
     return indices
+
+
+def _painted(numbers: Indices, header: Scene, source: LabelSource, classes: Mapping[str, Colour]) -> Indices | None:
+    """Class indices of numbers (h, w) by the colours that the file gives them; None where these are not the classes' own.
+
+    Files of one set may number the same colours differently. Numbers without a colour have no label.
+    """
+    meant = dict.fromkeys(source.ignored, IGNORE) | {colour: index for index, colour in enumerate(classes.values())}
+    values, count = np.unique(numbers, return_counts=True)
+    seen = {value: meant.get(header.palette[value], -1) for value in values.tolist() if value in header.palette}
+    known = [seen.get(value, -1) >= 0 or value == IGNORE for value in values.tolist()]
+    if not all(known) and (source.unknown == "refuse" or count[known].sum() <= numbers.size / 2):
+        return None
+    indices = to_indices(numbers, seen)
+    return np.where(indices < 0, IGNORE, indices)
 
 
 def _packed(rgb: NDArray) -> Indices:

@@ -106,6 +106,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
             transform=None if dataset.transform.is_identity and not dataset.crs else tuple(dataset.transform)[:6],
             date=find_date(path, dataset.tags()),
             points=_points(dataset),
+            palette=_palette(dataset),
             alpha=alpha,
             pages=pages,
         )
@@ -135,6 +136,13 @@ def opened(path: Path, root: Path | None = None, page: int | None = None) -> Ite
             dataset = rasterio.open(name, driver=driver)
     with dataset:
         yield dataset
+
+
+def _palette(dataset: rasterio.DatasetReader) -> dict[int, tuple[int, int, int]]:
+    """Red, green and blue of every number of a band of colour indices; empty: it is no such band."""
+    if dataset.count > 1 or dataset.colorinterp[0] != ColorInterp.palette:
+        return {}
+    return {number: (red, green, blue) for number, (red, green, blue, _) in dataset.colormap(1).items()}
 
 
 def _repeated(values: Sequence[Any], count: int) -> tuple[Any, ...]:

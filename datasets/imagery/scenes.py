@@ -22,6 +22,15 @@ class Window(NamedTuple):
     missing: np.ndarray | None = None  # (c, h, w) bool, what the file itself calls missing; None: it says nothing
 
 
+class Box(NamedTuple):
+    """A rectangle of pixels of an image."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+
 # Kinds of places without a grid.
 CONTROL, POLYNOMIALS, SWATH = "ground control points", "rational polynomials", "latitudes and longitudes of its pixels"
 WARPS = {CONTROL: "-tps", POLYNOMIALS: "-rpc", SWATH: "-geoloc"}  # options of gdalwarp
@@ -90,6 +99,7 @@ class Scene(ABC):
     transform: tuple[float, ...] | None = None  # a b c d e f: x = a col + b row + c, y = d col + e row + f
     points: Points | None = None  # of an image without a transform
     date: str | None = None  # ISO
+    palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)  # colours that the file gives its numbers
     facts: Mapping[str, str] = field(default_factory=dict)  # of its product: "product", "level", "baseline", ...
 
     @abstractmethod

@@ -113,10 +113,11 @@ def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts], left
 def shared_samples(first: Tiles, second: Tiles) -> list[tuple[str, str]]:
     """Samples that stand in both splits: the same file, or files of the same bytes; their names in each."""
     role = next(iter(first.described.images))
-    by_path = {files.paths[role].resolve(): files.key for files in first.files}
-    shared = [(by_path[path], files.key) for files in second.files if (path := files.paths[role].resolve()) in by_path]
+    own, others = first.images, second.images
+    by_path = {files.paths[role].resolve(): files.key for files in own}
+    shared = [(by_path[path], files.key) for files in others if (path := files.paths[role].resolve()) in by_path]
     known = {key for _, key in shared}
-    return shared + _same_content(first.files, [files for files in second.files if files.key not in known], role)
+    return shared + _same_content(own, [files for files in others if files.key not in known], role)
 
 
 def refuse_shared(train: Tiles, other: Tiles) -> None:
@@ -131,7 +132,7 @@ def refuse_shared(train: Tiles, other: Tiles) -> None:
     if shared:
         named = ", ".join(one if one == two else f"{one} = {two}" for one, two in shared[:3])
         raise InputError(
-            f"{train.described.name}: {len(shared)} of {len(other)} samples of {other.split} also stand in {train.split} "
+            f"{train.described.name}: {len(shared)} of {len(other.images)} samples of {other.split} also stand in {train.split} "
             f"({named}{', ...' if len(shared) > 3 else ''}): scores on them say nothing; take them out of one of the two, or "
             f"set data.overlap to count"
         )
@@ -140,7 +141,11 @@ def refuse_shared(train: Tiles, other: Tiles) -> None:
 def _count(tiles: Tiles, number: int, described: LabelledSet) -> LabelCounts:
     try:
         stored = stored_values(
-            tiles.files[number].label, described.label, described.classes, colours=described.coloured
+            tiles.files[number].label,
+            described.label,
+            described.classes,
+            colours=described.coloured,
+            box=tiles.boxes[number],
         )
     except InputError as error:
         return LabelCounts(unreadable=1, reason=str(error))

@@ -78,6 +78,7 @@ class LabelledSet:
     splits: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
     patches: str = ""
+    columns: tuple[str, ...] = ()  # roles of the paths in a line of a list; (): all, in their order
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
@@ -117,6 +118,19 @@ class LabelledSet:
         if role not in self.images:
             raise InputError(f"{self.name} has no image {role!r}; it has {', '.join(self.images)}")
         return self.images[role]
+
+    def only(self, roles: Mapping[str, str]) -> "LabelledSet":
+        """The same set with some of its images alone.
+
+        Args:
+            roles: in the set of each image, by the one that it gets.
+        Raises:
+            InputError: the set has no such image.
+        """
+        images = {name: self.image(role) for name, role in roles.items()}
+        new = {role: name for name, role in roles.items()} | {LABEL: LABEL}
+        columns = tuple(new.get(role, f"({role})") for role in self.columns or self.roles)
+        return dataclasses.replace(self, images=images, columns=columns)
 
     def with_images(self, **images: ImageSource) -> "LabelledSet":
         """The same set with some of its images described anew."""

@@ -22,9 +22,13 @@ class SampleFiles(NamedTuple):
         return self.paths[LABEL]
 
 
-def find_samples(described: LabelledSet, split: str) -> tuple[list[SampleFiles], list[Skipped]]:
+def find_samples(
+    described: LabelledSet, split: str, *, labelled: bool = True
+) -> tuple[list[SampleFiles], list[Skipped]]:
     """The samples of a split, in the order of its list, else sorted; and the names that lack a file.
 
+    Args:
+        labelled: with their label maps; False: these need not be there.
     Raises:
         InputError: no such split, folder or list, or no sample is complete.
     """
@@ -32,13 +36,14 @@ def find_samples(described: LabelledSet, split: str) -> tuple[list[SampleFiles],
         raise InputError(f"{described.name} has no split {split!r}; it has {', '.join(described.splits) or 'none'}")
     given = described.splits[split]
     lines = read_list(described.root / given) if isinstance(given, str) else given
-    patterns = {role: pattern for role, pattern in described.patterns.items() if pattern is not None}
+    roles = described.roles if labelled else tuple(described.images)
+    patterns = {role: pattern for role in roles if (pattern := described.patterns[role]) is not None}
     if patterns:
         root = described.root
         files = {role: list_files(root, pattern.replace("{split}", split)) for role, pattern in patterns.items()}
         found, skipped = _match(files, lines)
     else:
-        found, skipped = _from_paths(lines or [], described)
+        found, skipped = _from_paths(lines or [], described, roles)
     if not found:
         first = f"; the first, {skipped[0].file}: {skipped[0].reason}" if skipped else ""
         raise InputError(
@@ -147,13 +152,18 @@ def _plain_name(line: str, known: Iterable[str]) -> str:
     return line
 
 
-def _from_paths(lines: Sequence[str], described: LabelledSet) -> tuple[list[SampleFiles], list[Skipped]]:
+def _from_paths(
+    lines: Sequence[str], described: LabelledSet, roles: Sequence[str]
+) -> tuple[list[SampleFiles], list[Skipped]]:
     """Samples of lines of paths, one per role; the paths may start with folders of another machine."""
     found, skipped, start = [], [], 0
+    columns = described.columns or described.roles
     for line in lines:
         texts = line.split()
-        if len(texts) != len(described.roles):
-            needed = ", ".join("SAR" if role == "sar" else role for role in described.roles)
+        if LABEL not in roles and len(texts) < len(columns):
+            columns = columns[:-1]
+        if len(texts) != len(columns):
+            needed = ", ".join("SAR" if role == "sar" else role for role in columns)
             raise InputError(f"line {line[:80]!r} of a list holds {len(texts)} paths; needed are {needed}")
         paths = []
         for text in texts:
@@ -164,7 +174,8 @@ def _from_paths(lines: Sequence[str], described: LabelledSet) -> tuple[list[Samp
             skipped.append(Skipped(texts[0], f"no file {lost[0]} below the root"))
         else:
             key = PurePosixPath(texts[0].replace("\\", "/")).with_suffix("").as_posix()
-            found.append(SampleFiles(key, dict(zip(described.roles, paths, strict=True))))
+            every = dict(zip(columns, paths, strict=True))
+            found.append(SampleFiles(key, {role: every[role] for role in roles}))
     return found, skipped
 
 

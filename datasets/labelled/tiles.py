@@ -1,6 +1,8 @@
 """Registered images with their label map, read one by one."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +12,14 @@ from torch.utils.data import Dataset
 
 from alliance.errors import InputError
 from datasets.imagery.grids import compare_grids
-from datasets.imagery.images import read_image
-from datasets.imagery.labels import IGNORE, read_label
-from datasets.imagery.scenes import Scene, Unreadable
+from datasets.imagery.images import describe, read_image
+from datasets.imagery.labels import IGNORE, Label, read_label
+from datasets.imagery.scenes import Box, Scene, Unreadable
 from datasets.labelled.description import LABEL, LabelledSet
-from datasets.labelled.find import find_samples
+from datasets.labelled.find import SampleFiles, find_samples
+from datasets.sampling.order import shuffled
+
+STREAM = 5  # keeps the choice of images apart from other draws with the same seed
 
 
 class Sample(NamedTuple):
@@ -28,20 +33,68 @@ class Sample(NamedTuple):
         return Sample({role: change(image) for role, image in self.images.items()}, change(self.label))
 
 
+class Cut(NamedTuple):
+    """How large images are cut into windows."""
+
+    side: int  # pixels
+    stride: int | None = (
+        None  # at most so many pixels from one window to the next; None: disjoint windows of about a size
+    )
+
+    def boxes(self, height: int, width: int) -> list[Box]:
+        """The windows of an image, row by row, which hold every pixel of it; with `stride` each of the whole side if it fits."""
+        rows, cols = self._spans(height), self._spans(width)
+        return [Box(top, left, high, wide) for top, high in rows for left, wide in cols]
+
+    def _spans(self, length: int) -> list[tuple[int, int]]:
+        if self.stride is None:
+            count = math.ceil(length / self.side)
+            ends = [length * number // count for number in range(count + 1)]
+            return [(start, stop - start) for start, stop in pairwise(ends)]
+        room = max(length - self.side, 0)
+        count = math.ceil(room / self.stride)
+        return [(room * number // max(count, 1), min(self.side, length)) for number in range(count + 1)]
+
+
 class Tiles(Dataset[Sample]):
     """The samples of a split, read from their files whenever one is asked for: no state, so any worker reads any sample.
 
-    `keys` are their names; `skipped` are the names that lack a file, with the reason.
+    `keys` are their names; `skipped` are the names that lack a file, with the reason. A sample may be a window of an image:
+    `boxes` says of which place, None: all of it.
+
+    Args:
+        cut: how images are cut into windows; None: they are taken whole.
+        labelled: False: label maps are not read; pixels that an image has are of class 0, the others without a label.
+        share: of the images that are taken, at least one; a smaller share is a part of a larger one.
+        seed: which images these are.
 
     Raises:
         InputError: no such split, folder or list, or no sample is complete.
     """
 
-    def __init__(self, described: LabelledSet, split: str) -> None:
+    def __init__(
+        self,
+        described: LabelledSet,
+        split: str,
+        *,
+        cut: Cut | None = None,
+        labelled: bool = True,
+        share: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         self.described = described
         self.split = split
-        self.files, self.skipped = find_samples(described, split)
-        self.keys = [files.key for files in self.files]
+        found, self.skipped = find_samples(described, split, labelled=labelled)
+        kept = sorted(shuffled(len(found), STREAM, seed)[: max(round(share * len(found)), 1)]) if share < 1 else None
+        self.images = found if kept is None else [found[number] for number in kept]
+        self.files: list[SampleFiles] = []
+        self.boxes: list[Box | None] = []
+        self.keys: list[str] = []
+        for files in self.images:
+            boxes = self._boxes(files, cut)
+            self.files += [files] * len(boxes)
+            self.boxes += boxes
+            self.keys += [files.key if box is None else f"{files.key}@{box.row},{box.col}" for box in boxes]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -53,17 +106,38 @@ class Tiles(Dataset[Sample]):
             InputError: a file is damaged or not what the description says, the images do not lie on one grid, or a
                 label is no class.
         """
-        key, paths = self.files[index]
-        described = self.described
-        images = {role: read_image(paths[role], source) for role, source in described.images.items()}
-        label = read_label(paths[LABEL], described.label, described.classes, colours=described.coloured)
-        check_grids(key, {role: image.header for role, image in images.items()} | {LABEL: label.header})
-        return Sample({role: image.numbers for role, image in images.items()}, torch.from_numpy(label.indices))
+        (key, paths), box = self.files[index], self.boxes[index]
+        read = {role: read_image(paths[role], source, box=box) for role, source in self.described.images.items()}
+        images, headers = (
+            {role: image.numbers for role, image in read.items()},
+            {role: image.header for role, image in read.items()},
+        )
+        if LABEL not in paths:
+            check_grids(key, headers)
+            missing = torch.stack([image.isnan().all(dim=0) for image in images.values()]).all(dim=0)
+            return Sample(images, torch.where(missing, IGNORE, 0))
+        label = self._label(index)
+        check_grids(key, headers | {LABEL: label.header})
+        return Sample(images, torch.from_numpy(label.indices))
 
     def label(self, index: int) -> np.ndarray:
         """The label map of a sample alone, (h, w) int64, see `__getitem__`."""
-        path = self.files[index].label
-        return read_label(path, self.described.label, self.described.classes, colours=self.described.coloured).indices
+        return self._label(index).indices
+
+    def _label(self, index: int) -> Label:
+        path, known = self.files[index].label, self.described
+        return read_label(path, known.label, known.classes, colours=known.coloured, box=self.boxes[index])
+
+    def _boxes(self, files: SampleFiles, cut: Cut | None) -> Sequence[Box | None]:
+        """The windows of an image; one whose header cannot be read stays whole, so that it is named where it is read."""
+        if cut is None:
+            return [None]
+        role, source = next(iter(self.described.images.items()))
+        try:
+            boxes = cut.boxes(*describe(files.paths[role], bands=source.count, axes=source.axes).shape[1:])
+        except InputError:
+            return [None]
+        return boxes if len(boxes) > 1 else [None]
 
 
 def stacked(samples: Sequence[Sample]) -> Sample:

@@ -18,7 +18,7 @@ from finetune.mapping.pixels import place_logits
 from finetune.model_files import Inputs, read_record
 from finetune.pad import checkpoint as pad
 from finetune.pad.inputs import MODALITIES, read_pad_inputs
-from finetune.pad.model import SMALLEST
+from finetune.pixel_network import SMALLEST
 from finetune.s2fin import checkpoint as s2fin
 
 Numbers = Mapping[str, NDArray[np.float32]]  # images (c, h, w) by name, as stored, nan where missing
@@ -52,13 +52,35 @@ class SceneNetwork(ABC):
 
 
 class SegmentationNetwork(SceneNetwork):
-    """A network that labels whole windows, called with images by its own names for them."""
+    """A network that labels whole windows, called with images by its own names for them.
+
+    Args:
+        roles: of the images, by these names.
+        needs_all: it can say nothing of a pixel that one of its images lacks.
+    """
 
     overlap, batch, smallest = 128, 4, SMALLEST
 
+    def __init__(
+        self,
+        network: nn.Module | Callable[..., object],
+        inputs: Inputs,
+        device: str = "cpu",
+        *,
+        roles: Mapping[str, str] = MODALITIES,
+        needs_all: bool = False,
+    ) -> None:
+        super().__init__(network, inputs, device)
+        self.roles, self.needs_all = roles, needs_all
+
     def missing(self, numbers: Numbers) -> NDArray[np.bool_]:
-        """Where no image has a pixel, (h, w): where one says so, and the others too or are 0 in all their bands."""
+        """Where no image has a pixel, (h, w): where one says so, and the others too or are 0 in all their bands.
+
+        Where `needs_all` holds, where one image has none.
+        """
         absent = [np.isnan(image).all(axis=0) for image in numbers.values()]
+        if self.needs_all:
+            return np.logical_or.reduce(absent)
         empty = [gone | (image == 0).all(axis=0) for gone, image in zip(absent, numbers.values(), strict=True)]
         return np.logical_or.reduce(absent) & np.logical_and.reduce(empty)
 
@@ -70,7 +92,7 @@ class SegmentationNetwork(SceneNetwork):
         images = {role: torch.stack([self._standardised(role, each[role]) for each in windows]) for role in windows[0]}
         tiles = {
             name: functional.pad(images[role], padding).to(self.device)
-            for name, role in MODALITIES.items()
+            for name, role in self.roles.items()
             if role in images
         }
         output = self.network(**tiles)

@@ -9,9 +9,7 @@ from datasets.imagery.labels import IGNORE
 from datasets.labelled.description import LabelledSet
 from finetune.model_files import Inputs, image_input, read_inputs
 from finetune.pad.checkpoint import read_config
-from finetune.pad.model import PadConfig
-
-MODALITIES = {"rgb": "optical", "sar": "sar"}  # name in the network -> of the image in a description
+from finetune.pad.model import MODALITIES, PadConfig
 
 
 def describe(pairs: LabelledSet) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def describe(pairs: LabelledSet) -> dict[str, Any]:
 
 def used_channels(config: PadConfig) -> dict[str, int]:
     """Channels of each image that a network takes, by name."""
-    return {role: config.in_channels[name] for name, role in MODALITIES.items() if name in config.in_channels}
+    return {role: config.in_channels[name] for name, role in config.roles.items()}
 
 
 def read_pad_inputs(folder: Path) -> Inputs:

@@ -14,11 +14,12 @@ from finetune.backbones.convnext import Backbone, ConvNeXtV2, Size, StageNorms
 from finetune.backbones.pyramid import AllianceBackbone, ConvNeXtWithAlliance, PyramidConfig
 from finetune.heads import FCNHead, UPerHead, resize
 from finetune.pad.fusion import STAGES, FusionBlock, FusionConfig
+from finetune.pixel_network import SMALLEST, PixelNetwork
 
 Input = Literal["both", "rgb", "sar"]
 BackboneKind = Literal["convnext", "alliance", "convnext+alliance"]
 
-SMALLEST = 32  # pixels: the coarsest stride
+MODALITIES = {"rgb": "optical", "sar": "sar"}  # name in the network -> of the image in a description
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,11 @@ class PadConfig(Ranged):
         channels = {"rgb": self.rgb_channels, "sar": self.sar_channels}
         return channels if self.input == "both" else {self.input: channels[self.input]}
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """Of each modality that is used, the image in a description."""
+        return {name: MODALITIES[name] for name in self.in_channels}
+
 
 class PadOutput(NamedTuple):
     """logits and auxiliary (b, classes, h, w) at the size of the image; penalty () float32, summed over the stages."""
@@ -89,7 +95,7 @@ class PadOutput(NamedTuple):
     penalty: Tensor
 
 
-class Pad(nn.Module):
+class Pad(PixelNetwork):
     """SAR-RGB segmentation (equations 4 to 10).
 
     Args:
@@ -102,7 +108,7 @@ class Pad(nn.Module):
     def __init__(
         self, config: PadConfig, backbones: Mapping[str, Backbone] | None = None, *, checkpoint: str = ""
     ) -> None:
-        super().__init__()
+        super().__init__(config.roles, config.classes)
         self.config = config
         if backbones is not None and config.early_fusion:
             raise InputError("early_fusion runs ConvNeXt V2 stage by stage; leave it off with other backbones")

@@ -1,4 +1,4 @@
-"""Scoring a PAD network: whole images, one by one, as the paper tests (no resizing, no padding, batch 1)."""
+"""Scoring a network that labels pixels: one image after the other, as PAD's paper tests (no resizing, no padding, batch 1)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,15 +11,14 @@ from torch.nn import functional
 from alliance.errors import InputError
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import Sample, Tiles, blank_sample
-from finetune.pad.inputs import MODALITIES
-from finetune.pad.model import SMALLEST, Pad, PadConfig
+from finetune.pixel_network import SMALLEST, HasRoles, PixelNetwork
 from finetune.scores import image_confusions
 
 Corruption = Callable[[Sample, int], Sample]  # a sample and its number in the split -> what the network is shown of it
 
 
 def evaluate(
-    model: Pad,
+    model: PixelNetwork,
     tiles: Tiles,
     indices: Iterable[int] | None = None,
     *,
@@ -42,7 +41,7 @@ def evaluate(
     Raises:
         InputError: a file cannot be read, its channels or labels do not fit the network, or statistics are missing.
     """
-    classes = model.config.classes
+    classes = model.classes
     counts = [torch.zeros(0, classes, classes, dtype=torch.int64)]
     for index in range(len(tiles)) if indices is None else indices:
         sample = _read(tiles, index, on_broken)
@@ -62,13 +61,15 @@ def _read(tiles: Tiles, index: int, on_broken: Callable[[InputError], None] | No
         return blank_sample(tiles.described, SMALLEST)
 
 
-def predict(model: Pad, sample: Sample, described: LabelledSet, *, device: str | torch.device = "cpu") -> Tensor:
+def predict(
+    model: PixelNetwork, sample: Sample, described: LabelledSet, *, device: str | torch.device = "cpu"
+) -> Tensor:
     """Class indices (1, h, w) int64 of one image, on the CPU; the model keeps its modes.
 
     An image that is too small for the network is filled up with means.
     """
     dtype = next(model.parameters()).dtype
-    images = network_images(sample, described, model.config)
+    images = network_images(sample, described, model)
     h, w = sample.label.shape[-2:]
     margins = (0, max(SMALLEST - w, 0), 0, max(SMALLEST - h, 0))
     with evaluating(model), torch.no_grad():
@@ -76,16 +77,15 @@ def predict(model: Pad, sample: Sample, described: LabelledSet, *, device: str |
         return output.logits[..., :h, :w].argmax(dim=1).cpu()
 
 
-def network_images(sample: Sample, described: LabelledSet, config: PadConfig) -> dict[str, Tensor]:
-    """Standardised images (1, c, h, w) float32 of the modalities that the network uses, missing pixels 0.
+def network_images(sample: Sample, described: LabelledSet, network: HasRoles) -> dict[str, Tensor]:
+    """Standardised images (1, c, h, w) float32 that the network takes, by its names, missing pixels 0.
 
     Raises:
         InputError: mean and std of a modality are not known, or are for another number of channels.
     """
     return {
         name: rearrange(described.image(role).standardise(sample.images[role]), "c h w -> 1 c h w")
-        for name, role in MODALITIES.items()
-        if name in config.in_channels
+        for name, role in network.roles.items()
     }
 
 

@@ -16,6 +16,7 @@ from datasets.synthetic.pairs import SyntheticPair
 from finetune.backbones.convnext import Backbone
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, PadOutput
+from finetune.pixel_network import PixelNetwork
 
 COLOURS = [(204, 102, 0), (255, 0, 0), (255, 255, 0), (0, 0, 255), (85, 167, 0), (0, 255, 255), (153, 102, 153)]
 OPTICAL, SAR = (100.0, 40.0), (60.0, 30.0)  # mean and deviation that the description states
@@ -46,12 +47,12 @@ def flat_pair(optical: np.ndarray, sar: np.ndarray, label: np.ndarray) -> Synthe
     return SyntheticPair(*(np.uint8(image) for image in (np.stack([optical] * 3), sar[None], label)))
 
 
-class Threshold(nn.Module):
+class Threshold(PixelNetwork):
     """Says class 1 where the standardised grey value plus the SAR one lies above zero, pixel by pixel, else 0."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.config = PadConfig(classes=2, sar_channels=1)
+        super().__init__(self.config.roles, self.config.classes)
         self.classify = nn.Conv2d(4, 2, 1)
         with torch.no_grad():
             self.classify.weight.copy_(torch.tensor([[0.0, 0, 0, 0], [1, 0, 0, 1]])[..., None, None])

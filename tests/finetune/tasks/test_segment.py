@@ -108,6 +108,27 @@ def test_a_run_ends_with_scores_a_network_and_a_picture(finished: Path, tiles: P
     assert [file.name for file in (finished / "pictures").iterdir()] == ["step_00000004.png"]
 
 
+def test_each_image_is_left_out_once_and_the_drop_is_said(finished: Path, tiles: Path) -> None:
+    """A missing image is one of zeros, its standardised mean."""
+    scores, described = json.loads((finished / "scores.json").read_text()), find_set(tiles)
+    model, test = load_pad(finished / "model"), Tiles(described, "test")
+    for role, name in (("optical", "rgb"), ("sar", "sar")):
+        truth, found = [], []
+        for number in range(len(test)):
+            tile = test[number]
+            images = {"rgb": "optical", "sar": "sar"}
+            given = {own: described.image(other).standardise(tile.images[other])[None] for own, other in images.items()}
+            given[name] = torch.zeros_like(given[name])
+            with torch.no_grad():
+                found.append(model(**given).logits.argmax(dim=1).flatten().numpy())
+            truth.append(tile.label.flatten().numpy())
+        known = np.concatenate(truth) != IGNORE
+        expected = 100 * accuracy_score(np.concatenate(truth)[known], np.concatenate(found)[known])
+        said = scores["without"][role]
+        assert said["oa"] == pytest.approx(expected, abs=0.006)
+        assert said["drop"]["oa"] == pytest.approx(scores["oa"] - said["oa"], abs=0.011)
+
+
 def test_the_network_knows_what_its_images_are(finished: Path, tiles: Path) -> None:
     record = json.loads((finished / "model" / "config.json").read_text())
     described = find_set(tiles)
@@ -119,13 +140,16 @@ def test_an_interrupted_run_goes_on_exactly(finished: Path, tiles: Path, tmp_pat
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()
-    shutil.rmtree(folder / "model")
+    expected = json.loads((finished / "scores.json").read_text())
+    if expected["step"] == 4:  # the best network is not written yet; that of step 2 was, and stays
+        shutil.rmtree(folder / "model")
     ((code, output),) = segment(folder, tiles, "--run.resume", "auto")
     assert code == 0, output
     assert "going on from step 2" in output
     assert losses(folder) == losses(finished)
-    best, expected = (json.loads((run / "scores.json").read_text()) for run in (folder, finished))
-    assert best == expected
+    assert json.loads((folder / "scores.json").read_text()) == expected
+    weights, others = (load_pad(run / "model").state_dict() for run in (folder, finished))
+    assert all(value.equal(others[name]) for name, value in weights.items())
 
 
 def test_two_ranks_score_every_tile_once(tiles: Path, tmp_path: Path) -> None:
@@ -158,6 +182,11 @@ def opened(folder: Path, pairs: Path, *arguments: str) -> Segmentation:
         ({}, ("--data.train", "training"), "has no split 'training'; it has test, train"),
         ({}, ("--optim.batch", "1"), "a pass of 1 sample has no variance for batch normalisation"),
         ({"optical": {"files": "optical/{key}.tif", "bands": [1, 2, 3]}}, (), "mean and std of optical are missing"),
+        ({}, ("--evaluate_without", "rgb"), "evaluate_without is 'rgb'; the network takes optical and sar"),
+        ({}, ("--model.input", "sar", "--evaluate_without", "sar"), "evaluate_without is 'sar', all that the network takes"),
+        ({}, ("--dense.head", "fpn"), "dense is of method encoder, method is pad; set method to encoder"),
+        ({}, ("--method", "encoder"), "model is of method pad, method is encoder; set method to pad, or leave model out"),
+        ({}, ("--data.stride", "16"), "data.stride is 16, but images are read whole; give data.window as well"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_refused_in_one_line(

@@ -1,0 +1,43 @@
+"""Several seeds of a task on tiles: one run for each, one table of all."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from datasets.labelled.parse import find_set
+from finetune.sweep.experiment import Experiment, SweepSettings
+from finetune.sweep.seeds import SeedScores
+
+Config = TypeVar("Config", bound=SweepSettings)
+
+
+class DenseSeeds(Experiment[Config]):
+    """The same images and splits with other seeds.
+
+    Attributes:
+        overall: names in scores.json of the scores of the table.
+        by_class: name in scores.json of those per class.
+    """
+
+    overall: ClassVar[tuple[str, ...]]
+    by_class: ClassVar[str] = "iou"
+
+    def is_finished(self, config: Config, record: Mapping[str, Any]) -> bool:
+        steps: int = getattr(config.run, "steps")  # noqa: B009 - runs of tiles have them
+        if config.data.test:
+            return "chosen on" in record
+        return record.get("last", record)["step"] == steps
+
+    def scores(self, seed: int, record: Mapping[str, Any]) -> SeedScores:
+        overall = {name: _share(record[name]) for name in self.overall}
+        per_class = [_share(score) for score in record[self.by_class].values()]
+        return SeedScores(seed, overall, per_class, torch.tensor(record["confusion"]))
+
+    def classes(self, config: Config, data: Any) -> tuple[str, ...]:
+        return tuple(find_set(config.data.set, config.data.path).classes)
+
+
+def _share(percent: float | None) -> float:
+    return math.nan if percent is None else percent / 100
