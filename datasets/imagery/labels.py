@@ -51,10 +51,11 @@ class LabelSource:
             raise InputError(f"label.band is {self.band}; bands are counted from 1")
 
     def table(self, classes: int) -> dict[int, int]:
-        """Class index, or 255, of every value that may be stored; not for `first: null`."""
+        """Class index, or 255, of every value that may be stored; not where the values themselves tell the first class."""
         if self.values:
             return dict(self.values)
-        own = {(self.first or 0) + index: index for index in range(classes)}
+        first = int(self.unlabelled == 0) if self.first is None else self.first
+        own = {first + index: index for index in range(classes)}
         return {IGNORE: IGNORE} | ({} if self.unlabelled is None else {self.unlabelled: IGNORE}) | own
 
 

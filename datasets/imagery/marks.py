@@ -40,14 +40,21 @@ def undeclared(
     """The mark of missing pixels that stands among measurements (c, h, w), if there is one; see `refuse_undeclared`."""
     if not stored.size:
         return None
-    with np.errstate(invalid="ignore"):
-        low, high = np.fmin.reduce(stored, axis=None), np.fmax.reduce(stored, axis=None)
+    low, high = _ends(stored)
     if low <= LEAST or high >= MOST:
         present = np.isfinite(stored) if missing is None else np.isfinite(stored) & ~missing
         for mark in MARKS:
             if _holds(stored.dtype, mark) and _is_far(stored[present], mark):
                 return mark
-    return _filled(stored, missing, decibels)
+    return _filled(stored, missing, decibels, high)
+
+
+def _ends(stored: NDArray[np.generic]) -> tuple[float, float]:
+    """The least and the largest number, without NaN; of unsigned integers 0 serves as the least."""
+    if stored.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            return float(np.fmin.reduce(stored, axis=None)), float(np.fmax.reduce(stored, axis=None))
+    return 0 if stored.dtype.kind == "u" else float(stored.min()), float(stored.max())
 
 
 def _is_far(values: NDArray[np.generic], mark: float) -> bool:
@@ -57,12 +64,16 @@ def _is_far(values: NDArray[np.generic], mark: float) -> bool:
     return bool(at.any()) and (not others.size or np.abs(others - mark).min() > abs(mark) / 2)
 
 
-def _filled(stored: NDArray[np.generic], missing: NDArray[np.bool_] | None, decibels: bool) -> float | None:
+def _filled(
+    stored: NDArray[np.generic], missing: NDArray[np.bool_] | None, decibels: bool, high: float
+) -> float | None:
     """A number that may be measured, but not in all bands of so many pixels and far from all others."""
     integers = stored.dtype.kind in "iu" and stored.dtype.itemsize > 1
-    if not (integers or decibels) or not stored.size:
+    if not (integers or decibels):
         return None
     mark = 0 if decibels else int(np.iinfo(str(stored.dtype)).max)
+    if high < mark:
+        return None
     at = stored == mark
     if missing is not None:
         at &= ~missing

@@ -175,7 +175,7 @@ class LabelledSet:
         message = f"{self.name}: {chosen!r} is no class{told}; there are {', '.join(self.classes)}"
         if not str(chosen).isdigit():
             raise InputError(message)
-        if self.label.first is None and not self.label.values:
+        if self.label.first is None and self.label.unlabelled != 0 and not self.label.values:
             raise InputError(f"{message}; labels themselves tell what {chosen} means, so give a name")
         table = self.label.table(len(self.classes))
         own = {value: list(self.classes)[index] for value, index in sorted(table.items()) if index != IGNORE}

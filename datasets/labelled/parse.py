@@ -133,7 +133,7 @@ def _label(record: Mapping[str, Any]) -> LabelSource:
         raise InputError(f"{LABEL!r} is missing; it says where the label maps are, such as label: {{files: labels}}")
     if record.get("layouts") or record.get("patches"):
         unlabelled = record.get("unlabelled", 0)
-        given = {"unlabelled": unlabelled, "first": 1 if unlabelled == 0 else None} | given
+        given = {"unlabelled": unlabelled, "first": None} | given
     numbers = record.get("classes")
     if (
         isinstance(numbers, Mapping)

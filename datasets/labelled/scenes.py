@@ -209,10 +209,16 @@ def _table(maps: Mapping[str, _Map], described: LabelledSet) -> dict[int, int]:
     label, count = described.label, len(described.classes)
     if label.values or label.first is not None:
         return label.table(count)
-    found = set(np.unique(np.concatenate([one.values[~one.missing].ravel() for one in maps.values()])).tolist())
-    found -= {label.unlabelled, IGNORE}
+    stored = set(np.unique(np.concatenate([one.values[~one.missing].ravel() for one in maps.values()])).tolist())
+    found = stored - {label.unlabelled, IGNORE}
+    names = list(described.classes)
+    if label.unlabelled == 0 and stored - {IGNORE} == set(range(count)) and count > 1:
+        raise InputError(
+            f"labels hold {sorted(stored)}: either 0 is unlabelled and no pixel is {names[-1]}, or 0 is {names[0]}; say which "
+            f"in the description: label: {{first: 1}}, or unlabelled: {IGNORE}"
+        )
     fits = [first for first in (0, 1) if found <= set(range(first, first + count))]
-    if fits == [0, 1] and 0 not in found and count not in found:
+    if label.unlabelled != 0 and fits == [0, 1] and 0 not in found and count not in found:
         raise InputError(
             f"labels hold {sorted(found)}, which may be classes counted from 0 or from 1; say it in the description: "
             f"label: {{first: 1}} or label: {{first: 0}}"

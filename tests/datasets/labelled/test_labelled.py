@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
+import yaml
 
 from alliance.errors import InputError
 from datasets.labelled import LabelledScene, Layout, find_set, read_scenes, set_names
@@ -314,3 +316,30 @@ def test_all_seven_data_sets_are_described():
 def test_real_scenes_open(name, folder, passive, active, labelled, shared_data):
     scene = read_scenes(find_set(name, shared_data / folder))[0]
     assert (scene.passive.shape, scene.active.shape, (scene.labels > 0).sum()) == (passive, active, labelled)
+
+
+@pytest.mark.parametrize("unlabelled", [[], [255]])
+def test_labels_that_may_be_counted_from_0_are_refused_until_it_is_said(tmp_path: Path, unlabelled: list[int]) -> None:
+    """Four classes are named, and the map holds 0 to 3: the last class may be absent, or the first one stored as 0."""
+    stored = np.resize(np.array([0, 1, 2, 3, *unlabelled], np.uint8), (6, 8))
+    scipy.io.savemat(tmp_path / "a.mat", {"hsi": np.random.default_rng(0).random((6, 8, 5)), "gt": stored})
+    record = {
+        "classes": ["grass", "roof", "trees", "water"],
+        "layouts": [{"passive": "a.mat:hsi", "labels": "a.mat:gt"}],
+    }
+
+    def read(**more: Any) -> LabelledScene:
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(record | more))
+        (scene,) = read_scenes(find_set(tmp_path / "m.yaml", tmp_path))
+        return scene
+
+    with pytest.raises(
+        InputError, match=r"no pixel is water, or 0 is grass; .*label: \{first: 1\}, or unlabelled: 255"
+    ):
+        read()
+    assert [(read(label={"first": 1}).labels == number).sum() for number in range(1, 5)] == [
+        (stored == number).sum() for number in range(1, 5)
+    ]
+    assert [(read(unlabelled=255).labels == number).sum() for number in range(1, 5)] == [
+        (stored == number).sum() for number in range(4)
+    ]
