@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
-from alliance.files import new_file, remove_tree, replace_file, sync
+from alliance.files import new_file, regular, remove_tree, replace_file, sync
 from alliance.hub import fetch, is_hub_id, snapshot_of
 from alliance.sensors import Sensor
 
@@ -134,7 +134,7 @@ def read_tensors(path: Path, mend: str = "export the encoder again") -> dict[str
         InputError: it cannot be read; the message ends with the mend.
     """
     try:
-        return load_file(path)
+        return load_file(regular(path))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}); {mend}") from error
 
@@ -207,6 +207,6 @@ def read_sensors(path: Path) -> list[Sensor]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(regular(path).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); export the encoder again") from error

@@ -101,6 +101,17 @@ def _number_of(error: Exception, path: Path) -> int | None:
     return errno.ENOSPC if shutil.disk_usage(path.parent).free < LITTLE else errno.EIO
 
 
+def regular(path: Path) -> Path:
+    """The same path, if what is there can be read as a file: a pipe may never give a byte, a device never end.
+
+    Raises:
+        OSError: it cannot; where nothing is, who opens it says so.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file; give a file", str(path))
+    return path
+
+
 def final_name(path: Path) -> str:
     """The name that a file gets, or has: `a.tar` of `a.tar.0123456789abcdef.tmp`."""
     made = TEMPORARY.fullmatch(path.name)

@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load_file(_there(path))
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -117,8 +117,8 @@ def read_checkpoint(path: str | Path) -> Any:
     Raises:
         InputError: no such file, not a `torch.save` file, or damaged.
     """
-    path = Path(path)
-    modern = zipfile.is_zipfile(path)  # false also where there is no such file
+    path = _there(Path(path))
+    modern = zipfile.is_zipfile(path)
     if not modern and not _is_old_format(path):
         raise InputError(
             f"{path} is not a checkpoint file (a zip archive as torch.save writes it); give the .pth itself"
@@ -138,10 +138,17 @@ def read_checkpoint(path: str | Path) -> Any:
 
 def _is_old_format(path: Path) -> bool:
     """Whether a file begins as those of torch before 1.6: with a pickle of its magic number."""
-    if not path.is_file():
-        return False
     with open(path, "rb") as file:
         return MAGIC in file.read(32)
+
+
+def _there(path: Path) -> Path:
+    """The same path; InputError where no file is."""
+    if not path.exists():
+        raise InputError(f"there is no file {str(path)!r}; check the name")
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file; give the file of weights itself")
+    return path
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

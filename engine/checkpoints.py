@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from alliance.files import naming, remove_tree, sync
+from alliance.files import naming, regular, remove_tree, sync
 from engine.deepspeed_internals import save_checkpoint
 from engine.log import report_disk_errors
 from engine.ranks import World, gather
@@ -101,7 +101,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads(regular(path / MANIFEST).read_text())
         layout, files = Layout(**manifest["layout"]), dict(manifest["files"])
         for name, record in files.items():
             if Path(name).name != name or not isinstance(record["bytes"], int) or not isinstance(record["sha256"], str):

@@ -60,6 +60,8 @@ def names_beside_states(path: Path) -> list[str]:
     Raises:
         ValueError: not a file of torch.save.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no regular file")
     try:
         with torch.serialization.safe_globals(list(saved_classes())):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alliance.errors import InputError
-from alliance.files import remove_tree
+from alliance.files import regular, remove_tree
 from engine.checkpoints import LOOP, Layout, clear_unfinished, list_folders, read_manifest, verify
 from engine.deepspeed_internals import load_checkpoint, names_beside_states
 from engine.elastic import load_moments, load_weights, open_states
@@ -97,7 +97,7 @@ def refuse_foreign_states(path: Path) -> None:
 def _read_loop(path: Path) -> dict[str, Any]:
     """Where the loop was."""
     try:
-        state = json.loads((path / LOOP).read_text())
+        state = json.loads(regular(path / LOOP).read_text())
         kinds = {"step": int, "steps": int, "loader": dict, "faults": dict, "run": dict}
         if all(isinstance(state[name], kind) for name, kind in kinds.items()):
             return state

@@ -104,10 +104,12 @@ class RunFolder:
         return marked or any(self.checkpoints.glob("step_[0-9]*[0-9]/MANIFEST.json"))
 
     def _refuse_used(self, resume: str) -> None:
-        """Raise InputError where the folder holds a run that shall not go on, what is no run, or links in place of logs."""
+        """Raise InputError where the folder holds a run that shall not go on, what is no run, or no files in place of logs."""
         for path in (self.path / LOCK, self.log, self.metrics):
             if path.is_symlink():
                 raise InputError(f"{path} is a link, which is not followed; remove it, or choose another --run.dir")
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is no regular file; remove it, or choose another --run.dir")
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
         used = [entry for entry in entries if not LEFT_BY_A_FAILED_START.fullmatch(entry.name)]
         full = [entry for entry in used if not entry.is_file() or entry.stat().st_size]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alliance.checkpoint import CONFIG, WEIGHTS, differences, read_tensors, save_tensors
 from alliance.errors import InputError
+from alliance.files import regular
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import Colour, as_colour, palette_colour
 from datasets.labelled.normalise import Preprocessing
@@ -145,7 +146,7 @@ def read_record(folder: Path, task: str | None = None) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(regular(path).read_text())
         form, found = record["format"], record["task"]
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} does not describe a trained network ({error}); train or convert it again") from error

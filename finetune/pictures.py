@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.sensors.display import display_bands
+from datasets.figures import save_figure
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, Colour
 from datasets.labelled.tiles import Sample
@@ -86,13 +87,6 @@ def draw_segmentation(
     figure.suptitle(title, fontsize=11)
     figure.tight_layout(rect=(0, legend / height, 1, 1))
     save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path, dpi: int = 90) -> None:
-    """Write a figure, in a folder that is made if need be, and forget it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
 
 
 def legend_patches(colours: Mapping[str, Colour]) -> list[Patch]:

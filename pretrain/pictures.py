@@ -17,6 +17,7 @@ from alliance.losses import STAGES, LossConfig, frequency_bands
 from alliance.model import Reconstruction
 from alliance.sensors import Sensor
 from alliance.sensors.display import display_bands
+from datasets.figures import save_figure
 
 HIDDEN = 0.55  # grey of masked patches
 
@@ -62,9 +63,7 @@ def draw_reconstruction(
     shown = dict.fromkeys(sensor.band_names[index] for index in display_bands(sensor))
     figure.suptitle(f"{title}, bands {', '.join(shown)}", fontsize=11)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _draw_row(axes: np.ndarray, reconstruction: Reconstruction, sensor: Sensor, row: int, names: list[str]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alliance.encoder import EncoderConfig
 from alliance.errors import InputError
+from alliance.files import regular
 from alliance.positions import SpatialCode, coded_position
 from alliance.sensors import Sensor
 
@@ -62,7 +63,7 @@ def read_record(path: Path) -> Mapping[str, Any]:
     """The config.json beside a file of weights; empty where there is none that can be read."""
     record = path.with_name("config.json")
     try:
-        content = json.loads(record.read_text()) if record.stat().st_size < LARGEST_RECORD else {}
+        content = json.loads(regular(record).read_text()) if record.stat().st_size < LARGEST_RECORD else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

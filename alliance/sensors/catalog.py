@@ -44,7 +44,7 @@ def find_sensor(name: str) -> Sensor:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if name in released_names():
         path = RELEASED / f"{name}.yaml"
-    if path.is_file():
+    if path.exists():
         return read_sensor(path)
     if path.parent != FOLDER:
         raise InputError(f"no sensor file {name}; give the name of a shipped one: {', '.join(sensor_names())}")

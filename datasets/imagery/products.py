@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alliance.files import regular
 from datasets.imagery.grids import one_footprint
 from datasets.imagery.rasters import RasterScene
 from datasets.imagery.scenes import Skipped, Unreadable
@@ -168,7 +169,7 @@ def _landsat_line(stem: str, facts: Mapping[str, str], metadata: str) -> tuple[f
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return file.read(METADATA_BYTES).decode("latin-1")
     except OSError as error:
         raise Unreadable(f"its metadata {path.name} cannot be read: {error.strerror}") from error

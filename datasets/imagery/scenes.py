@@ -123,7 +123,11 @@ class Scene(ABC):
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file raises into `Unreadable` with a one-line reason."""
+    """Turn whatever a damaged file raises into `Unreadable` with a one-line reason; so is what is no regular file."""
+    if path.exists() and not path.is_file():
+        unreadable = Unreadable("is no regular file; put a file in its place, or take it away")
+        unreadable.file = path
+        raise unreadable
     try:
         yield
     except DAMAGE as error:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from alliance.files import regular
 from datasets.imagery.scenes import Unreadable, readable
 
 MAX_BYTES = 64_000_000
@@ -38,7 +39,7 @@ MAGIC = {  # the first bytes of formats that hold pixels and nothing that is ope
 
 def format_of(path: Path) -> str | None:
     """The format that a file's first bytes tell, if it is one of pixels."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         start = file.read(16)
     return next((name for name, magic in MAGIC.items() if start.startswith(magic)), None)
 

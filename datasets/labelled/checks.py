@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.files import regular
 from datasets.imagery.labels import IGNORE, stored_values
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.find import SampleFiles
@@ -183,7 +184,7 @@ def _same_content(first: Sequence[SampleFiles], second: Sequence[SampleFiles], r
 
 def _digest(path: Path, length: int = -1) -> bytes:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return hashlib.sha256(file.read(length)).digest()
     except OSError:
         return str(path).encode()  # like no other

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from alliance.errors import InputError
+from alliance.files import regular
 from datasets.imagery.rasters import SUFFIXES
 from datasets.imagery.scenes import Skipped
 from datasets.labelled.description import LABEL, LabelledSet, Layout
@@ -85,7 +86,7 @@ def read_list(path: Path) -> list[str]:
         InputError: it cannot be read.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in regular(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: this list of pairs cannot be read; put it there, or correct `splits`") from error
 

@@ -37,10 +37,10 @@ def find_set(name: str | Path, root: str | Path | None = None) -> LabelledSet:
         InputError: unknown name; no YAML, an unknown or missing key, or values that do not fit; names the file.
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file() and path.parent == FOLDER:
+    if not path.exists() and path.parent == FOLDER:
         hint = _hint(str(name), set_names())
         raise InputError(f"unknown data set {str(name)!r}{hint} Known: {', '.join(set_names())}, or a YAML file")
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"{path}: there is no such file; give the YAML file of a set, or one of {', '.join(set_names())}"
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from alliance.files import clear_temporaries, replace_file
+from alliance.files import clear_temporaries, regular, replace_file
 from datasets.descriptors import only_writer
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, LabelSource
@@ -328,7 +328,7 @@ def _within(path: Path, folders: dict[str, Path]) -> bool:
 def _earlier(out: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of an earlier run, if there is one."""
     try:
-        manifest = json.loads((out / MANIFEST).read_text())
+        manifest = json.loads(regular(out / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and manifest.keys() >= record.keys() else None

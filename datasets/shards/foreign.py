@@ -119,6 +119,9 @@ def find_tars(folder: Path) -> list[Path]:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise InputError(f"{folder} holds no .tar files (compressed tars must be unpacked to .tar first)")
+    for tar in tars:
+        if not tar.is_file():
+            raise InputError(f"{tar} is no regular file; put the tar in its place, or take it away")
     return tars
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alliance.errors import InputError
-from alliance.files import replace_file
+from alliance.files import regular, replace_file
 from alliance.sensors import Sensor
 from datasets.imagery.scenes import Skipped
 from datasets.sampling.moments import Moments
@@ -60,7 +60,7 @@ class Sidecar:
     @classmethod
     def load(cls, path: Path) -> "Sidecar":
         """Read a sidecar; whatever is wrong with the file comes as OSError, ValueError, KeyError or BadZipFile."""
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(regular(path), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         record = json.loads(str(arrays["record"]))
         record["skipped"] = tuple(Skipped(*entry) for entry in record["skipped"])
@@ -128,7 +128,9 @@ class Index:
         path = folder / NAME
         if not folder.is_dir():
             raise InputError(f"no shard folder {folder}; make one with: python launch/shards.py SCENES --out {folder}")
-        if not path.is_file():
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file; put the index in its place")
+        if not path.exists():
             command = f"python launch/shards.py --index {folder} --sensor NAME"
             raise InputError(f"{folder} has no {NAME}; finish making it, or index WebDataset tars once with: {command}")
         return cls.parse(path.read_text(errors="replace"), str(path))

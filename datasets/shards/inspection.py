@@ -13,6 +13,7 @@ from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, sensor_names
 from alliance.sensors.plausible import statistics_fit
 from alliance.sensors.templates import find_template
+from datasets.figures import save_figure
 from datasets.imagery.grids import pixel_size
 from datasets.imagery.samples import sample_pixels
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
@@ -182,10 +183,7 @@ def draw(looks: Sequence[Look], path: Path) -> None:
         axis.set_title(f"{seen.scene.name[-60:]}, {seen.scene.dtype}", fontsize=9)
         axis.set_xlabel("stored number")
         axis.legend(fontsize=6, ncols=2)
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be written as a picture ({error}); name a .png file") from error
+    save_figure(figure, path, dpi=100)
 
 
 def describe_encoder(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.files import regular
 from alliance.sensors import Sensor
 from datasets.descriptors import FULL, too_many
 from datasets.sampling.faults import BrokenSample, Cause, Fault
@@ -198,7 +199,9 @@ class ShardSource:
 
     def _descriptor(self, shard: int) -> int:
         path = self.folder / self.index.shards[shard].name
-        return self._descriptors.get_or_make(shard, lambda: self._with_files(lambda: os.open(path, os.O_RDONLY)))
+        return self._descriptors.get_or_make(
+            shard, lambda: self._with_files(lambda: os.open(regular(path), os.O_RDONLY))
+        )
 
     def _with_files(self, action: Callable[[], T]) -> T:
         """Do what opens a file; where too many are open, once more without those of this source.

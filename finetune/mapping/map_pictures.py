@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from datasets.figures import save_figure
 from datasets.imagery.labels import IGNORE
 from datasets.labelled import PatchSet
 from datasets.sampling.splits import Split
 from finetune.mapping.pixels import ROLES, ClassMap, class_colours, classify_scenes, is_placed, write_geotiff
-from finetune.pictures import coloured, legend_patches, save_figure
+from finetune.pictures import coloured, legend_patches
 
 UNLABELLED = (0, 0, 0)
 ERRORS = {  # of labelled pixels

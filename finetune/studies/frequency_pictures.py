@@ -15,9 +15,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
+from datasets.figures import save_figure
 from datasets.labelled import PatchSet
 from finetune.mapping.pixels import class_colours
-from finetune.pictures import save_figure
 from finetune.s2fin.channels import ChannelGains
 from finetune.s2fin.network import S2Fin
 from finetune.studies.frequencies import Frequencies, Values, by_class

@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.figures import save_figure
 from datasets.imagery.labels import Colour
-from finetune.pictures import save_figure
 from finetune.scores import SegmentationScores
 from finetune.studies.robustness import CLEAN, NO_RGB, NO_SAR, RobustnessConfig, cloudy
 

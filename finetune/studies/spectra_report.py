@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from finetune.pictures import save_figure
+from datasets.figures import save_figure
 from finetune.studies.modality_gap import (
     EDGES,
     MAPS,

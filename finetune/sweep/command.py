@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from alliance.errors import InputError
+from alliance.yaml_files import read_yaml
 from engine.log import setup_logging
 from engine.ranks import World, from_main, gather, together
 from engine.runs import RunFolder, write_whole
@@ -102,7 +103,7 @@ def _claim(experiment: Experiment[Any], config: Any) -> None:
     ours.claim("auto")
     ours.release()  # every seed has a folder and a lock of its own
     if (folder / CONFIG).is_file():
-        saved = yaml.safe_load((folder / CONFIG).read_text())
+        saved = read_yaml(folder / CONFIG)
         data = {name: value for name, value in now["data"].items() if name != "path"}
         refuse_another_run(saved, {**{name: now[name] for name in experiment.same}, "data": data})
     try:
