@@ -144,6 +144,15 @@ def segmentation_record(scores: SegmentationScores, classes: Sequence[str]) -> d
     return record | {"confusion": scores.confusion.tolist(), "classes": list(classes)}
 
 
+def change_record(scores: SegmentationScores, classes: Sequence[str]) -> dict[str, Any]:
+    """Scores of the second of two classes, which is change, in percent; null where nothing defines a score."""
+    names = ("f1", "precision", "recall", "iou")
+    record: dict[str, Any] = {name: percent(getattr(scores, name)[1].item()) for name in names}
+    record |= {name: percent(getattr(scores, name)) for name in ("oa", "kappa")}
+    record["iou_by_class"] = per_class(scores.iou, classes)
+    return record | {"confusion": scores.confusion.tolist(), "classes": list(classes)}
+
+
 def classification_record(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
     """Scores in percent; per class by name; null where nothing defines a score."""
     record: dict[str, Any] = {name: percent(getattr(scores, name)) for name in ("oa", "aa", "kappa")}

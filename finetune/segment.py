@@ -1,4 +1,4 @@
-"""Segment optical and SAR pairs:  deepspeed finetune/segment.py --config configs/finetune/segment_whu_opt_sar.yaml"""
+"""Segment registered images:  deepspeed finetune/segment.py --config configs/finetune/segment_whu_opt_sar.yaml"""
 
 import os
 import sys

@@ -7,9 +7,10 @@ A description is one small YAML file; `configs/labelled/` has examples. It has o
 * `layouts`: one or a few scenes whose labelled pixels are split; official maps of training and test pixels may be named;
 * `patches`: one file of ready patches.
 
-Three ways of naming files: a pattern such as `opt/{key}.tif`, in which `{key}` is the name of an image and `{split}`, if
-used, that of the split; a folder, whose images are named by their path without suffix; nothing at all: then every line of
-a split's list holds the paths of one sample, images first.
+Three ways of naming files: a pattern such as `opt/{key}.tif`, in which `{key}` is the name of an image, `{split}`, if used,
+that of the split and `{folder}` one of several folders (the image is then called FOLDER/KEY); a folder, whose images are
+named by their path without suffix; nothing at all: then every line of a split's list holds the paths of one sample, images
+first. A name in a list may hold * for many, such as FOLDER/*.
 """
 
 import dataclasses

@@ -1,6 +1,8 @@
 """The files of every sample of a split, or of every scene of a set."""
 
+import fnmatch
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -94,23 +96,32 @@ def read_list(path: Path) -> list[str]:
 def list_files(root: Path, pattern: str) -> dict[str, Path]:
     """Files by name of sample: those that fit a pattern with `{key}`, or the images in a folder and below.
 
+    Where the pattern also has `{folder}`, one of several folders, the name is FOLDER/KEY.
+
     Raises:
         InputError: no such folder, or two files of one name.
     """
-    head, placeholder, tail = (root / pattern).as_posix().partition("{key}")
-    folder = Path(head.rpartition("/")[0] if placeholder else head)
+    head, placeholder, _ = (root / pattern).as_posix().partition("{key}")
+    folder = Path(head.partition("{folder}")[0].rpartition("/")[0] if placeholder else head)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; files are looked for there: give another root, or mend `files`")
+    fits = _fitting((root / pattern).as_posix()) if placeholder else None
     found: dict[str, Path] = {}
     for path in _images(folder):
-        text = path.as_posix()
-        if placeholder and not (text.startswith(head) and text.endswith(tail) and len(text) > len(head) + len(tail)):
+        fit = fits.fullmatch(path.as_posix()) if fits else None
+        if fits and not fit:
             continue
-        key = text[len(head) : len(text) - len(tail)] if placeholder else _name(path, folder)
+        key = "/".join(fit.groups()) if fit else _name(path, folder)
         if key in found:
             raise InputError(f"{path} and {found[key].name} have one name; keep one of them")
         found[key] = path
     return dict(sorted(found.items()))
+
+
+def _fitting(pattern: str) -> "re.Pattern[str]":
+    """What paths of a pattern look like, with `{folder}` and `{key}` as groups."""
+    text = re.escape(pattern).replace(re.escape("{folder}"), "([^/]+)").replace(re.escape("{key}"), "(.+)")
+    return re.compile(text, re.DOTALL)
 
 
 def _missing(layout: Layout, folder: Path) -> list[str]:
@@ -130,9 +141,9 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _match(files: dict[str, dict[str, Path]], lines: Sequence[str] | None) -> tuple[list[SampleFiles], list[Skipped]]:
-    """Samples that have all files; without a list, the names of all roles together."""
+    """Samples that have all files; without a list, the names of all roles together. A name in a list may hold * for many."""
     known = set().union(*files.values())
-    keys = sorted(known) if lines is None else [_plain_name(line, known) for line in lines]
+    keys = sorted(known) if lines is None else [key for line in lines for key in _named_by(line, known)]
     found, skipped = [], []
     for key in keys:
         missing = [role for role, own in files.items() if key not in own]
@@ -141,6 +152,13 @@ def _match(files: dict[str, dict[str, Path]], lines: Sequence[str] | None) -> tu
         else:
             found.append(SampleFiles(key, {role: own[key] for role, own in files.items()}))
     return found, skipped
+
+
+def _named_by(line: str, known: Iterable[str]) -> list[str]:
+    """The names that a line means; itself where it means none."""
+    name = _plain_name(line, known)
+    several = sorted(fnmatch.filter(known, name)) if "*" in name and name not in known else []
+    return several or [name]
 
 
 def _plain_name(line: str, known: Iterable[str]) -> str:

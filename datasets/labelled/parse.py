@@ -19,6 +19,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "labelled"
 SHOWN = f"{FOLDER.parent.name}/{FOLDER.name}"
 # Short forms of a description with layouts: bands and channels count those of the passive and of the active image.
 SHORT = ("bands", "channels", "log_active", "unlabelled")
+CLOSE, SURE = 0.5, 0.75  # alike enough to be meant, also where another meaning is at hand: a mapping may be an image
 OWN = ("name", "root", "images", LABEL, "classes", "splits", "layouts", "patches", *SHORT)
 
 
@@ -94,7 +95,7 @@ def _images(record: Mapping[str, Any]) -> dict[str, ImageSource]:
     """Images by role: under `images`, or as keys of their own beside the others."""
     beside = {key: value for key, value in record.items() if key not in OWN}
     for key, value in beside.items():
-        hint = _hint(str(key), OWN)
+        hint = _hint(str(key), OWN, SURE if isinstance(value, Mapping) else CLOSE)
         if hint:
             raise InputError(f"unknown key {key!r}{hint} Known: {', '.join(OWN)}, and images by their role")
         _mapping(str(key), value)
@@ -193,6 +194,6 @@ def _plain(source: ImageSource | LabelSource) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _hint(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from alliance.files import require_empty
 from datasets.commands import run_body
+from datasets.synthetic.domains import write_yellow_river
 from datasets.synthetic.labelled_scenes import SETS, SyntheticOptions, write_labelled
 from datasets.synthetic.landscapes import LOOKS, write_scenes
 from datasets.synthetic.pair_trees import write_ddhr, write_whu
@@ -59,6 +60,11 @@ KINDS = {
         "JPEG pairs with PNG labels and lists of another machine's paths, for launch/prepare.py",
         write_ddhr,
         {"pairs": (60, "count"), "size": (64, "side, pixels")},
+    ),
+    "yellow-river": Kind(
+        "scenes of two years as domains, for finetune/crossdomain.py",
+        write_yellow_river,
+        {"size": (256, "side of a scene, pixels"), "scenes": (1, "of each year")},
     ),
 }
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from alliance.errors import InputError
 from datasets.labelled.patches import PixelTables, SceneGrid
+from finetune.dense import checkpoint as dense
 from finetune.mapping.pixels import place_logits
 from finetune.model_files import Inputs, read_record
 from finetune.pad import checkpoint as pad
@@ -160,7 +161,14 @@ def open_s2fin(folder: Path, device: str) -> SceneNetwork:
     return PatchNetwork(network, inputs, device, patch=network.config.patch)
 
 
-OPENERS = {pad.TASK: open_pad, s2fin.TASK: open_s2fin}
+def open_dense(folder: Path, device: str) -> SceneNetwork:
+    """A network with an Alliance encoder of a folder; one that compares two dates needs a pixel in both."""
+    network = dense.load_dense(folder, device=device)
+    inputs = dense.read_dense_inputs(folder, network)
+    return SegmentationNetwork(network, inputs, device, roles=network.roles, needs_all=network.joining == "change")
+
+
+OPENERS = {pad.TASK: open_pad, s2fin.TASK: open_s2fin, dense.TASK: open_dense}
 
 
 def open_network(folder: Path, device: str) -> SceneNetwork:

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from alliance.errors import InputError
 
-TITLES = {"kappa": "kappa x 100", "leakage": "leaking test pixels", "miou": "mIoU", "mf1": "mF1", "mkappa": "mKappa"}
+TITLES = {
+    "kappa": "kappa x 100",
+    "leakage": "leaking test pixels",
+    "miou": "mIoU",
+    "mf1": "mF1",
+    "mkappa": "mKappa",
+    "iou": "IoU",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 class SeedScores(NamedTuple):

@@ -19,8 +19,9 @@ from alliance.errors import InputError
 from datasets.labelled.checks import LabelCounts, check_values, count_labels, refuse_shared
 from datasets.labelled.corrupt import without
 from datasets.labelled.description import LabelledSet
-from datasets.labelled.tile_samples import TileSamples
+from datasets.labelled.tile_samples import TileBatch, TileSamples
 from datasets.labelled.tiles import Cut, Sample, Tiles, stacked
+from datasets.sampling.loader import IndexedLoader
 from engine.job import Config, Running
 from engine.log import logger
 from engine.loop import digest
@@ -94,7 +95,7 @@ class DenseTask(Task[Config]):
         """What scores.json says of them."""
         return segmentation_record(scores, list(self.described.classes))
 
-    def open(self, split: str, *, labelled: bool = True, seed: int | None = None) -> Tiles:
+    def open(self, split: str, *, labelled: bool = True) -> Tiles:
         """The tiles of a split; of the one that is learnt from, a share of the images, whose windows may overlap."""
         data, learnt = self.data, split == self.data.train
         stride = data.stride or data.window
@@ -102,9 +103,9 @@ class DenseTask(Task[Config]):
         share = {"share": data.share, "seed": self.config.run.seed} if learnt else {}
         return Tiles(self.described, split, cut=cut, labelled=labelled, **share)
 
-    def deal_tiles(self, tiles: Tiles) -> Any:
-        """A loader of augmented, standardised tiles."""
-        seed = self.config.run.seed
+    def deal_tiles(self, tiles: Tiles, seed: int | None = None) -> IndexedLoader[TileBatch]:
+        """A loader of augmented, standardised tiles; None: the seed of the run."""
+        seed = self.config.run.seed if seed is None else seed
         make = TileSamples(tiles, getattr(self.config, "augment"), seed)  # noqa: B009 - see `data`
         return self.deal(tiles.keys, make, seed=seed, workers=self.data.workers)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from datasets.labelled.checks import count_labels
 from datasets.labelled.description import LabelledSet
-from datasets.labelled.tile_samples import TileBatch
 from datasets.labelled.tiles import channels
 from engine.job import Config
 from engine.ranks import World
@@ -70,7 +69,7 @@ class EncoderTask(DenseTask[Config]):
             self.model, counts, len(self.described.classes), joining=self.joining, checkpoint=checkpoint
         )
 
-    def losses(self, engine: Any, batch: TileBatch, step: int) -> Mapping[str, Tensor]:
+    def losses(self, engine: Any, batch: Any, step: int) -> Mapping[str, Tensor]:
         output = engine(**self.given(batch.images))
         return dense_loss(output.logits, batch.label.to(self.world.device), self.loss, self.weights)
 

@@ -15,7 +15,9 @@ from alliance.errors import InputError
 from alliance.model import SIZES, AllianceConfig, model_config
 from engine.settings import parse_settings, settings_parser, to_record
 from engine.settings_tree import dataclasses_of, fields
+from finetune.tasks.change_config import ChangeConfig
 from finetune.tasks.classification_config import ClassifyConfig
+from finetune.tasks.crossdomain_config import CrossDomainConfig
 from finetune.tasks.segmentation_config import SegmentConfig
 from pretrain.config import PretrainConfig
 from pretrain.run import main
@@ -23,7 +25,7 @@ from pretrain.run import main
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "pretrain"
 NEEDED = ["--run.dir", "run", "--data.sources", "[{shards: here}]"]
-TREES = [PretrainConfig, SegmentConfig, ClassifyConfig]
+TREES = [PretrainConfig, SegmentConfig, ClassifyConfig, ChangeConfig, CrossDomainConfig]
 
 
 def parsed(*arguments: str) -> PretrainConfig:

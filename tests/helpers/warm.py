@@ -190,7 +190,9 @@ def _preload() -> None:
 
     import engine.training  # noqa: F401
     import finetune.mapping.command  # noqa: F401
+    import finetune.tasks.change  # noqa: F401
     import finetune.tasks.classification_seeds  # noqa: F401
+    import finetune.tasks.crossdomain  # noqa: F401
     import finetune.tasks.segmentation  # noqa: F401
     import pretrain.run  # noqa: F401
 

@@ -111,6 +111,19 @@ def test_a_set_with_some_of_its_images_reads_the_same_lists(tmp_path: Path) -> N
         described.only({"before": "three"})
 
 
+def test_a_pattern_may_name_one_of_several_folders_and_a_list_all_in_one(tmp_path: Path) -> None:
+    for folder, key in (("tile_1", "x"), ("tile_1", "y"), ("tile_2", "x"), ("other.tile", "x")):
+        write_tiff(tmp_path / folder / "images" / f"{key}.tif", np.zeros((1, 4, 4), np.uint8))
+        write_tiff(tmp_path / folder / "masks" / f"{key}_m.tif", np.zeros((1, 4, 4), np.uint8))
+    image, label = {"files": "{folder}/images/{key}.tif", "bands": [1]}, {"files": "{folder}/masks/{key}_m.tif"}
+    splits = {"one": ["tile_1/*"], "all": None, "some": ["tile_2/x", "tile_*/y", "tile_9/*"]}
+    described = own_set(tmp_path, optical=image, label=label, classes=["x", "y"], splits=splits)
+    assert Tiles(described, "one").keys == ["tile_1/x", "tile_1/y"]
+    assert Tiles(described, "all").keys == ["other.tile/x", "tile_1/x", "tile_1/y", "tile_2/x"]
+    some = Tiles(described, "some")
+    assert some.keys == ["tile_2/x", "tile_1/y"] and [skip.file for skip in some.skipped] == ["tile_9/*"]
+
+
 COLOURS = {"land": [160, 120, 80], "water": [30, 90, 180], "town": [200, 30, 30]}
 
 
