@@ -132,7 +132,13 @@ class DenseNetwork(PixelNetwork):
         readers = [*self.readers] * (len(padded) // len(self.readers))
         maps = [reader(image) for reader, image in zip(readers, padded, strict=True)]
         joined = [self._join(level) for level in zip(*maps, strict=True)]
-        return DenseOutput(resize(self.head(joined), padded[0].shape[-2:])[..., :h, :w])
+        extent = [side * self.stride for side in joined[-1].shape[-2:]]
+        return DenseOutput(resize(self.head(joined), extent)[..., :h, :w])
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of a place in the last map."""
+        return self.encoder.patch_size if self.config.head == "linear" else STRIDES[-1]
 
     def _join(self, level: Sequence[Tensor]) -> Tensor:
         """Maps (b, d, h, w) of each image -> (b, d', h, w)."""

@@ -32,6 +32,8 @@ class DomainDataConfig(TileDataConfig):
         super().__post_init__()
         if self.train == self.evaluate:
             raise InputError(f"data.train and evaluate are both {self.train}; give the source's split and the target's")
+        if self.train == self.adapt:
+            raise InputError(f"data.adapt is {self.adapt}, the source itself; give a split of the target, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from alliance.errors import InputError
 from datasets.labelled.checks import count_labels
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import channels
@@ -39,6 +40,10 @@ class EncoderTask(DenseTask[Config]):
         loss: DenseLossConfig,
         evaluate_every: int,
     ) -> None:
+        if len(described.classes) < 2:
+            raise InputError(
+                f"{described.name} has the class {' '.join(described.classes)} alone; name at least two classes"
+            )
         self.model, self.loss = model.with_sensors(described.images), loss
         self.roles = {role: role for role in described.images}
         super().__init__(config, world, described, evaluate_every=evaluate_every)

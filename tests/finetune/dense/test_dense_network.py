@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
-from finetune.backbones.alliance_encoder import InputSensor, TransferConfig
+from finetune.backbones.alliance_encoder import InputSensor, TransferConfig, TransferredEncoder
 from finetune.backbones.pyramid import PyramidConfig
 from finetune.dense.checkpoint import load_dense, save_dense
 from finetune.dense.losses import DenseLossConfig, dense_loss, dice_loss, mean_cross_entropy
@@ -41,6 +41,30 @@ def test_every_head_labels_every_pixel_of_any_size(head: str) -> None:
     model = network(head, optical=RGB, sar=SAR)
     logits = model(optical=torch.randn(2, 3, 41, 70), sar=torch.randn(2, 1, 41, 70)).logits
     assert logits.shape == (2, 3, 41, 70) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16])
+def test_a_linear_head_labels_places_where_they_are(patch: int) -> None:
+    """Tokens of a size that does not divide the image: the logits of a token lie at its own middle."""
+    encoder = TransferConfig(model=NANO, sensors={"optical": RGB})
+    record = TransferredEncoder(encoder, {"optical": 3}).record()
+    record["encoder"]["patch"] = patch
+    torch.manual_seed(0)
+    model = DenseNetwork(DenseConfig(encoder=encoder, head="linear"), {"optical": 3}, 2, record=record)
+    randomise(model, std=0.1)
+    model.eval()
+    seen: list[Tensor] = []
+    model.head.register_forward_hook(lambda _, __, given: seen.append(given))
+    found = model(optical=torch.randn(1, 3, 96, 96)).logits
+    middle = slice(patch // 2 - 1, patch // 2 + 1)
+    for row in (1, 2, 3):
+        own = found[..., row * patch : (row + 1) * patch, patch : 2 * patch][..., middle, middle].mean(dim=(-2, -1))
+        around = seen[0][..., row - 1 : row + 2, 0:3]
+        weights = torch.tensor([1, 4 * patch - 2, 1]) / (
+            4 * patch
+        )  # a quarter pixel off the middle, half a pixel apart
+        expected = (around * weights[:, None] * weights).sum(dim=(-2, -1))
+        assert torch.allclose(own, expected, atol=1e-5)
 
 
 @each_head

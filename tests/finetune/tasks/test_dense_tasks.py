@@ -251,6 +251,7 @@ def test_source_only_reads_no_target_in_training(years: Path) -> None:
     ("arguments", "message"),
     [
         (("--data.evaluate", "2021"), "train and evaluate are both 2021"),
+        (("--data.adapt", "2021"), "data.adapt is 2021, the source itself"),
         (("--engine.zero", "3"), "self_training averages weights in float32"),
         (("--data.evaluate", "2023"), "has no split '2023'; it has 2021, 2022"),
     ],
