@@ -1,8 +1,9 @@
 """Patches around pixels, gathered from tables of pixels when they are asked for."""
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -86,14 +87,64 @@ class PatchSet(PixelTables):
     preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)  # that made the tables: passive, active
     sources: Mapping[str, ImageSource] = field(default_factory=dict)  # what the images are, as far as it is described
     dropped: Mapping[str, int] = field(default_factory=dict)  # class -> labelled pixels left out, as a value is missing
+    excluded: "Excluded | None" = None  # pixels of classes that are not wanted; None: all classes are
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def without(self, classes: Sequence[str | int]) -> "PatchSet":
+        """The same images, where the pixels of some classes have no label.
+
+        Args:
+            classes: by name, or by their number in the files.
+        Raises:
+            InputError: there is no such class, or classes were left out before.
+        """
+        if self.excluded is not None:
+            raise InputError(f"{', '.join(self.excluded.classes)} are left out already; name all classes at once")
+        out = sorted({self._class(each) for each in classes})
+        if not out:
+            return self
+        kept = ~np.isin(self.label, out)
+        index = np.where(kept, np.cumsum(kept) - 1, -1)  # of every labelled pixel among those that stay
+        official = {role: found if found is None else index[found][index[found] >= 0]
+                    for role, found in (("train", self.train), ("test", self.test))}  # fmt: skip
+        left = [number for number in range(len(self.classes)) if number not in out]
+        return replace(
+            self,
+            place=self.place[kept],
+            label=np.searchsorted(left, self.label[kept]),
+            numbers=tuple(self.numbers[number] for number in left),
+            classes=tuple(self.classes[number] for number in left),
+            position=self.position[kept],
+            block=None if self.block is None else self.block[kept],
+            excluded=Excluded(
+                {self.classes[number]: int((self.label == number).sum()) for number in out}, index, self.position[~kept]
+            ),
+            **official,
+        )
+
+    def _class(self, chosen: str | int) -> int:
+        if str(chosen) in self.classes:
+            return self.classes.index(str(chosen))
+        if str(chosen).isdigit() and int(chosen) in self.numbers:
+            return self.numbers.index(int(chosen))
+        close = difflib.get_close_matches(str(chosen), self.classes, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{chosen!r} is no class with labelled pixels{hint}; there are {', '.join(self.classes)}")
 
     def batch(self, pixels: NDArray) -> tuple[Inputs, Tensor]:
         """Patches around labelled pixels (n,), and their labels (n,) int64."""
         _check_range(pixels, len(self), "labelled pixels")
         return self.around(self.place[pixels]), torch.from_numpy(self.label[pixels])
+
+
+class Excluded(NamedTuple):
+    """Labelled pixels that are left out with their classes."""
+
+    classes: Mapping[str, int]  # name -> pixels
+    index: Indices  # of every labelled pixel among those that stay, -1 where it is left out
+    position: Indices  # of those that are, as in `PatchSet`
 
 
 class SceneGrid:

@@ -1,5 +1,6 @@
 """Labelled pixels to training, validation and test: the official split, one from a file, blocks, or random pixels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from datasets.labelled.stored_patches import read_arrays
 from datasets.sampling.splits import Draw, Indices, Split, block_split, grid_blocks, leakage, pool_split, random_split
 
 POSITION, NUMBER = "position", "number"  # arrays of a split file beside the indices
+EXCLUDED = -2  # index of a pixel whose class is left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,14 @@ class SplitConfig(Ranged):
     def validation_count(self) -> int:
         return (self.per_class or 0) // 2 if self.validation is None else self.validation
 
-    def draw(self, seed: int) -> Draw:
+    def draw(self, seed: int, names: Mapping[int, str] | None = None) -> Draw:
         if self.per_class is None:
             raise InputError(
                 "protocol.per_class is null, all pixels; only an official split has them, so give a number"
             )
-        return Draw(per_class=self.per_class, validation=self.validation_count, cap=self.cap, seed=seed)
+        return Draw(
+            per_class=self.per_class, validation=self.validation_count, cap=self.cap, seed=seed, names=names or {}
+        )
 
 
 def make_split(patches: PatchSet, config: SplitConfig, seed: int, *, file: str = "") -> Split:
@@ -53,19 +57,20 @@ def make_split(patches: PatchSet, config: SplitConfig, seed: int, *, file: str =
         InputError: there is no such split, or a class has too few pixels for it.
     """
     number = np.array(patches.numbers)[patches.label]
+    names = dict(zip(patches.numbers, patches.classes, strict=True))
     if file:
         return _read_split(file, config, patches, number, seed)
     if config.kind == "random":
-        return random_split(number, config.draw(seed))
+        return random_split(number, config.draw(seed, names))
     official = patches.train is not None and patches.test is not None
     if config.kind == "blocks" or (config.kind == "auto" and not official):
         block = grid_blocks(patches.position, config.side) if patches.block is None else patches.block
-        return block_split(number, block, config.draw(seed))
+        return block_split(number, block, config.draw(seed, names))
     if patches.train is None or patches.test is None:
         raise InputError("the data set has no official split; set protocol.kind to blocks")
     if config.per_class is None:
         return Split(patches.train, np.zeros(0, dtype=np.int64), patches.test)
-    return pool_split(number, patches.train, patches.test, config.draw(seed))
+    return pool_split(number, patches.train, patches.test, config.draw(seed, names))
 
 
 def split_report(patches: PatchSet, split: Split) -> dict[str, Any]:
@@ -75,6 +80,7 @@ def split_report(patches: PatchSet, split: Split) -> dict[str, Any]:
         part: dict(zip(patches.classes, row, strict=True)) for part, row in zip(Split._fields, counts, strict=True)
     }
     report |= {"dropped": dict(patches.dropped)} if patches.dropped else {}
+    report |= {"excluded": dict(patches.excluded.classes)} if patches.excluded else {}
     return report | {"leakage": leakage(split, patches.position, patches.patch)}
 
 
@@ -97,6 +103,8 @@ def _read_split(given: str, config: SplitConfig, patches: PatchSet, number: Indi
         kept, position, classes = (np.asarray(arrays[key]) if key in arrays else None for key in more)
     found |= {} if kept is None else {prefix + "validation": kept}
     place = None if position is None else _same_pixels(file, position, classes, patches, number)
+    if place is None and patches.excluded is not None:
+        place = np.where(patches.excluded.index < 0, EXCLUDED, patches.excluded.index)
     count = len(number) if place is None else len(place)
     parts = {key: _checked(file, key, array, count) for key, array in found.items()}
     if place is not None:
@@ -118,7 +126,7 @@ def _read_split(given: str, config: SplitConfig, patches: PatchSet, number: Indi
 def _same_pixels(
     file: Path, position: np.ndarray, classes: np.ndarray | None, patches: PatchSet, number: Indices
 ) -> Indices:
-    """Index of every pixel of the file among the labelled pixels here, -1 where it has no label here.
+    """Index of every pixel of the file among the labelled pixels here, -1 where it has none, -2 where its class is left out.
 
     Raises:
         InputError: pixels of one place have other classes.
@@ -128,6 +136,8 @@ def _same_pixels(
             f"{file} was made for another kind of scenes (positions {position.shape}); draw the split again"
         )
     here = {tuple(row): index for index, row in enumerate(patches.position.tolist())}
+    if patches.excluded is not None:
+        here |= {tuple(row): EXCLUDED for row in patches.excluded.position.tolist()}
     place = np.array([here.get(tuple(row), -1) for row in position.tolist()], dtype=np.int64)
     known = place >= 0
     if classes is not None and (classes[known] != number[place[known]]).any():
@@ -139,6 +149,7 @@ def _same_pixels(
 
 
 def _placed(file: Path, key: str, place: Indices) -> Indices:
+    place = place[place != EXCLUDED]
     lost = int((place < 0).sum())
     if lost:
         raise InputError(

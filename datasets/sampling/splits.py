@@ -1,7 +1,7 @@
 """Splits of labelled pixels with few labels per class, and how far their patches leak from training to test."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +29,17 @@ class Draw:
     validation: int = 0  # per class, beside those
     cap: bool = False  # a class with fewer gives training what it has; else it is refused
     seed: int = 0
+    names: Mapping[int, str] = field(default_factory=dict)  # of the classes, for messages
+
+    def called(self, number: int) -> str:
+        """A class as messages name it."""
+        name, plain = self.names.get(int(number)), f"class {number}"
+        return plain if name in (None, plain) else f"class {number} ({name})"
 
     def __post_init__(self) -> None:
-        for field, least in (("per_class", 1), ("validation", 0), ("seed", 0)):
-            if getattr(self, field) < least:
-                raise InputError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        for name, least in (("per_class", 1), ("validation", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 def random_split(label: NDArray, draw: Draw) -> Split:
@@ -48,7 +54,7 @@ def random_split(label: NDArray, draw: Draw) -> Split:
     """
     _check_labels(label)
     generator = np.random.default_rng(draw.seed)
-    classes = ((f"class {c}", np.flatnonzero(label == c)) for c in np.unique(label))
+    classes = ((draw.called(c), np.flatnonzero(label == c)) for c in np.unique(label))
     dealt = [_deal(generator.permutation(pixels), name, draw, spare=1) for name, pixels in classes]
     return Split(*(_joined(parts) for parts in zip(*dealt, strict=True)))
 
@@ -77,11 +83,12 @@ def block_split(label: NDArray, block: NDArray, draw: Draw) -> Split:
         own = label == c
         if inside[own].all() or not inside[own].any():
             raise InputError(
-                f"class {c} lies in {len(np.unique(block[own]))} blocks, none left for "
-                f"{'test' if inside[own].any() else 'training'}; use smaller blocks or another seed"
+                f"{draw.called(c)} lies in {len(np.unique(block[own]))} blocks, none left for "
+                f"{'test' if inside[own].any() else 'training'}; use smaller blocks (data.protocol.side) or another seed, or leave "
+                f"the class out with data.drop_classes"
             )
         pixels = generator.permutation(np.flatnonzero(inside & own))
-        dealt.append(_deal(pixels, f"class {c}, in its blocks for training,", draw, spare=0))
+        dealt.append(_deal(pixels, f"{draw.called(c)}, in its blocks for training,", draw, spare=0))
     train, validation, _ = (_joined(parts) for parts in zip(*dealt, strict=True))
     return Split(train, validation, np.flatnonzero(~inside))
 
@@ -99,7 +106,7 @@ def pool_split(label: NDArray, train: Indices, test: Indices, draw: Draw) -> Spl
     dealt = []
     for c in np.unique(label):
         pixels = generator.permutation(train[label[train] == c])
-        dealt.append(_deal(pixels, f"class {c}, in the given training pixels,", draw, spare=0))
+        dealt.append(_deal(pixels, f"{draw.called(c)}, in the given training pixels,", draw, spare=0))
     drawn, validation, _ = (_joined(parts) for parts in zip(*dealt, strict=True))
     return Split(drawn, validation, test)
 
@@ -158,8 +165,16 @@ def _deal(pixels: Indices, owner: str, draw: Draw, *, spare: int) -> list[Indice
     """Part shuffled pixels into training, validation and the rest, at least `spare`; if capped, training comes first."""
     wanted = draw.per_class + draw.validation + spare
     if len(pixels) < (1 + spare if draw.cap else wanted):
-        mend = "leave it out" if draw.cap else "ask for fewer, or cap it at what it has (cap: true)"
-        raise InputError(f"{owner} has {len(pixels)} pixels of the {wanted} that the split needs; {mend}")
+        fewer = len(pixels) - spare - draw.validation
+        mends = ["leave the class out with data.drop_classes"]
+        if len(pixels) > spare and not draw.cap:
+            mends.insert(0, "take what it has with data.protocol.cap true")
+        if fewer > 0:
+            mends.insert(0, f"ask for {fewer} with data.protocol.per_class")
+        raise InputError(
+            f"{owner} has {len(pixels)} pixels of the {wanted} that the split needs "
+            f"({draw.per_class} for training, {draw.validation} for validation, {spare} for test); {', or '.join(mends)}"
+        )
     ends = np.minimum([draw.per_class, draw.per_class + draw.validation], len(pixels) - spare)
     return np.split(pixels, ends)
 

@@ -48,11 +48,12 @@ class Classification(Task[Any]):
         keys = [str(pixel) for pixel in split.train]
         self.loader = self.deal(keys, PatchSamples(patches, split.train, self.seed), seed=self.seed)
         report = split_report(patches, split)
+        self.untrained = [name for name, count in report["train"].items() if not count]
         self.splits = report | {"leakage": 100 * report["leakage"]}  # percent, as all scores
         record = to_record(config)  # with the batch that was asked for
         self.identity = {
             **{name: record[name] for name in ("model", "checkpoint", "optim", "epochs")},
-            "data": {name: record["data"][name] for name in ("set", "components")},
+            "data": {name: record["data"][name] for name in ("set", "components", "drop_classes")},
             "split": {part: digest(list(map(str, pixels))) for part, pixels in split._asdict().items()},
             "seed": self.seed,
         }
@@ -82,6 +83,12 @@ class Classification(Task[Any]):
             logger.warning(
                 "%d of %d labelled pixels of %s are left out, as an image has no value there", count, count + left, name
             )
+        if self.patches.excluded:
+            counts = ", ".join(f"{name} ({count} pixels)" for name, count in self.patches.excluded.classes.items())
+            logger.info("left out as data.drop_classes says: %s", counts)
+        if self.untrained:
+            logger.warning("no training pixel is labelled %s: that cannot be learnt, and its test pixels count as wrong; "
+                           "data.drop_classes leaves it out", ", ".join(self.untrained))  # fmt: skip
         logger.info("seed %d: %d pixels to train on, %d for validation, %d for test; patches of %.1f %% of the test pixels "
                     "overlap one of training", self.seed, *map(len, self.split), self.splits["leakage"])  # fmt: skip
         super().begin(run)
@@ -98,6 +105,7 @@ class Classification(Task[Any]):
             **records[part],
             "validation": records.get("validation"),
             "split": self.splits,
+            **({"untrained": self.untrained} if self.untrained else {}),
             "parameters": parameters_of(model),
             "seconds": round(self.seconds, 1),
             "readings": model.readings() if isinstance(model, S2Fin) else {},

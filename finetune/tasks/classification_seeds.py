@@ -102,7 +102,8 @@ class ClassificationSeeds(Experiment[ClassifyConfig]):
 def open_data(config: ClassifyConfig) -> PatchSet:
     """The patches that the settings name."""
     data, patch = config.data, config.model.patch
-    return open_patches(find_set(data.set, data.path), patch=patch, components=data.components)
+    patches = open_patches(find_set(data.set, data.path), patch=patch, components=data.components)
+    return patches.without(data.drop_classes)
 
 
 def draw_split(patches: PatchSet, config: ClassifyConfig, seed: int) -> Split:

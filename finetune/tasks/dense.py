@@ -196,13 +196,13 @@ class DenseTask(Task[Config]):
 
     def _check_labels(self) -> None:
         """Read every label map once, each rank a part: another numbering of classes shows before the first step."""
-        counts = {}
+        whole, counts = self.data.find(whole=True), {}
         for tiles in self.tiles.values():
-            own = count_labels(tiles, range(self.world.rank, len(tiles), self.world.size))
+            own = count_labels(tiles, range(self.world.rank, len(tiles), self.world.size), whole)
             counts[tiles.split] = LabelCounts()
             for each in gather(own):
                 counts[tiles.split].add(each)
-        for line in together(lambda: check_values(self.described, counts)):
+        for line in together(lambda: check_values(whole, counts, whole.class_names(self.data.drop_classes))):
             logger.warning("%s: %s", self.described.name, line)
 
     def _identity(self) -> dict[str, Any]:

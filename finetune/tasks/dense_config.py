@@ -1,10 +1,12 @@
 """Settings that all tasks share which give every pixel a class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from alliance.errors import InputError
 from alliance.ranges import Ranged, ranged
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.parse import find_set
 
 EVERY, NONE = "all", "none"  # of evaluate_without
 
@@ -31,6 +33,8 @@ class TileDataConfig(Ranged):
     """Pixels from one training window to the next, at most; null: the side of a window."""
     overlap: Literal["refuse", "count"] = "refuse"
     """What to do with test samples that also stand in training: refuse them, or count them in the log."""
+    drop_classes: list[str] = field(default_factory=list)
+    """Classes that are left out, by name or by number in the label maps: their pixels have no label."""
     workers: int = ranged(2, 0, 1024)
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
     max_broken: float = ranged(0.05, 0, 1)
@@ -44,3 +48,12 @@ class TileDataConfig(Ranged):
             raise InputError(
                 f"data.stride {self.stride} leaves pixels out between windows of {self.window}; give {self.window} at most"
             )
+
+    def find(self, *, whole: bool = False) -> LabelledSet:
+        """The set that is named, without the classes that are left out unless `whole`.
+
+        Raises:
+            InputError: there is no such set or class.
+        """
+        found = find_set(self.set, self.path)
+        return found if whole else found.without(self.drop_classes)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from datasets.labelled.parse import find_set
 from finetune.sweep.experiment import Experiment, SweepSettings
 from finetune.sweep.seeds import SeedScores
 
@@ -36,7 +35,7 @@ class DenseSeeds(Experiment[Config]):
         return SeedScores(seed, overall, per_class, torch.tensor(record["confusion"]))
 
     def classes(self, config: Config, data: Any) -> tuple[str, ...]:
-        return tuple(find_set(config.data.set, config.data.path).classes)
+        return tuple(config.data.find().classes)
 
 
 def _share(percent: float | None) -> float:

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from datasets.labelled.description import LabelledSet
-from datasets.labelled.parse import find_set
 from datasets.labelled.tile_samples import TileBatch
 from datasets.labelled.tiles import Tiles, channels
 from engine.command import run_command
@@ -59,7 +58,7 @@ class Segmentation(DenseTask[SegmentConfig]):
     noun = "pairs"
 
     def __init__(self, config: SegmentConfig, world: World) -> None:
-        found = find_set(config.data.set, config.data.path)
+        found = config.data.find()
         pairs = found.only({role: role for role in MODALITIES.values() if role in found.images})
         pairs = with_statistics_known(pairs, lambda: Tiles(pairs, config.data.train))
         own = dataclasses.replace(config, model=for_data(config.model, pairs))
@@ -98,7 +97,7 @@ class EncoderSegmentation(EncoderTask[SegmentConfig]):
     learnt = (*LEARNT, "dense", "dense_loss")
 
     def __init__(self, config: SegmentConfig, world: World) -> None:
-        found = find_set(config.data.set, config.data.path)
+        found = config.data.find()
         images = found.only({role: role for role in config.dense.images or found.images})
         described = with_statistics_known(images, lambda: Tiles(images, config.data.train))
         super().__init__(

@@ -3,6 +3,7 @@
 The inputs stand beside the clone (`../shared/cases/tasks`); the right values are those that its scripts put into the files.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
+from datasets.labelled import SplitConfig, make_split, open_patches
 from datasets.labelled.checks import refuse_shared, shared_samples
 from datasets.labelled.parse import find_set
 from datasets.labelled.scenes import LabelledScene, read_scenes
@@ -363,3 +365,21 @@ def map_pair(folder: Path, name: str, out: Path) -> None:
 def ones(rgb: torch.Tensor, sar: torch.Tensor) -> PadOutput:
     logits = torch.zeros(len(rgb), 2, *rgb.shape[-2:])
     return PadOutput(logits, logits, torch.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"), [("few", "ask for 2 "), ("untrained", "leave the class out with data.drop_classes")]
+)
+def test_a_class_with_too_few_samples_is_named_and_can_be_left_out(make_case: Make, kind: str, advice: str) -> None:
+    folder = make_case("tasks", "19", kind)
+    whole = open_patches(find_set(folder / "mine.yaml", folder), patch=3)
+    config = SplitConfig(kind="official", per_class=8, validation=1)
+    with pytest.raises(InputError, match=rf"class 4 \(water\).* has {3 if kind == 'few' else 0} pixels.*{advice}"):
+        make_split(whole, config, seed=0)
+    left = whole.without(["water"])
+    split = make_split(left, config, seed=0)
+    assert left.classes == MINE[:3]
+    assert [len(part) for part in split[:2]] == [24, 3]
+    if kind == "few":
+        capped = make_split(whole, dataclasses.replace(config, cap=True), seed=0)
+        assert (whole.label[capped.train] == 3).sum() == 3

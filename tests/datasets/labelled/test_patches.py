@@ -14,10 +14,13 @@ from alliance.errors import InputError
 from datasets.labelled import (
     LabelledScene,
     PatchSet,
+    SplitConfig,
     find_set,
+    make_split,
     open_patches,
     scene_patches,
     stored_patches,
+    write_split,
 )
 from datasets.labelled.normalise import Preprocessing, band_statistics
 from datasets.labelled.patches import SceneGrid
@@ -288,3 +291,53 @@ def test_real_patches_of_houston(shared_data):
     row, col, block = next(key for key in place if (key[0], key[1] + 1, key[2]) in place)
     left, right = (patch_of(patches, place[row, col + step, block])[2] for step in (0, 1))
     assert torch.equal(left[:, :, 1:], right[:, :, :-1])
+
+
+# Classes that are left out
+
+
+def test_pixels_of_a_class_that_is_left_out_have_no_label() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.resize([1, 2, 3, 0], (8, 8))
+    official = generator.random((8, 8)) < 0.5
+    scene = LabelledScene(
+        name="a", passive=generator.random((4, 8, 8), dtype=np.float32), active=np.zeros((0, 8, 8), np.float32),
+        labels=labels, train=official & (labels > 0), test=~official & (labels > 0), classes=("grass", "roof", "water"),
+    )  # fmt: skip
+    whole = scene_patches([scene], patch=3)
+    for chosen in ("roof", "2", 2):
+        left = whole.without([chosen])
+        assert (left.classes, left.numbers, len(left)) == (("grass", "water"), (1, 3), int((labels % 2 == 1).sum()))
+        assert left.excluded is not None and left.excluded.classes == {"roof": 16}
+        np.testing.assert_array_equal(labels[tuple(left.position.T)], np.array(left.numbers)[left.label])
+        assert left.train is not None and left.test is not None
+        assert len(left.train) == (official & np.isin(labels, (1, 3))).sum()
+        assert (
+            official[tuple(left.position[left.train].T)].all() and not official[tuple(left.position[left.test].T)].any()
+        )
+    with pytest.raises(
+        InputError, match="'rof' is no class with labelled pixels; did you mean 'roof'\\?; there are grass"
+    ):
+        whole.without(["rof"])
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_split_of_all_classes_serves_for_some(tmp_path: Path, placed: bool) -> None:
+    """A file with places, and one of indices alone, which count all labelled pixels."""
+    labels = np.resize([1, 2, 3], (6, 6))
+    scene = LabelledScene(
+        name="a", passive=np.random.default_rng(0).random((4, 6, 6), dtype=np.float32),
+        active=np.zeros((0, 6, 6), np.float32), labels=labels, train=None, test=None, classes=("grass", "roof", "water"),
+    )  # fmt: skip
+    whole = scene_patches([scene], patch=3)
+    split = make_split(whole, SplitConfig(kind="random", per_class=3), seed=0)
+    file = tmp_path / "split.npz"
+    if placed:
+        write_split(file, split, whole)
+    else:
+        np.savez(file, **split._asdict())
+    left = whole.without(["water"])
+    found = make_split(left, SplitConfig(), seed=0, file=str(file))
+    for part, all_of_it in zip(found, split, strict=True):
+        wanted = [tuple(whole.position[index]) for index in all_of_it if whole.label[index] < 2]
+        assert [tuple(left.position[index]) for index in part] == wanted

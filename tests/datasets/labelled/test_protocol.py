@@ -159,7 +159,10 @@ def test_a_split_of_no_file_is_refused():
             SplitConfig(per_class=None, side=6),
             "protocol.per_class is null, all pixels; only an official split has them",
         ),
-        (SplitConfig(kind="random", per_class=200), "class 3 has 192 pixels of the 301 that the split needs; ask for"),
+        (
+            SplitConfig(kind="random", per_class=200),
+            "class 3 has 192 pixels of the 301 that the split needs .*; ask for 91",
+        ),
     ],
 )
 def test_splits_that_cannot_be_made_are_refused(config, message):
@@ -169,7 +172,7 @@ def test_splits_that_cannot_be_made_are_refused(config, message):
 
 def test_a_class_with_few_official_pixels_is_refused_or_capped():
     patches = stripes(official=True)
-    with pytest.raises(InputError, match="class 3, in the given training pixels, has 64 pixels of the 90 .*cap: true"):
+    with pytest.raises(InputError, match="class 3, in the given training pixels, has 64 pixels of the 90 .*cap true"):
         make_split(patches, SplitConfig(per_class=60), seed=0)
     capped = make_split(patches, SplitConfig(per_class=60, cap=True), seed=0)
     assert counts(patches, capped)[:2] == [[60, 60], [4, 4]]
