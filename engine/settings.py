@@ -60,7 +60,7 @@ def parse_settings(kind: type[Settings], description: str | None, arguments: Seq
         refuse_not_finite(values)
         built = parser.instantiate(values)
     except (argparse.ArgumentError, ValueError) as error:  # ValueError: of a group that may also be null
-        raise InputError(_one_line(error, kind)) from error
+        raise InputError(_one_line(error, kind, [name for name, _ in _options(arguments)])) from error
     return kind(**{key: value for key, value in built.items() if key not in OWN_OPTIONS})
 
 
@@ -143,12 +143,12 @@ def _load_checked(text: str) -> Any:
     return jsonargparse.get_loader("yaml")(text)
 
 
-def _one_line(error: BaseException, kind: type) -> str:
+def _one_line(error: BaseException, kind: type, given: Sequence[str]) -> str:
     """The parser's message in one line; our own error where it was the cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OutOfRange):
-            return cause.named(place_of(kind, cause.owner) + cause.field)
+            return cause.named(place_of(kind, cause.owner, given) + cause.field)
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__

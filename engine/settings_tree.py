@@ -137,14 +137,18 @@ def _allows_single(hint: Any, value: Any) -> bool:
     return types.NoneType in others if value is None else any(one is not types.NoneType for one in others)
 
 
-def place_of(kind: type, group: type) -> str:
+def place_of(kind: type, group: type, given: Sequence[str] = ()) -> str:
     """What stands before the settings of a group: its dotted name and a dot; nothing for those of the tree itself, the
     name of the class for a group of a list or mapping.
+
+    Args:
+        given: dotted names of settings; a group that stands in several places is meant where one of these lies.
     """
     if group is kind:
         return ""
-    found = (name for name in keys(kind) if any(group in groups(hint) for hint in find(kind, name)))
-    return f"{next(found, group.__name__)}."
+    found = [name for name in keys(kind) if any(group in groups(hint) for hint in find(kind, name))]
+    meant = [name for name in found if any(f"{one}.".startswith(f"{name}.") for one in given)]
+    return f"{(meant or found or [group.__name__])[0]}."
 
 
 def range_of(kind: type, name: str) -> Range | None:

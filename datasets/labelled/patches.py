@@ -143,7 +143,7 @@ class Excluded(NamedTuple):
     """Labelled pixels that are left out with their classes."""
 
     classes: Mapping[str, int]  # name -> pixels
-    index: Indices  # of every labelled pixel among those that stay, -1 where it is left out
+    kept: Indices  # index of every labelled pixel among those that stay, -1 where it is left out
     position: Indices  # of those that are, as in `PatchSet`
 
 

@@ -104,7 +104,7 @@ def _read_split(given: str, config: SplitConfig, patches: PatchSet, number: Indi
     found |= {} if kept is None else {prefix + "validation": kept}
     place = None if position is None else _same_pixels(file, position, classes, patches, number)
     if place is None and patches.excluded is not None:
-        place = np.where(patches.excluded.index < 0, EXCLUDED, patches.excluded.index)
+        place = np.where(patches.excluded.kept < 0, EXCLUDED, patches.excluded.kept)
     count = len(number) if place is None else len(place)
     parts = {key: _checked(file, key, array, count) for key, array in found.items()}
     if place is not None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from alliance.errors import InputError
 from datasets.labelled.description import LabelledSet
-from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Tiles
 from engine.command import run_command
 from engine.ranks import World
@@ -74,7 +73,7 @@ def of_two_dates(config: ChangeConfig) -> LabelledSet:
         InputError: the set has no such image, or not two classes.
     """
     data = config.data
-    found = find_set(data.set, data.path)
+    found = data.find()
     if len(found.classes) != 2:
         raise InputError(
             f"{found.name} has the classes {', '.join(found.classes)}; change is the second of two: put the values of all "

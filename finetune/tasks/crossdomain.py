@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.checks import refuse_shared
-from datasets.labelled.parse import find_set
 from datasets.labelled.tile_samples import TileBatch
 from datasets.labelled.tiles import Cut, Tiles
 from datasets.sampling.faults import Fault
@@ -76,7 +75,7 @@ class CrossDomain(EncoderTask[CrossDomainConfig]):
         data, method = config.data, config.method
         if method == "self_training":
             _refuse_rounding(config, world)
-        found = find_set(data.set, data.path)
+        found = data.find()
         images = found.only({role: role for role in config.model.images or found.images})
         adapt = data.adapt or data.evaluate
         cut = Cut(data.window) if data.window else None
