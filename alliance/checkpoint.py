@@ -20,6 +20,8 @@ from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
 from alliance.files import new_file, regular, remove_tree, replace_file, sync
 from alliance.hub import fetch, is_hub_id, snapshot_of
+from alliance.json_files import read_json
+from alliance.records import from_record, shown
 from alliance.sensors import Sensor
 
 FORMAT = 1
@@ -96,8 +98,11 @@ def load_encoder(
         InputError: nothing to load there, damaged files, or weights that do not fit.
     """
     folder = find_export(path)
-    encoder = AllianceEncoder(_read_config(folder / CONFIG), read_sensors(folder / SENSORS))
-    load_weights(encoder, read_tensors(folder / WEIGHTS), allow=allow, source=str(folder / WEIGHTS))
+    config, weights = _read_config(folder / CONFIG), read_tensors(folder / WEIGHTS)
+    if not allow:
+        _refuse_growth(config, sum(each.numel() for each in weights.values()), folder)
+    encoder = AllianceEncoder(config, read_sensors(folder / SENSORS))
+    load_weights(encoder, weights, allow=allow, source=str(folder / WEIGHTS))
     encoder.keep_special = True
     return encoder.to(device).eval()
 
@@ -111,7 +116,7 @@ def load_decoder(path: str | Path) -> SavedDecoder | None:
     folder = find_export(path)
     if not (folder / DECODER).is_file():
         return None
-    settings = _read_json(folder / CONFIG).get("decoder")
+    settings = _read_mapping(folder / CONFIG).get("decoder")
     if not isinstance(settings, dict):
         raise InputError(f"{folder / CONFIG} says nothing of {DECODER}; remove that file, or export the encoder again")
     return SavedDecoder(settings, read_tensors(folder / DECODER))
@@ -182,31 +187,47 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 
 def _read_config(path: Path) -> EncoderConfig:
-    record = _read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("encoder"), dict):
+    record = _read_mapping(path)
+    if not isinstance(record.get("encoder"), dict):
         raise InputError(f"{path} is not the configuration of an encoder; export the encoder again")
     if record.get("format") != FORMAT:
-        raise InputError(f"{path}: format {record.get('format')!r} is not {FORMAT}; update alliance-rs")
+        raise InputError(f"{path}: format {shown(record.get('format'))} is not {FORMAT}; update alliance-rs")
     unknown = sorted(set(record["encoder"]) - {field.name for field in dataclasses.fields(EncoderConfig)})
     if unknown:
-        raise InputError(f"{path}: unknown encoder setting {unknown[0]!r}; update alliance-rs")
+        raise InputError(f"{path}: unknown encoder setting {shown(unknown[0])}; update alliance-rs")
     try:
-        return EncoderConfig(**record["encoder"])
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+        return from_record(EncoderConfig, record["encoder"], "encoder")
+    except InputError as error:
         raise InputError(f"{path} holds wrong values ({error}); export the encoder again") from error
+
+
+def _refuse_growth(config: EncoderConfig, numbers: int, folder: Path) -> None:
+    """Refuse settings of an encoder with more weights than there are, before memory is asked for them."""
+    d = config.embed_dim
+    parts = (12 * config.depth * d**2, config.table**2 * d, config.registers * d, config.patch**2)
+    if max(*parts, config.jumbo * d * (config.tokens == "frequency")) > numbers:
+        raise InputError(
+            f"{folder / CONFIG} is of a larger encoder than the {numbers} weights in {WEIGHTS}; export the encoder again"
+        )
 
 
 def read_sensors(path: Path) -> list[Sensor]:
     """The sensors of an export, from its `sensors.json`."""
     try:
-        return [Sensor.from_dict(entry, source=str(path)) for entry in _read_json(path)]
-    except (TypeError, ValueError, AttributeError) as error:
+        record = read_json(path)
+        if not isinstance(record, list):
+            raise InputError(f"it holds {shown(record)}")
+        return [Sensor.from_dict(entry, source=str(path)) for entry in record]
+    except InputError as error:
         message = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{path} is not a list of sensors ({message}); export the encoder again") from error
 
 
-def _read_json(path: Path) -> Any:
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(regular(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); export the encoder again") from error
+        record = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; export the encoder again") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path} is not the configuration of an encoder; export the encoder again")
+    return record

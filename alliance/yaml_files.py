@@ -1,5 +1,6 @@
 """YAML written by people, checked before it is read: it cannot grow without end, and no key stands twice."""
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,25 @@ from alliance.errors import InputError
 MAX_BYTES = 2**20
 MAX_NODES = 100_000  # with every alias written out
 MAX_DEPTH = 64
+NO_VALUE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+)  # of PyYAML: `!!bool 7`, 2020-13-40
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
+    """Safe, and with YAML 1.2 for numbers: `1e-4` is one, not a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path, *, forbidden: Collection[str] = ()) -> dict[str, Any]:
@@ -27,7 +45,7 @@ def read_yaml(path: Path, *, forbidden: Collection[str] = ()) -> dict[str, Any]:
         record = yaml.load(text, Loader=_Loader)
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that there cannot be
+    except (yaml.YAMLError, *NO_VALUE) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}; correct it there") from error
     if record is None:
         return {}
@@ -38,11 +56,13 @@ def read_yaml(path: Path, *, forbidden: Collection[str] = ()) -> dict[str, Any]:
     return record
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
     """A small text file, UTF-8.
 
+    Args:
+        limit: bytes that it may have.
     Raises:
-        InputError: no such file, not a regular one (a pipe would never end), above 1 MiB, or not UTF-8.
+        InputError: no such file, not a regular one (a pipe would never end), above the limit, or not UTF-8.
     """
     try:
         if not path.exists():
@@ -50,9 +70,9 @@ def read_text(path: Path) -> str:
         if not path.is_file():
             raise InputError(f"{path} is no regular file; give a text file")
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES} bytes; a YAML file of settings is far smaller")
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise InputError(f"{path} is larger than {limit} bytes; what belongs there is far smaller")
         return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); save it as such") from error

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from alliance.sensors.catalog import generated_sensor
-from datasets.sampling.moments import Moments
+from datasets.sampling.moments import FIGURES, Moments
 from datasets.sampling.order import Places, SampleOrder
 from datasets.shards.index import NAME, Index, Shard, Sidecar, collect
 from datasets.shards.index import Places as Lying
@@ -56,7 +56,8 @@ def write_index(folder: Path, samples: int, shards: int) -> Path:
         for name, count in zip(names, counts.tolist(), strict=True)
     ]
     sensors, shapes = {SENSOR.name: SENSOR}, {SENSOR.name: SHAPE}
-    Index(sensors=sensors, shapes=shapes, shards=tuple(entries), statistics={}).write(folder)
+    figures = {SENSOR.name: {figure: [0.0] * len(SENSOR.bands) for figure in FIGURES}}  # nothing was measured
+    Index(sensors=sensors, shapes=shapes, shards=tuple(entries), statistics=figures).write(folder)
     return folder
 
 

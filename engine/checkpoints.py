@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from alliance.files import naming, regular, remove_tree, sync
+from alliance.errors import InputError
+from alliance.files import naming, remove_tree, sync
+from alliance.json_files import read_json
+from alliance.records import as_type, from_record, require_present
 from engine.deepspeed_internals import save_checkpoint
 from engine.log import report_disk_errors
 from engine.ranks import World, gather
@@ -101,14 +104,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     try:
-        manifest = json.loads(regular(path / MANIFEST).read_text())
-        layout, files = Layout(**manifest["layout"]), dict(manifest["files"])
+        manifest = as_type(dict[str, Any], read_json(path / MANIFEST), "it")
+        require_present(manifest, ("layout", "files"), "it")
+        layout = from_record(Layout, manifest["layout"], "layout")
+        files = as_type(dict[str, dict[str, Any]], manifest["files"], "files")
         for name, record in files.items():
-            if Path(name).name != name or not isinstance(record["bytes"], int) or not isinstance(record["sha256"], str):
-                raise ValueError(f"{name} is no file of a checkpoint")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            require_present(record, ("bytes", "sha256"), name)
+            as_type(int, record["bytes"], f"{name}: bytes")
+            as_type(str, record["sha256"], f"{name}: sha256")
+            if Path(name).name != name or name in ("", ".."):
+                raise InputError(f"{name} is no file of a checkpoint")
+    except InputError as error:
         raise ValueError(f"its manifest cannot be read ({error})") from error
-    if not isinstance(layout.ranks, int) or layout.zero not in (0, 1, 2, 3) or not isinstance(layout.precision, str):
+    if layout.ranks < 1 or layout.zero not in (0, 1, 2, 3):
         raise ValueError(f"its manifest cannot be read (a layout of {tuple(layout)})")
     return manifest | {"layout": layout, "files": files}
 

@@ -1,6 +1,5 @@
 """Begin a run, or go on from its newest good checkpoint, also with other ranks, another ZeRO stage or precision."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ import torch
 from torch import nn
 
 from alliance.errors import InputError
-from alliance.files import regular, remove_tree
+from alliance.files import remove_tree
+from alliance.json_files import read_json
+from alliance.records import as_type, require_present
 from engine.checkpoints import LOOP, Layout, clear_unfinished, list_folders, read_manifest, verify
 from engine.deepspeed_internals import load_checkpoint, names_beside_states
 from engine.elastic import load_moments, load_weights, open_states
@@ -96,16 +97,16 @@ def refuse_foreign_states(path: Path) -> None:
 
 def _read_loop(path: Path) -> dict[str, Any]:
     """Where the loop was."""
+    kinds = {"step": int, "steps": int, "loader": dict[str, Any], "faults": dict[str, int], "run": dict[str, Any]}
     try:
-        state = json.loads(regular(path / LOOP).read_text())
-        kinds = {"step": int, "steps": int, "loader": dict, "faults": dict, "run": dict}
-        if all(isinstance(state[name], kind) for name, kind in kinds.items()):
-            return state
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise InputError(
-        f"checkpoint {path}: {LOOP} is not the state of a run; remove this checkpoint, or use another --run.dir"
-    )
+        state = as_type(dict[str, Any], read_json(path / LOOP), LOOP)
+        require_present(state, tuple(kinds), LOOP)
+        return state | {name: as_type(kind, state[name], f"{LOOP}: {name}") for name, kind in kinds.items()}
+    except InputError as error:
+        raise InputError(
+            f"checkpoint {path}: {LOOP} is not the state of a run ({error}); remove this checkpoint, or use another "
+            f"--run.dir"
+        ) from error
 
 
 def _open(path: Path) -> tuple[Path, dict[str, Any], str | None]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from alliance.checkpoint import CONFIG, WEIGHTS, differences, read_tensors, save_tensors
 from alliance.errors import InputError
-from alliance.files import regular
+from alliance.json_files import read_json
+from alliance.records import as_type, from_record, require_present, shown
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import Colour, as_colour, palette_colour
 from datasets.labelled.normalise import Preprocessing
@@ -63,7 +64,7 @@ class ImageInput:
         """
         preprocessing = Preprocessing.from_record(record)
         told = {name: value for name, value in record.items() if name not in ("mean", "std", "axes", "offsets")}
-        source = ImageSource(**told)
+        source = from_record(ImageSource, told, "image")
         if len(source.bands) not in (0, len(preprocessing.mean)):
             raise InputError(f"bands {list(source.bands)} do not fit the {len(preprocessing.mean)} means")
         return cls(source=source, preprocessing=preprocessing)
@@ -146,12 +147,15 @@ def read_record(folder: Path, task: str | None = None) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        record = json.loads(regular(path).read_text())
-        form, found = record["format"], record["task"]
-    except (OSError, TypeError, KeyError, ValueError) as error:
+        record = as_type(dict[str, Any], read_json(path), "it")
+        require_present(record, ("format", "task"), "it")
+        form, found = record["format"], as_type(str, record["task"], "task")
+    except InputError as error:
         raise InputError(f"{path} does not describe a trained network ({error}); train or convert it again") from error
-    if form != FORMAT:
-        raise InputError(f"{path} has format {form}, this is for format {FORMAT}; convert the release or train again")
+    if form != FORMAT or form is True:
+        raise InputError(
+            f"{path} has format {shown(form)}, this is for format {FORMAT}; convert the release or train again"
+        )
     if task not in (None, found):
         raise InputError(f"{path} is of a network of task {found}, needed is {task}; give the folder of one of that")
     return record
@@ -167,7 +171,11 @@ def read_inputs(folder: Path, used: Mapping[str, int], classes: int) -> Inputs:
         InputError: no network there, an image of which mean and std are not known, or entries that do not fit.
     """
     record, path = read_record(folder), folder / CONFIG
-    stored = record.get("inputs") or {}
+    try:
+        stored = as_type(dict[str, Any], record.get("inputs") or {}, "inputs")
+        colours = as_type(dict[str, tuple[int, int, int]], record.get("classes") or {}, "classes")
+    except InputError as error:
+        raise InputError(f"{path}: classes or inputs are damaged ({error}); write the network again") from error
     absent = set(used) - set(stored)
     if absent:
         raise InputError(
@@ -175,9 +183,9 @@ def read_inputs(folder: Path, used: Mapping[str, int], classes: int) -> Inputs:
             f"description of its images, or convert the release again"
         )
     try:
-        names = {name: as_colour(name, rgb) for name, rgb in (record.get("classes") or {}).items()}
+        names = {name: as_colour(name, rgb) for name, rgb in colours.items()}
         images = {name: ImageInput.from_record(stored[name]) for name in used}
-    except (InputError, TypeError, ValueError, AttributeError) as error:
+    except InputError as error:
         raise InputError(f"{path}: classes or inputs are damaged ({error}); write the network again") from error
     for name, image in images.items():
         if image.channels != used[name]:

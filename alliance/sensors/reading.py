@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from alliance.errors import InputError
+from alliance.records import shown
 from alliance.sensors.sensor import Sensor
 from alliance.yaml_files import read_yaml
+
+MAX_CHAIN = 16  # files that extend each other
 
 
 def read_sensor(path: Path | str) -> Sensor:
@@ -25,6 +28,9 @@ def read_record(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = record.pop("extends", None)
     if parent is None:
         return record
-    if not isinstance(parent, str) or path in children:
-        raise InputError(f"{path}: extends {parent!r}; name another file beside it, without its suffix")
+    if not isinstance(parent, str) or not parent or path in children:
+        itself = ", which extends itself in the end" if path in children else ""
+        raise InputError(f"{path}: extends {shown(parent)}{itself}; name another file beside it, without its suffix")
+    if len(children) >= MAX_CHAIN:
+        raise InputError(f"{children[0]}: more than {MAX_CHAIN} files extend each other; write the keys into fewer")
     return read_record(path.with_name(f"{parent}.yaml"), (*children, path)) | record

@@ -120,6 +120,8 @@ class Sensor:
             raise InputError(f"{here}: gsd_m must be positive, got {self.gsd_m}")
         if self.clamp is not None and not self.clamp > 0:
             raise InputError(f"{here}: clamp must be positive, got {self.clamp}; null for none")
+        if not isinstance(self.description, str):
+            raise InputError(f"{here}: description must be a text, got {self.description!r:.80}")
         object.__setattr__(self, "dtypes", as_texts(self.dtypes, f"{here}: dtypes"))
         unknown = [dtype for dtype in self.dtypes if dtype not in DTYPES]
         if unknown:
@@ -138,7 +140,7 @@ class Sensor:
             raise InputError(f"sensor {self.name}: its groups must hold each band once, got {groups}")
         try:
             re.compile(self.product)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"sensor {self.name}: product {self.product!r} is no regular expression") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -311,7 +313,7 @@ class Sensor:
         if unknown:
             raise InputError(f"{source}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(own_fields))}")
         bands = own.pop("bands", None) or ()
-        if isinstance(bands, str | Mapping) or not all(isinstance(entry, Mapping) for entry in bands):
+        if not isinstance(bands, list | tuple) or not all(isinstance(entry, Mapping) for entry in bands):
             raise InputError(f"{source}: bands is a list with keys such as name and wavelength for each band")
         wrong = [key for entry in bands for key in entry if key not in band_fields]
         if wrong:
@@ -322,7 +324,10 @@ class Sensor:
         if lacking:
             raise InputError(f"{source}: the {lacking[0]} is missing")
         try:
-            own["groups"] = tuple(as_texts(group, "groups") for group in own.get("groups") or ())
+            groups = own.get("groups") or ()
+            if not isinstance(groups, list | tuple):
+                raise InputError(f"groups must be a list of lists of band names, got {groups!r:.80}")
+            own["groups"] = tuple(as_texts(group, "groups") for group in groups)
             return cls(**own, bands=tuple(Band(**(shared | dict(entry))) for entry in bands))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alliance.errors import InputError
+from alliance.records import as_type, shown
 from datasets.imagery.images import describe
 from datasets.imagery.rasters import named
 from datasets.imagery.scenes import Box, Scene
@@ -179,8 +180,11 @@ def as_colour(name: str, rgb: Sequence[int]) -> Colour:
     Raises:
         InputError: not three numbers from 0 to 255.
     """
-    values = tuple(int(value) for value in rgb)
-    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+    try:
+        values = as_type(Colour, rgb, "it")
+    except InputError as error:
+        raise InputError(f"colour of class {name} is {shown(rgb)}; give red, green and blue, 0 to 255") from error
+    if not all(0 <= value <= 255 for value in values):
         raise InputError(f"colour of class {name} is {list(values)}; give red, green and blue, 0 to 255")
     return values
 

@@ -9,7 +9,9 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from alliance.errors import InputError
+from alliance.records import as_type, require_present
 
+Numbers = NDArray[np.float64]
 Table = NDArray[np.float32]  # (pixels, columns)
 CHUNK = 1 << 16  # rows that are turned to float64 at once
 
@@ -100,12 +102,14 @@ class Preprocessing:
         Raises:
             InputError: statistics that are missing, no numbers, or do not fit each other.
         """
+        names = (
+            ("mean", "std", "axes", "offsets") if isinstance(record, Mapping) and "axes" in record else ("mean", "std")
+        )
         try:
-            arrays = {name: np.array(record[name], dtype=np.float64) for name in ("mean", "std")}
-            arrays |= {
-                name: np.array(record[name], dtype=np.float64) for name in ("axes", "offsets") if "axes" in record
-            }
-        except (KeyError, TypeError, ValueError) as error:
+            record = as_type(dict[str, Any], record, "image")
+            require_present(record, names, "image")
+            arrays = {name: as_type(Numbers, record[name], name) for name in names}
+        except InputError as error:
             raise InputError(f"mean and std of every band, or the axes, are missing or damaged ({error})") from error
         bands, components = arrays["mean"].shape, arrays.get("offsets", np.zeros(0)).shape
         shapes = {"mean": bands, "std": bands, "axes": (*bands, *components), "offsets": components}

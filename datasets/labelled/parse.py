@@ -10,6 +10,7 @@ import yaml
 
 from alliance.errors import InputError
 from alliance.files import replace_file
+from alliance.records import as_type, from_record, require_known, shown
 from alliance.yaml_files import read_yaml
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, LabelSource
@@ -48,7 +49,7 @@ def find_set(name: str | Path, root: str | Path | None = None) -> LabelledSet:
     record = read_yaml(path)
     try:
         found = parse_set(record, path.stem)
-    except (InputError, TypeError, ValueError, AttributeError) as error:
+    except InputError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     return dataclasses.replace(found, root=Path(root) if root else path.parent / found.root)
 
@@ -79,15 +80,15 @@ def parse_set(record: Any, name: str) -> LabelledSet:
     label = _label(record)
     layouts = record.get("layouts") or []
     return LabelledSet(
-        name=str(record.get("name", name)),
-        root=Path(record.get("root") or "."),
+        name=as_type(str, record.get("name", name), "name"),
+        root=Path(as_type(str, record.get("root") or ".", "root")),
         images=images,
         label=label,
         classes=classes,
         coloured=own_colours,
         splits=_mapping("splits", record.get("splits") or {}),
         layouts=tuple(_layout(each, images) for each in (layouts if isinstance(layouts, list) else [layouts])),
-        patches=str(record.get("patches") or ""),
+        patches=as_type(str, record.get("patches") or "", "patches"),
     )
 
 
@@ -109,7 +110,7 @@ def _images(record: Mapping[str, Any]) -> dict[str, ImageSource]:
         passive, active = ({"count": record.get(key)} if record.get(key) else {} for key in ("bands", "channels"))
         shorts = {"passive": passive, "active": active | ({"log": True} if record.get("log_active") else {})}
         given = {role: shorts.get(role, {}) | dict(value) for role, value in given.items()}
-    images = {role: _part(role, ImageSource, value) for role, value in given.items()}
+    images = {role: from_record(ImageSource, value, role) for role, value in given.items()}
     if not images and not (record.get("layouts") or record.get("patches")):
         raise InputError(
             f"no images; {SHOWN} has examples: each stands under its role, optical: {{files: optical, ...}}"
@@ -145,38 +146,19 @@ def _label(record: Mapping[str, Any]) -> LabelSource:
         values = {number: index for index, number in enumerate(sorted(numbers))}
         unlabelled = given.get("unlabelled")
         given["values"] = ({} if unlabelled is None else {unlabelled: IGNORE}) | {IGNORE: IGNORE} | values
-    return _part(LABEL, LabelSource, given)
+    return from_record(LabelSource, given, LABEL)
 
 
 def _layout(record: Any, images: Mapping[str, ImageSource]) -> Layout:
     record = _mapping("a layout", record)
-    known = (*images, *MAPS, "origin")
-    for key in record:
-        if key not in known:
-            raise InputError(f"unknown key {key!r}{_hint(str(key), known)} Known keys: {', '.join(known)}")
-    maps = {role: record[role] for role in (*MAPS, "origin") if role in record}
-    return Layout(images={role: str(record[role]) for role in images if role in record}, **maps)
-
-
-def _part(role: str, kind: type, record: Any) -> Any:
-    try:
-        return kind(**_known(kind, _mapping(role, record)))
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{role}: {error}") from error
-
-
-def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record, if it has no other keys than `kind`."""
-    fields = [each.name for each in dataclasses.fields(kind)]
-    for key in record:
-        if key not in fields:
-            raise InputError(f"unknown key {key!r}{_hint(str(key), fields)} Known: {', '.join(fields)}")
-    return dict(record)
+    require_known(record, (*images, *MAPS, "origin"), "a layout")
+    maps = {role: value for role, value in record.items() if role not in images}
+    return from_record(Layout, maps | {"images": {role: record[role] for role in images if role in record}}, "a layout")
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{name} holds keys and values, got {value!r}")
+        raise InputError(f"{name} holds keys and values, got {shown(value)}")
     return dict(value)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+FIGURES = ("count", "mean", "std", "min", "max")
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -53,5 +55,5 @@ class Moments:
 
     def to_dict(self) -> dict[str, list[float]]:
         """JSON-ready: count, mean, std, min, max, each one number per band."""
-        columns = {"count": self.count, "mean": self.mean, "std": self.std, "min": self.low, "max": self.high}
-        return {name: column.tolist() for name, column in columns.items()}
+        columns = (self.count, self.mean, self.std, self.low, self.high)
+        return {name: column.tolist() for name, column in zip(FIGURES, columns, strict=True)}

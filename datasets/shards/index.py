@@ -2,21 +2,38 @@
 
 import io
 import json
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from alliance.errors import InputError
 from alliance.files import regular, replace_file
+from alliance.json_files import MAX_BYTES, parse_json
+from alliance.records import from_record, shown
 from alliance.sensors import Sensor
+from alliance.yaml_files import read_text
 from datasets.imagery.scenes import Skipped
-from datasets.sampling.moments import Moments
+from datasets.sampling.moments import FIGURES, Moments
 
 VERSION = 1
 NAME = "index.json"
+DAMAGED = (
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Places(NamedTuple):
@@ -59,15 +76,65 @@ class Sidecar:
 
     @classmethod
     def load(cls, path: Path) -> "Sidecar":
-        """Read a sidecar; whatever is wrong with the file comes as OSError, ValueError, KeyError or BadZipFile."""
-        with np.load(regular(path), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        record = json.loads(str(arrays["record"]))
-        record["skipped"] = tuple(Skipped(*entry) for entry in record["skipped"])
+        """Read a sidecar.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is damaged, or none of ours.
+        """
+        arrays = _read_arrays(path)
+        if not {"keys", "record"} <= set(arrays):
+            raise ValueError(f"{path} holds {shown(sorted(arrays))}")
+        keys = arrays["keys"]
+        notes = from_record(_Notes, parse_json(str(arrays["record"]), str(path)), str(path))
         sensors = [name.removesuffix(".offset") for name in arrays if name.endswith(".offset")]
-        places = {name: Places(*(arrays[f"{name}.{field}"] for field in Places._fields)) for name in sensors}
-        moments = {name: Moments(*arrays[f"{name}.moments"]) for name in sensors}
-        return cls(keys=arrays["keys"], places=places, moments=moments, **record)
+        places = {name: _places(arrays, name, len(keys) if keys.ndim == 1 else -1) for name in sensors}
+        moments = {name: _moments(arrays, name) for name in sensors}
+        if keys.dtype.kind != "S" or (len(keys) and not sensors):
+            raise ValueError(f"{path} holds keys of {keys.dtype} and {len(sensors)} sensors")
+        return cls(keys=keys, places=places, moments=moments, **notes._asdict())
+
+
+class _Notes(NamedTuple):
+    """What a sidecar keeps as JSON."""
+
+    bytes: int
+    sha256: str
+    fingerprint: str
+    dropped: int
+    skipped: tuple[Skipped, ...]
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that is not compressed, so that it is no larger than its file."""
+    try:
+        with zipfile.ZipFile(regular(path)) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError(f"{path} is compressed")
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except DAMAGED as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{path} holds files that are no arrays")
+    return arrays
+
+
+def _places(arrays: Mapping[str, np.ndarray], sensor: str, samples: int) -> Places:
+    columns = {field: arrays.get(f"{sensor}.{field}", np.zeros(0)) for field in Places._fields}
+    for field, kinds in (("offset", "iu"), ("dtype", "S"), ("crc32", "iu")):
+        if columns[field].shape != (samples,) or (samples and columns[field].dtype.kind not in kinds):
+            raise ValueError(
+                f"{sensor}.{field} is {columns[field].dtype} of {columns[field].shape} for {samples} samples"
+            )
+    return Places(**columns)
+
+
+def _moments(arrays: Mapping[str, np.ndarray], sensor: str) -> Moments:
+    table = arrays.get(f"{sensor}.moments", np.zeros(0))
+    if table.ndim != 2 or len(table) != 5 or table.dtype != np.float64:
+        raise ValueError(f"{sensor}.moments is {table.dtype} of {table.shape}")
+    return Moments(*table)
 
 
 class Shard(NamedTuple):
@@ -80,8 +147,8 @@ class Shard(NamedTuple):
 
     def is_plain(self) -> bool:
         """Whether it names a file of the folder itself, with counts that may be relied on."""
-        counts = isinstance(self.samples, int) and isinstance(self.bytes, int) and self.samples > 0
-        return counts and isinstance(self.name, str) and Path(self.name).name == self.name
+        named = Path(self.name).name == self.name and self.name not in ("", "..") and "\0" not in self.name
+        return named and self.samples > 0 and self.bytes >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +200,7 @@ class Index:
         if not path.exists():
             command = f"python launch/shards.py --index {folder} --sensor NAME"
             raise InputError(f"{folder} has no {NAME}; finish making it, or index WebDataset tars once with: {command}")
-        return cls.parse(path.read_text(errors="replace"), str(path))
+        return cls.parse(read_text(path, limit=MAX_BYTES), str(path))
 
     @classmethod
     def parse(cls, text: str, where: str) -> "Index":
@@ -143,28 +210,52 @@ class Index:
             InputError: not an index, one this version does not know, or shards that are no plain file names.
         """
         try:
-            record = json.loads(text)
-            if record["version"] != VERSION:
-                raise InputError(f"{where} has version {record['version']}, this code reads {VERSION}; make it anew")
-            sensors = [Sensor.from_dict(entry, source=where) for entry in record["sensors"]]
-            shards = tuple(Shard(**entry) for entry in record["shards"])
-            astray = [shard for shard in shards if not shard.is_plain()]
-            if astray or not shards:
-                raise InputError(
-                    f"{where} lists {astray[:1] or 'no shards'}; names of files and counts of samples belong there"
-                )
-            return cls(
-                sensors={sensor.name: sensor for sensor in sensors},
-                shapes={name: tuple(shape) for name, shape in record["shapes"].items()},
-                shards=shards,
-                statistics=record["statistics"],
-                dropped=record["dropped"],
-                skipped=tuple(Skipped(**entry) for entry in record["skipped"]),
-                fingerprint=record["fingerprint"],
-                forced=bool(record.get("forced", False)),
-            )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{where} is damaged ({error!r}); run launch/shards.py again") from error
+            record = parse_json(text, "its text")
+            version = record.get("version", VERSION) if isinstance(record, dict) else VERSION
+            if version is True or version != VERSION:
+                raise InputError(f"it has version {shown(version)}, this code reads {VERSION}")
+            stored = from_record(_Stored, record, "it")._asdict()
+            sensors = [Sensor.from_dict(entry, source="its sensors") for entry in stored["sensors"]]
+            own: dict[str, Any] = {name: value for name, value in stored.items() if name not in ("version", "samples")}
+            own["sensors"] = {sensor.name: sensor for sensor in sensors}
+            index = cls(**own)
+            index.check()
+        except InputError as error:
+            raise InputError(f"{where} is damaged ({error}); run launch/shards.py again") from error
+        return index
+
+    def check(self) -> None:
+        """Refuse entries that do not fit each other.
+
+        Raises:
+            InputError: shards that are no plain file names or counts, or shapes or statistics of other bands.
+        """
+        astray = [shard for shard in self.shards if not shard.is_plain()]
+        if astray or not self.shards:
+            raise InputError(f"it lists {astray[:1] or 'no shards'}; names of files and counts of samples belong there")
+        if not set(self.sensors) == set(self.shapes) == set(self.statistics):
+            raise InputError("its sensors, shapes and statistics are not of the same names")
+        for name, sensor in self.sensors.items():
+            shape, figures = self.shapes[name], self.statistics[name]
+            if shape[0] != len(sensor.bands) or min(shape) < 1:
+                raise InputError(f"shape {shape} is not one of sensor {name} with {len(sensor.bands)} bands")
+            if set(figures) != set(FIGURES) or any(len(column) != shape[0] for column in figures.values()):
+                raise InputError(f"statistics of {name} are not {', '.join(FIGURES)} of {shape[0]} bands")
+
+
+class _Stored(NamedTuple):
+    """What the file of an index holds."""
+
+    version: int
+    sensors: list[Any]
+    shapes: dict[str, tuple[int, int, int]]
+    statistics: dict[str, dict[str, list[float]]]
+    shards: tuple[Shard, ...]
+    dropped: int
+    skipped: tuple[Skipped, ...]
+    fingerprint: str
+    samples: int = 0
+    forced: bool = False
 
 
 def collect(

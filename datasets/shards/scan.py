@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from alliance.sensors import Sensor
+from datasets.imagery.cubes.arrays import header_of_text
 from datasets.imagery.scenes import Skipped, Unreadable, check_dtype
 from datasets.sampling.moments import Moments
 from datasets.shards.index import Places, Sidecar
@@ -97,10 +98,11 @@ def read_header(stream: BinaryIO, info: tarfile.TarInfo) -> tuple[tuple[int, ...
     """
     stream.seek(info.offset_data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except (ValueError, EOFError, SyntaxError) as error:
+        with header_of_text():
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+    except (ValueError, EOFError) as error:
         raise Unreadable(f"no .npy array: {' '.join(str(error).split())[:80]}") from error
     if dtype.hasobject:
         raise Unreadable("holds Python objects, which are never unpickled")

@@ -18,6 +18,7 @@ from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
 from alliance.model import model_config
 from alliance.ranges import Ranged, ranged
+from alliance.records import from_record, require_present
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, generated_sensor
 from engine.optim import Rule
@@ -68,12 +69,6 @@ class TransferConfig(Ranged):
         super().__post_init__()
         if self.mode not in get_args(Mode):
             raise InputError(f"encoder.mode {self.mode!r} is not one of {', '.join(get_args(Mode))}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "TransferConfig":
-        """From `dataclasses.asdict`, as JSON gives it back."""
-        sensors = {name: InputSensor(**entry) for name, entry in record["sensors"].items()}
-        return cls(**{**record, "lora": LoraConfig(**record["lora"]), "sensors": sensors})
 
 
 class Reading(NamedTuple):
@@ -201,13 +196,28 @@ def _open(config: TransferConfig, checkpoint: str) -> AllianceEncoder:
     return encoder
 
 
+class _SavedInput(NamedTuple):
+    sensor: Mapping[str, Any]
+    channels: tuple[int, ...]
+
+
+class _Saved(NamedTuple):
+    """What `record` gives."""
+
+    encoder: EncoderConfig
+    sensors: tuple[Mapping[str, Any], ...]
+    inputs: Mapping[str, _SavedInput]
+
+
 def _rebuild(record: Mapping[str, Any]) -> AllianceEncoder:
-    return AllianceEncoder(EncoderConfig(**record["encoder"]), [Sensor.from_dict(entry) for entry in record["sensors"]])
+    saved = from_record(_Saved, record, "encoder")
+    return AllianceEncoder(saved.encoder, [Sensor.from_dict(entry) for entry in saved.sensors])
 
 
 def _recorded(record: Mapping[str, Any], name: str) -> Reading:
-    entry = record["inputs"][name]
-    return Reading(Sensor.from_dict(entry["sensor"]), tuple(entry["channels"]))
+    inputs = from_record(_Saved, record, "encoder").inputs
+    require_present(inputs, (name,), "encoder: inputs")
+    return Reading(Sensor.from_dict(inputs[name].sensor), inputs[name].channels)
 
 
 def _reading(config: TransferConfig, name: str, count: int, known: Mapping[str, Sensor]) -> Reading:

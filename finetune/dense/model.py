@@ -66,15 +66,6 @@ class DenseConfig(Ranged):
             raise InputError(f"encoder.sensors names the input {strange[0]}; the inputs are {', '.join(images)}")
         return replace(self, encoder=replace(self.encoder, sensors=known))
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "DenseConfig":
-        """From `dataclasses.asdict`, as JSON gives it back."""
-        parts = {
-            "encoder": TransferConfig.from_record(record["encoder"]),
-            "pyramid": PyramidConfig(**record["pyramid"]),
-        }
-        return cls(**{**record, **parts})
-
 
 class DenseOutput(NamedTuple):
     """logits (b, classes, h, w) at the size of the images."""

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from alliance.checkpoint import CONFIG, WEIGHTS, load_weights
 from alliance.errors import InputError
-from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
-from finetune.backbones.pyramid import PyramidConfig
+from alliance.records import from_record, require_present
+from finetune.backbones.alliance_encoder import TransferredEncoder
 from finetune.model_files import fill_model, read_model_weights, read_record, write_model
-from finetune.pad.fusion import FusionConfig
 from finetune.pad.model import Pad, PadConfig, build_backbones
 
 TASK = "pad"  # in config.json
@@ -93,18 +92,14 @@ def _read(folder: Path) -> tuple[PadConfig, dict[str, Any] | None]:
     """Settings, and the record of the Alliance encoder if there is one."""
     record = read_record(folder, TASK)
     try:
-        config = _config(record["model"])
-        return config, None if config.backbone == "convnext" else record["encoder"]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        require_present(record, ("model",), "it")
+        config = from_record(PadConfig, record["model"], "model")
+        require_present(record["model"], ("fusion", "encoder", "pyramid"), "model")
+        require_present(record, ("encoder",) * (config.backbone != "convnext"), "it")
+        return config, record.get("encoder") if config.backbone != "convnext" else None
+    except InputError as error:
         raise _damaged(folder, error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:
     return InputError(f"{folder / CONFIG} is not the configuration of a PAD network ({error}); write it again")
-
-
-def _config(settings: Mapping[str, Any]) -> PadConfig:
-    """From `dataclasses.asdict`, as JSON gives it back."""
-    fusion = FusionConfig(**{**settings["fusion"], "stages": tuple(settings["fusion"]["stages"])})
-    encoder, pyramid = TransferConfig.from_record(settings["encoder"]), PyramidConfig(**settings["pyramid"])
-    return PadConfig(**{**settings, "fusion": fusion, "encoder": encoder, "pyramid": pyramid})

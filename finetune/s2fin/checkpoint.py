@@ -3,21 +3,26 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
-from finetune.backbones.alliance_encoder import TransferConfig
+from alliance.records import as_type, from_record, require_present
 from finetune.model_files import Inputs, fill_model, read_inputs, read_record, write_model
-from finetune.s2fin.attention import AttentionConfig
-from finetune.s2fin.enhancement import EnhancementConfig
 from finetune.s2fin.network import S2Fin, S2FinConfig
-from finetune.s2fin.resonance import ResonanceConfig
 
 TASK = "s2fin"  # in config.json
-PARTS = {"attention": AttentionConfig, "hfset": EnhancementConfig, "hfrm": ResonanceConfig}
+
+
+class _Sizes(NamedTuple):
+    """Bands, principal components and channels that a network takes."""
+
+    bands: int
+    components: int
+    channels: int
 
 
 def save_network(model: S2Fin, weights: Mapping[str, Tensor], folder: str | Path, inputs: Inputs) -> Path:
@@ -42,13 +47,13 @@ def load_network(folder: str | Path, *, device: str | torch.device = "cpu") -> S
     folder = Path(folder)
     record = read_record(folder, TASK)
     try:
-        settings = record["model"] | {name: kind(**record["model"][name]) for name, kind in PARTS.items()}
-        if settings["encoder"] is not None:
-            settings["encoder"] = TransferConfig.from_record(settings["encoder"])
-        sizes, classes = record["sizes"], len(record["classes"])
+        require_present(record, ("model", "sizes", "classes", "encoder"), "it")
+        config = from_record(S2FinConfig, record["model"], "model")
+        sizes = from_record(_Sizes, record["sizes"], "sizes")
+        classes = len(as_type(dict[str, Any], record["classes"], "classes"))
         with torch.device("meta"):  # nothing is initialised that is overwritten
-            model = S2Fin(S2FinConfig(**settings), **sizes, classes=classes, record=record["encoder"])
-    except (TypeError, KeyError, ValueError) as error:
+            model = S2Fin(config, **sizes._asdict(), classes=classes, record=record["encoder"])
+    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for sizes that there cannot be
         message = f"{folder / CONFIG} is not the configuration of an S2Fin network ({error}); write it again"
         raise InputError(message) from error
     return fill_model(model, folder).to(device).eval()

@@ -1,6 +1,5 @@
 """What a task brings to be run with several seeds, and the settings of that."""
 
-import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -12,7 +11,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 
 from alliance.errors import InputError
+from alliance.json_files import read_json
 from alliance.ranges import SEEDS, Ranged, ranged
+from alliance.records import as_type
 from engine.job import Job
 from engine.ranks import World
 from engine.runs import FolderConfig, RunConfig
@@ -138,5 +139,7 @@ def of_seed(config: Any, seed: int) -> Any:
 def finished_record(experiment: Experiment[Any], config: Any, seed: int) -> dict[str, Any] | None:
     """The scores.json of a seed; None where it is not finished."""
     path = Path(config.run.dir) / f"seed_{seed}" / SCORES
-    record = json.loads(path.read_text()) if path.is_file() else None
-    return record if record is not None and experiment.is_finished(config, record) else None
+    if not path.is_file():
+        return None
+    record = as_type(dict[str, Any], read_json(path), f"{path}, which is to be removed,")
+    return record if experiment.is_finished(config, record) else None

@@ -27,7 +27,8 @@ class DenseSeeds(Experiment[Config]):
         steps: int = getattr(config.run, "steps")  # noqa: B009 - runs of tiles have them
         if config.data.test:
             return "chosen on" in record
-        return record.get("last", record)["step"] == steps
+        last = record.get("last", record)
+        return isinstance(last, dict) and last.get("step") == steps
 
     def scores(self, seed: int, record: Mapping[str, Any]) -> SeedScores:
         overall = {name: _share(record[name]) for name in self.overall}

@@ -1,5 +1,6 @@
 """The arrays of HDF5, netCDF, MATLAB and NumPy files by name, with what the file says of them. Nothing is unpickled."""
 
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -96,7 +97,8 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
 def _opened(path: Path, stack: ExitStack) -> Arrays:
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with header_of_text():
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         return Arrays(found={"array": _in_memory(array)})
     if suffix == ".npz":
         return _zipped(path, stack.enter_context(np.load(path, allow_pickle=False)))
@@ -109,6 +111,15 @@ def _opened(path: Path, stack: ExitStack) -> Arrays:
     if suffix == ".mat" and not h5py.is_hdf5(path):
         return _matlab(path)
     return _hdf5(stack.enter_context(h5py.File(path)), path)
+
+
+@contextmanager
+def header_of_text() -> Iterator[None]:
+    """The header of a .npy file is Python's text of a mapping: what is wrong with it becomes a ValueError."""
+    try:
+        yield
+    except (SyntaxError, TypeError, tokenize.TokenError, OverflowError) as error:
+        raise ValueError(f"its header cannot be read ({' '.join(str(error).split()):.80})") from error
 
 
 def too_large(shape: tuple[int, ...], itemsize: int, path: Path) -> str:
@@ -126,7 +137,7 @@ def _in_memory(array: np.ndarray) -> Stored:
 def _zipped(path: Path, archive: Any) -> Arrays:
     found, texts, refused = {}, {}, {}
     for name in archive.files:
-        with zipfile.ZipFile(path) as members, members.open(f"{name}.npy") as stream:
+        with zipfile.ZipFile(path) as members, members.open(f"{name}.npy") as stream, header_of_text():
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(stream)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alliance import save_encoder
 from alliance.errors import InputError
+from alliance.records import from_record
 from alliance.sensors import Band, Sensor
 from alliance.sensors.catalog import find_sensor
 from engine.optim import OptimConfig, parameter_groups
@@ -234,7 +235,7 @@ def test_a_record_rebuilds_the_network_without_the_checkpoint(tmp_path: Path, mo
     module = TransferredEncoder(config, {"ms": 4}, checkpoint=str(saved_encoder(tmp_path, tokenizer=tokenizer)))
     randomise(module)
     (tmp_path / "encoder" / "config.json").unlink()
-    config = TransferConfig.from_record(json.loads(json.dumps(dataclasses.asdict(config))))
+    config = from_record(TransferConfig, json.loads(json.dumps(dataclasses.asdict(config))), "encoder")
     rebuilt = TransferredEncoder(config, {"ms": 4}, json.loads(json.dumps(module.record())))
     rebuilt.load_state_dict(module.state_dict())
     assert rebuilt.config == module.config and rebuilt.readings == module.readings

@@ -235,7 +235,7 @@ def test_a_file_without_the_encoders_shape_is_refused(tmp_path: Path, part: str)
     record = json.loads((tmp_path / "config.json").read_text())
     del record["encoder"][part]
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=f"not the configuration of a PAD network \\('{part}'\\)"):
+    with pytest.raises(InputError, match=f"not the configuration of a PAD network \\(encoder: '{part}' is missing"):
         load_pad(tmp_path)
 
 
