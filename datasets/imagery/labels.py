@@ -235,10 +235,7 @@ def _by_colour(
         )
     if strange.size and source.unknown == "refuse":
         colour = [int(strange[count.argmax()]) >> shift & 255 for shift in (16, 8, 0)]
-        raise InputError(
-            f"{path} has the colour {colour} in {count.max()} pixels, which is of no class; mend `classes`, or say "
-            f"in `label` that it has none, ignored: [{colour}]; for all such colours, set label.unknown to ignore"
-        )
+        raise _of_no_class(path, colour, count.max())
     indices[indices < 0] = IGNORE
     return indices
 
@@ -246,16 +243,31 @@ def _by_colour(
 def _painted(numbers: Indices, header: Scene, source: LabelSource, classes: Mapping[str, Colour]) -> Indices | None:
     """Class indices of numbers (h, w) by the colours that the file gives them; None where these are not the classes' own.
 
-    Files of one set may number the same colours differently. Numbers without a colour have no label.
+    Files of one set may number the same colours differently. Numbers without a colour have no label. One class's colour
+    beside strange ones is chance, two are not.
+
+    Raises:
+        InputError: a colour is of no class.
     """
     meant = dict.fromkeys(source.ignored, IGNORE) | {colour: index for index, colour in enumerate(classes.values())}
     values, count = np.unique(numbers, return_counts=True)
     seen = {value: meant.get(header.palette[value], -1) for value in values.tolist() if value in header.palette}
-    known = [seen.get(value, -1) >= 0 or value == IGNORE for value in values.tolist()]
-    if not all(known) and (source.unknown == "refuse" or count[known].sum() <= numbers.size / 2):
+    strange = [index for index, value in enumerate(values.tolist()) if seen.get(value, -1) < 0 and value != IGNORE]
+    if strange and len({*seen.values()} - {-1, IGNORE}) < 2:
         return None
+    painted = [index for index in strange if values[index] in seen]
+    if painted and source.unknown == "refuse":
+        most = max(painted, key=lambda index: count[index])
+        raise _of_no_class(header.files[0], header.palette[values[most]], count[most])
     indices = to_indices(numbers, seen)
     return np.where(indices < 0, IGNORE, indices)
+
+
+def _of_no_class(path: Path, colour: Sequence[int], count: int) -> InputError:
+    return InputError(
+        f"{path} has the colour {list(colour)} in {count} pixels, which is of no class; mend `classes`, or say "
+        f"in `label` that it has none, ignored: [{list(colour)}]; for all such colours, set label.unknown to ignore"
+    )
 
 
 def _packed(rgb: NDArray) -> Indices:

@@ -160,6 +160,21 @@ def test_indexed_pngs_are_read_by_their_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_strange_colour_of_an_indexed_png_is_refused_and_not_taken_for_a_number(tmp_path: Path) -> None:
+    write_indexed(
+        tmp_path / "labels" / "a.png", ["town", "none", "land"], np.array([["land", "none"], ["town", "none"]])
+    )
+    write_tiff(tmp_path / "images" / "a.tif", np.zeros((1, 2, 2), np.uint8))
+    described = own_set(tmp_path, optical={"files": "images", "bands": [1]}, label={"files": "labels"}, classes=COLOURS,
+                        splits={"all": None})  # fmt: skip
+    with pytest.raises(InputError, match=r"has the colour \[155, 155, 155\] in 2 pixels, which is of no class"):
+        Tiles(described, "all")[0]
+    mended = own_set(tmp_path, optical={"files": "images", "bands": [1]}, classes=COLOURS, splits={"all": None},
+                     label={"files": "labels", "ignored": [[155, 155, 155]]})  # fmt: skip
+    assert Tiles(mended, "all")[0].label.tolist() == [[0, IGNORE], [2, IGNORE]]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_numbers_stay_numbers_where_the_file_paints_them_otherwise(tmp_path: Path) -> None:
     """A colour table for looking at, with colours that are not the description's, says nothing of the classes."""
     path = tmp_path / "labels" / "a.tif"

@@ -241,6 +241,23 @@ def test_entropy_counts_on_the_target_alone_and_labels_on_the_source(years: Path
     assert set(batch.source.label.unique().tolist()) - {0, IGNORE}
 
 
+def test_the_loss_on_the_source_knows_nothing_of_the_target(years: Path) -> None:
+    """Also in training, where norms look at all of a batch."""
+    job = domains(years, "--method", "entropy")
+    batch = next(job.batches())
+    assert batch.target is not None
+    others = {role: image * 5 + 3 for role, image in batch.target.images.items()}
+    changed = batch._replace(target=batch.target._replace(images=others))
+    torch.manual_seed(0)
+    model = job.make_model().train()
+    told = []
+    for each in (batch, changed):
+        torch.manual_seed(1)  # of dropout
+        told.append(job.losses(model, each, 0))
+    assert torch.equal(told[0]["loss_source"], told[1]["loss_source"])
+    assert not torch.equal(told[0]["loss_target"], told[1]["loss_target"])
+
+
 def test_source_only_reads_no_target_in_training(years: Path) -> None:
     job = domains(years, "--method", "source_only")
     batch = next(job.batches())
