@@ -43,10 +43,22 @@ class Grid(NamedTuple):
     transform: Affine | None = None
 
 
+class Stored(NamedTuple):
+    """How the pixels of a file are stored."""
+
+    dtype: str = "uint8"
+    nodata: float = IGNORE
+    block: int = BLOCK  # side of a tile of the file, pixels
+    bits: int | None = None  # of a float, where GDAL stores fewer than its dtype has
+
+
+BYTES = Stored()
+
+
 @contextmanager
 def class_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> Iterator[DatasetWriter]:
     """A file for class indices (h, w) uint8 that appears, whole, when the block ends."""
-    with _cloud_optimised(path, grid, count=1, overviews="mode") as target:
+    with cloud_optimised(path, grid, count=1, overviews="mode") as target:
         colours = {index: (*colour, 255) for index, colour in enumerate(classes.values())}
         target.write_colormap(1, {**colours, IGNORE: (0, 0, 0, 0)})
         target.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(classes)})
@@ -67,20 +79,29 @@ def probability_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> It
 
     Numbers are uint8, the probability times 250 and rounded (the bands' scale is 0.004), 255 where nothing is known.
     """
-    with _cloud_optimised(path, grid, count=len(classes), overviews="average") as target:
+    with cloud_optimised(path, grid, count=len(classes), overviews="average") as target:
         target.descriptions = tuple(classes)
         target.scales = [1 / FULL] * len(classes)
         yield target
-    _sidecar(path).unlink(missing_ok=True)  # statistics of an older file
+    forget_statistics(path)
+
+
+def tiff_profile(grid: Grid, count: int, stored: Stored) -> dict[str, Any]:
+    """What rasterio creates a tiled GeoTIFF by."""
+    profile: dict[str, Any] = {"driver": "GTiff", "dtype": stored.dtype, "nodata": stored.nodata, "count": count}
+    profile |= {"photometric": "MINISBLACK", "interleave": "pixel", "bigtiff": "IF_SAFER", "compress": "deflate"}
+    profile |= {"tiled": True, "blockxsize": stored.block, "blockysize": stored.block, "zlevel": 1, **_bits(stored)}
+    return profile | {name: value for name, value in grid._asdict().items() if value is not None}
 
 
 @contextmanager
-def _cloud_optimised(path: Path, grid: Grid, *, count: int, overviews: str) -> Iterator[DatasetWriter]:
-    """A cloud optimised file has its overviews first, so it is copied from another one beside it at the end."""
-    profile: dict[str, Any] = {"driver": "GTiff", "dtype": "uint8", "nodata": IGNORE, "count": count}
-    profile |= {"photometric": "MINISBLACK", "interleave": "pixel", "bigtiff": "IF_SAFER", "compress": "deflate"}
-    profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "zlevel": 1}
-    profile |= {name: value for name, value in grid._asdict().items() if value is not None}
+def cloud_optimised(
+    path: Path, grid: Grid, *, count: int, overviews: str, stored: Stored = BYTES
+) -> Iterator[DatasetWriter]:
+    """A cloud optimised file has its overviews first, so it is copied at the end from the one that is written here.
+
+    That one lies in a folder of its own, in which the writer may keep other files until then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_left(path)
     with (
@@ -90,9 +111,15 @@ def _cloud_optimised(path: Path, grid: Grid, *, count: int, overviews: str) -> I
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         windows, whole = Path(folder) / "windows.tif", Path(folder) / path.name
-        with rasterio.open(windows, "w", **profile) as target:
+        with rasterio.open(windows, "w", **tiff_profile(grid, count, stored)) as target:
             yield target
-        form = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "overview_resampling": overviews}
+        form = {
+            "compress": "deflate",
+            "blocksize": stored.block,
+            "bigtiff": "IF_SAFER",
+            "overview_resampling": overviews,
+        }
+        form |= _bits(stored)
         if not _copied(windows, whole, form):
             raise OSError(f"{path} cannot be written whole; make room, then give the same command again")
         sync(whole)
@@ -112,7 +139,7 @@ def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
         copy(source, target, driver="COG", **form)
         with rasterio.open(source) as first, rasterio.open(target) as second:
             return all(
-                np.array_equal(first.read(window=window), second.read(window=window))
+                np.array_equal(first.read(window=window), second.read(window=window), equal_nan=True)
                 for _, window in first.block_windows(1)
             )
     except (RasterioError, CPLE_BaseError, SystemError):
@@ -126,6 +153,15 @@ def _write_categories(path: Path, names: Sequence[str]) -> None:
         ElementTree.SubElement(categories, "Category").text = name
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(_sidecar(path), encoding="utf-8")
+
+
+def forget_statistics(path: Path) -> None:
+    """Remove what GDAL wrote beside an older file of this name."""
+    _sidecar(path).unlink(missing_ok=True)
+
+
+def _bits(stored: Stored) -> dict[str, int]:
+    return {} if stored.bits is None else {"nbits": stored.bits}
 
 
 def _sidecar(path: Path) -> Path:

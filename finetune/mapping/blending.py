@@ -1,4 +1,4 @@
-"""Overlapping windows over an image of any size, whose predictions are blended into one without seams.
+"""Overlapping windows over an image of any size, whose numbers are blended into one without seams.
 
 Weights are products of one weight per row and one per column, so they are made to sum to one along each side alone.
 """
@@ -38,21 +38,21 @@ def cover(length: int, window: int, overlap: int) -> Cover:
 
 
 class Strip:
-    """Blended probabilities of the rows that one row of windows covers, over the whole width of the image.
+    """Blended numbers of the rows that one row of windows covers, over the whole width of the image.
 
-    `probabilities` is (classes, rows.size, cols.length) float32, `missing` (rows.size, cols.length) boolean. Memory is
-    4 x classes x window x width bytes, whatever the height.
+    `values` is (planes, rows.size, cols.length) float32, `missing` (rows.size, cols.length) boolean. Memory is
+    4 x planes x window x width bytes, whatever the height.
     """
 
-    def __init__(self, classes: int, rows: Cover, cols: Cover, device: str | torch.device = "cpu") -> None:
+    def __init__(self, planes: int, rows: Cover, cols: Cover, device: str | torch.device = "cpu") -> None:
         self.rows, self.cols, self.device = rows, cols, torch.device(device)
-        self.probabilities = torch.zeros(classes, rows.size, cols.length, device=device)
+        self.values = torch.zeros(planes, rows.size, cols.length, device=device)
         self.missing = torch.zeros(rows.size, cols.length, dtype=torch.bool)
 
-    def add(self, row: int, col: int, probabilities: Tensor) -> None:
-        """Blend in a window (classes, rows.size, cols.size), by its numbers down and along."""
+    def add(self, row: int, col: int, values: Tensor) -> None:
+        """Blend in a window (planes, rows.size, cols.size), by its numbers down and along."""
         weight = self.rows.weights[row][:, None] * self.cols.weights[col]
-        self.probabilities[:, :, self.span(col)] += weight.to(self.device) * probabilities
+        self.values[:, :, self.span(col)] += weight.to(self.device) * values
 
     def span(self, col: int) -> slice:
         """The columns of a window."""
@@ -60,6 +60,6 @@ class Strip:
 
     def advance(self, count: int) -> None:
         """Drop the first rows, which no further window covers, and make room for as many below."""
-        for plane in (*self.probabilities, self.missing):
+        for plane in (*self.values, self.missing):
             plane[:-count] = plane[count:].clone()
             plane[-count:] = 0

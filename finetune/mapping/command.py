@@ -3,6 +3,8 @@
 The map is a Cloud Optimised GeoTIFF on the grid of the images: class indices, 255 where no image has a pixel, with a
 colour table and class names. A network of patches (S2Fin) also leaves out pixels that are missing in one of its images.
 Memory grows with the width of the scene, not with its height.
+
+With --embeddings: what a pretrained encoder says of every patch, on the grid of the patches, instead of classes.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import torch
 
 from alliance.errors import InputError
 from datasets.commands import run_body
+from finetune.mapping.embedding_command import add_embedding_options, embed, refuse_embedding_options
 from finetune.mapping.images import ImageFile
 from finetune.mapping.networks import open_network
 from finetune.mapping.scene import STANDARD, SceneOptions, predict_scene
@@ -29,10 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _predict(options: argparse.Namespace) -> list[str]:
     device = _device(options.device)
+    if options.embeddings:
+        return embed(options, device)
+    refuse_embedding_options(options)
     network = open_network(find_network(options.checkpoint), device)
     files = _files(options, list(network.inputs.images))
     scene_options = SceneOptions(
-        window=options.window, overlap=options.overlap, batch=options.batch, force=options.force
+        window=STANDARD.window if options.window is None else options.window,
+        overlap=options.overlap,
+        batch=options.batch,
+        force=options.force,
     )
     try:
         predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities)
@@ -85,8 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         help="write these too: a band per class, uint8 = 250 x probability",
     )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
-    add("--window", type=int, default=STANDARD.window, metavar="N", help="side, pixels (default %(default)s)")
-    add("--overlap", type=int, metavar="N", help="of windows, pixels (default 128; none for networks of patches)")
+    add("--window", type=int, metavar="N", help=f"side, pixels (default {STANDARD.window}; embeddings: about 256)")
+    add("--overlap", type=int, metavar="N", help="of windows, pixels (default 128; none for networks of patches; "
+        "embeddings: a quarter of the window)")  # fmt: skip
     add("--batch", type=int, metavar="N", help="windows, or patches, at once (default 4, or 256)")
     add("--force", action="store_true", help="map images though their numbers are not like those of training")
+    add_embedding_options(parser)
     return parser

@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 
 from alliance.errors import InputError
 from alliance.sensors import Band, Sensor
-from alliance.sensors.plausible import astray, faults, look
+from alliance.sensors.plausible import astray, drift, faults, look
 from datasets.imagery.images import OpenImage, describe, opened_image
 from datasets.imagery.maps import Grid
 from datasets.imagery.samples import sample_numbers
@@ -102,8 +102,10 @@ def _check_numbers(image: OpenImage, wanted: ImageInput, name: str) -> None:
     sensor = wanted.source.description
     known = sensor or Sensor(name=name, bands=tuple(Band(name=str(n)) for n in range(wanted.channels)))
     seen = look(known, sample_numbers(image))
-    found = faults(sensor, seen) if sensor and not wanted.source.log else []
     mean, std = (torch.from_numpy(column).double() for column in (wanted.preprocessing.mean, wanted.preprocessing.std))
+    found = []
+    if sensor and not wanted.source.log:
+        found = faults(sensor, seen) + drift(sensor.with_statistics(mean.tolist(), std.tolist()), seen)
     found += [reason] if (reason := astray(seen, mean, std)) else []
     if found:
         raise InputError(

@@ -9,11 +9,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import rasterio
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from datasets.figures import save_figure
+from datasets.imagery.feature_maps import read_features
 from datasets.imagery.labels import IGNORE
 from datasets.labelled import PatchSet
 from datasets.sampling.splits import Split
@@ -30,6 +32,7 @@ ERRORS = {  # of labelled pixels
 }
 PANEL, LARGEST = 6.0, 20.0  # least and most of the longest side of a map, inches
 DPI = 100
+STRETCH = (2, 98)  # percentiles of features that become black and white
 
 
 def write_maps(
@@ -89,6 +92,27 @@ def draw_map(path: Path, found: ClassMap, patches: PatchSet) -> None:
         place: Any = f"outside right {side}"
         figure.legend(handles=legend_patches(entries), title=name, loc=place, fontsize=8, title_fontsize=9)
     figure.suptitle(found.footprint.name, fontsize=11)
+    save_figure(figure, path, DPI)
+
+
+def draw_features(path: Path, features: Path) -> None:
+    """Write a PNG of the first three bands of a feature map as red, green and blue, each stretched; missing ones white."""
+    with rasterio.open(features) as file:
+        thinning = max(1.0, max(file.shape) / (LARGEST * DPI))
+        height, width = (max(1, round(side / thinning)) for side in file.shape)
+        bands = [1, 2, 3] if file.count >= 3 else [1, 1, 1]
+        image = np.moveaxis(read_features(file, bands, (height, width)), 0, -1)
+        names = dict.fromkeys(file.descriptions[band - 1] for band in bands)
+    present = ~np.isnan(image).any(axis=-1)
+    if present.any():
+        low, high = np.percentile(image[present], STRETCH, axis=0)
+        image = ((image - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    image[~present] = 1
+    scale = max(PANEL, max(height, width) / DPI) / max(height, width)
+    figure, axis = plt.subplots(figsize=(max(width * scale, 3), height * scale + 0.5), layout="constrained")
+    axis.imshow(image, interpolation="nearest")
+    axis.set_title(", ".join(str(name) for name in names), fontsize=10)
+    axis.set_axis_off()
     save_figure(figure, path, DPI)
 
 

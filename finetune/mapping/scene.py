@@ -88,7 +88,7 @@ def predict_scene(
     makers = {out: class_map} | ({probabilities: probability_map} if probabilities else {})
     classes = network.inputs.classes
     overlap, batch = options.suited_to(network)
-    _check_targets([out, probabilities] if probabilities else [out], [file.path for file in files.values()])
+    check_targets([out, probabilities] if probabilities else [out], [file.path for file in files.values()])
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
         scene = stack.enter_context(opened_images(files, network.inputs.images, force=options.force))
@@ -135,7 +135,7 @@ def _write(writers: Sequence[DatasetWriter], strip: Strip, top: int, count: int)
     """Write the first rows of the strip, which are finished, as the scene's rows from `top` on."""
     for left in range(0, strip.cols.length, strip.cols.size):
         span = slice(left, left + strip.cols.size)
-        probabilities, missing = strip.probabilities[:, :count, span], strip.missing[:count, span].numpy()
+        probabilities, missing = strip.values[:, :count, span], strip.missing[:count, span].numpy()
         stored = [probabilities.argmax(dim=0, keepdim=True)]
         if len(writers) > 1:
             stored.append((probabilities * FULL).round())
@@ -148,7 +148,8 @@ def _window(top: int, left: int, height: int, width: int) -> Window:
     return Window(left, top, width, height)  # pyright: ignore[reportCallIssue]
 
 
-def _check_targets(targets: Sequence[Path], images: Sequence[Path]) -> None:
+def check_targets(targets: Sequence[Path], images: Sequence[Path]) -> None:
+    """Refuse files to write that are no GeoTIFFs by their names, one of the images, or one file twice."""
     for path in targets:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} is written as a GeoTIFF; let its name end in .tif")

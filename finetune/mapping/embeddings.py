@@ -1,0 +1,286 @@
+"""What an encoder says of every patch of a scene, as a georeferenced product on the grid of the patches.
+
+The scene is read in overlapping windows, whose features are averaged with weights that fall linearly to the windows' edges.
+Features also tell where in its window a patch stands; what the encoder says there of an empty image is taken from them, or
+the windows would show. Memory grows with the width of the scene, not with its height.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from torch import Tensor
+from tqdm import tqdm
+
+from alliance.encoder import AllianceEncoder, shift_patches
+from alliance.errors import InputError
+from alliance.model import patch_validity
+from alliance.sensors import Sensor
+from datasets.imagery.feature_maps import Dtype, feature_map
+from datasets.imagery.images import ImageSource
+from datasets.imagery.maps import Grid
+from datasets.labelled.normalise import Preprocessing
+from finetune.mapping.blending import Cover, Strip, cover
+from finetune.mapping.centroids import centroid_table
+from finetune.mapping.components import Components, fit_components
+from finetune.mapping.images import ImageFile, SceneImages, opened_images
+from finetune.mapping.scene import CACHE, check_targets
+from finetune.model_files import ImageInput
+
+USUAL_WINDOW = 256  # pixels, about
+SAMPLED = 64  # windows that principal components are fitted to
+PCA_TAG = "PRINCIPAL_COMPONENTS"
+Groups = Literal["mean", "keep"]
+Positions = Literal["remove", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOptions:
+    """How a scene is taken apart, and what is written."""
+
+    window: int | None = None
+    """Side of a window, pixels, a multiple of the encoder's patch; None: about 256."""
+    overlap: int | None = None
+    """Pixels that neighbouring windows share, a multiple of the patch; None: a quarter of a window."""
+    batch: int = 4
+    """Windows at once."""
+    groups: Groups = "mean"
+    """Average the features of the band groups, or keep them as bands side by side."""
+    positions: Positions = "remove"
+    """Take from the features what the encoder says at the same place of a window without content, but for its mean, or not."""
+    dtype: Dtype = "float16"
+    """How features are stored."""
+    pca: int | Path | None = None
+    """Principal components: how many, or a file written earlier whose axes are used; None: the features themselves."""
+    seed: int = 0
+    """Of the windows that principal components are fitted to."""
+    force: bool = False
+    """Take images whose numbers do not look like those of training."""
+    progress: bool = True
+    """Show a bar where there is a terminal."""
+
+    def in_patches(self, patch: int) -> tuple[int, int]:
+        """Window and overlap in patches.
+
+        Raises:
+            InputError: they are no multiples of the patch, or no window and overlap.
+        """
+        window = max(USUAL_WINDOW // patch, 1) * patch if self.window is None else self.window
+        overlap = window // patch // 4 * patch if self.overlap is None else self.overlap
+        if window % patch or overlap % patch or not 0 <= 2 * overlap <= window or window < 1 or self.batch < 1:
+            raise InputError(
+                f"window {window}, overlap {overlap}, batch {self.batch}: window and overlap are multiples of the patch of "
+                f"{patch} pixels, the overlap at most half the window, a batch at least one; leave them out for usual ones"
+            )
+        return window // patch, overlap // patch
+
+
+STANDARD = EmbeddingOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSource(ImageSource):
+    """Images of a sensor of an encoder, which need not be a shipped one."""
+
+    known: Sensor
+    """The sensor, with the bands that are read."""
+
+    @property
+    def description(self) -> Sensor:
+        return self.known
+
+
+class Embedded(NamedTuple):
+    """What was written."""
+
+    bands: int
+    grid: Grid
+    components: Components | None
+    points: int  # of the table of centroids
+
+
+class Windows(NamedTuple):
+    """A scene as an encoder goes over it: windows of patches, down and along."""
+
+    encoder: AllianceEncoder
+    sensor: Sensor
+    scene: SceneImages
+    rows: Cover
+    cols: Cover
+    groups: Groups
+    places: Tensor  # (f, h, w), of a window: what is taken from the features
+
+    @property
+    def bands(self) -> int:
+        """Numbers per patch."""
+        return self.encoder.embed_dim * (1 if self.groups == "mean" else len(self.sensor.group_indices))
+
+    def features(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Of windows by their numbers down and along: (b, f, h, w), and where a patch is missing, (b, h, w) bool.
+
+        Raises:
+            InputError: the encoder gives numbers that are not finite.
+        """
+        encoder, patch = self.encoder, self.encoder.patch_size
+        device = encoder.norm.weight.device
+        images = torch.stack([torch.from_numpy(self._read(*place)) for place in places]).to(device)
+        values, valid = self.sensor.standardise(images)
+        shape = (len(places), self.rows.size, self.cols.size)
+        present = patch_validity(shift_patches(valid.float(), encoder.config.patch_offset), patch).reshape(shape)
+        found = torch.zeros(len(places), self.bands, *shape[1:], device=device)
+        seen = present.any((1, 2))
+        if seen.any():
+            found[seen] = encode(encoder, self.sensor, values[seen], self.groups) - self.places
+        if not found.isfinite().all():
+            raise InputError("the encoder gives numbers that are not finite; its weights do not fit the image")
+        return found, ~present
+
+    def _read(self, row: int, col: int) -> NDArray[np.float32]:
+        """Numbers (c, h, w) of a window, NaN where the scene has no pixel."""
+        patch, grid = self.encoder.patch_size, self.scene.grid
+        top, left = self.rows.starts[row] * patch, self.cols.starts[col] * patch
+        height, width = self.rows.size * patch, self.cols.size * patch
+        inside = min(height, grid.height - top), min(width, grid.width - left)
+        (numbers,) = self.scene.read(top, left, *inside).values()
+        margin = ((0, 0), (0, height - inside[0]), (0, width - inside[1]))
+        return np.pad(numbers, margin, constant_values=np.nan)
+
+
+def embed_scene(
+    encoder: AllianceEncoder,
+    sensor: Sensor,
+    file: ImageFile,
+    out: Path,
+    options: EmbeddingOptions = STANDARD,
+    *,
+    table: Path | None = None,
+    digest: str = "",
+) -> Embedded:
+    """Write the features of a scene of any size; `datasets.imagery.feature_maps` says how they are stored.
+
+    A pixel of the product is a patch. One of which less than half of the pixels are there is missing; patches at the
+    lower and right edge that go beyond the scene are counted so too.
+
+    Args:
+        encoder: in evaluation mode, on its device.
+        sensor: with statistics, of the bands that the file has.
+        table: GeoParquet file of the patches' centres and features, if wanted.
+        digest: of the encoder's weights, kept in the file.
+    Raises:
+        InputError: the image cannot be read or is not of the sensor, also by its numbers, files to write are no such
+            ones, components of another encoder, or features that are not finite.
+    """
+    patch = encoder.patch_size
+    window, overlap = options.in_patches(patch)
+    check_targets([out], [file.path, *([options.pca] if isinstance(options.pca, Path) else [])])
+    tags = {"ENCODER": digest, "SENSOR": sensor.name, "BANDS": ",".join(sensor.band_names)}
+    tags |= {"GROUPS": options.groups, "POSITIONS": options.positions}
+    components = read_components(options.pca, tags) if isinstance(options.pca, Path) else None
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+        wanted = {sensor.name: _input(sensor)}
+        scene = stack.enter_context(opened_images({sensor.name: file}, wanted, force=options.force))
+        grid = patch_grid(scene.grid, patch, encoder.config.patch_offset)
+        rows, cols = (cover(side, window, overlap) for side in (grid.height, grid.width))
+        empty = torch.zeros(
+            1, len(sensor.bands), rows.size * patch, cols.size * patch, device=encoder.norm.weight.device
+        )
+        response = encode(encoder, sensor, empty, options.groups)[0]
+        places = response - response.mean((1, 2), keepdim=True) if options.positions == "remove" else response * 0
+        windows = Windows(encoder, sensor, scene, rows, cols, options.groups, places)
+        if isinstance(options.pca, int):
+            components = fit_components(_sampled(windows, options.seed), options.pca)
+        kept = windows.bands if components is None else len(components.axes)
+        tags |= {PCA_TAG: components.to_text()} if components else {}
+        kind = "feature" if components is None else "component"
+        names = [f"{kind} {index}" for index in range(1, kept + 1)]
+        points = stack.enter_context(centroid_table(table, grid, kept)) if table else None
+        target = stack.enter_context(feature_map(out, grid, names, options.dtype, tags | {"PATCH": str(patch)}))
+        writers = [target.write, *([points.write] if points else [])]
+        for values, top in _blended(windows, components, kept, options):
+            for left in range(0, grid.width, cols.size):
+                for write in writers:
+                    write(values[:, :, left : left + cols.size], top, left)
+    return Embedded(kept, grid, components, points.count if points else 0)
+
+
+@torch.inference_mode()
+def encode(encoder: AllianceEncoder, sensor: Sensor, standardised: Tensor, groups: Groups) -> Tensor:
+    """Images (b, c, h, w) in standard deviations -> features (b, f, h / patch, w / patch) float32."""
+    (maps,) = encoder.forward_intermediates(standardised, sensor, [-1], "keep", standardised=True)
+    return (maps.mean(1) if groups == "mean" else maps.flatten(1, 2)).float()
+
+
+def patch_grid(grid: Grid, patch: int, offset: int = 0) -> Grid:
+    """The grid of the patches of an image; the first one begins `offset` pixels before it."""
+    place = grid.transform and grid.transform * Affine.translation(-offset, -offset) * Affine.scale(patch)
+    return Grid(math.ceil(grid.height / patch), math.ceil(grid.width / patch), grid.crs, place)
+
+
+def read_components(path: Path, tags: dict[str, str]) -> Components:
+    """The principal components of a file of embeddings.
+
+    Args:
+        tags: what must be the same of that file: encoder, sensor, bands, groups.
+    Raises:
+        InputError: no such file, or its features are others.
+    """
+    try:
+        with rasterio.open(path) as file:
+            found = file.tags()
+    except RasterioError as error:
+        raise InputError(f"{path} cannot be read ({error}); give --pca a number, or a file of embeddings") from error
+    if PCA_TAG not in found:
+        raise InputError(f"{path} holds no principal components; give --pca a number, or a file that was made so")
+    for name, value in tags.items():
+        if found.get(name, "") != value:
+            raise InputError(
+                f"{path} has components of {name.lower()} {found.get(name)!r}, here are {value!r}; give --pca a number"
+            )
+    return Components.from_text(found[PCA_TAG])
+
+
+def _input(sensor: Sensor) -> ImageInput:
+    mean, std = (np.array([getattr(band, field) for band in sensor.bands], float) for field in ("mean", "std"))
+    return ImageInput(source=EncoderSource(known=sensor), preprocessing=Preprocessing(mean=mean, std=std))
+
+
+def _sampled(windows: Windows, seed: int) -> Iterator[Tensor]:
+    """Features (m, f) of the patches of some windows, drawn at random."""
+    along = len(windows.cols.starts)
+    total = len(windows.rows.starts) * along
+    for number in np.random.default_rng(seed).permutation(total)[:SAMPLED].tolist():
+        found, missing = windows.features([divmod(number, along)])
+        yield found.movedim(1, -1)[~missing]
+
+
+def _blended(
+    windows: Windows, components: Components | None, bands: int, options: EmbeddingOptions
+) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """Finished rows (f, h, w) from the top of the scene to its end, NaN where missing, and the first of them."""
+    rows, cols = windows.rows, windows.cols
+    strip = Strip(bands, rows, cols, windows.encoder.norm.weight.device)
+    total = len(rows.starts) * len(cols.starts)
+    with tqdm(total=total, desc="embedding", unit="window", disable=None if options.progress else True) as bar:
+        for row, (top, below) in enumerate(pairwise([*rows.starts, rows.length])):
+            for first in range(0, len(cols.starts), options.batch):
+                numbers = range(len(cols.starts))[first : first + options.batch]
+                found, missing = windows.features([(row, col) for col in numbers])
+                found = found if components is None else components.apply(found)
+                for col, values, gone in zip(numbers, found, missing.cpu(), strict=True):
+                    strip.add(row, col, values)
+                    strip.missing[:, strip.span(col)] = gone
+                bar.update(len(numbers))
+            values = strip.values[:, : below - top].cpu()
+            yield values.masked_fill(strip.missing[: below - top], math.nan).numpy(), top
+            strip.advance(below - top)
