@@ -136,12 +136,14 @@ def _stored(
     with named(path), header.open(range(header.shape[0])) as read:
         window = read(*(box or (0, 0, *header.shape[1:])))
     stored, missing = window.stored, window.missing
-    if stored.shape[0] > 1 and source.band is None and not _is_grey(stored):
-        if not (stored.shape[0] in (3, 4) and colours and header.dtype == "uint8" and _distinct(classes)):
+    if stored.shape[0] > 1 and source.band is None:
+        drawn = stored.shape[0] in (3, 4) and colours and header.dtype == "uint8" and _distinct(classes)
+        grey = _is_grey(stored)
+        if not drawn and not grey:
             raise InputError(_which_band(path, header))
-        return _Stored(
-            _by_colour(path, stored, header, source, classes), np.zeros(stored.shape[1:], bool), header, True
-        )
+        if drawn and (not grey or _are_colours(stored, source, classes)):
+            indices = _by_colour(path, stored, header, source, classes, whole=box is None)
+            return _Stored(indices, np.zeros(stored.shape[1:], bool), header, True)
     band = (source.band or 1) - 1
     if band >= len(stored):
         raise InputError(f"{path} has {len(stored)} bands, label.band is {source.band}; mend it")
@@ -221,15 +223,30 @@ def _distinct(classes: Mapping[str, Colour]) -> bool:
     return len(set(classes.values())) == len(classes)
 
 
-def _by_colour(
-    path: Path, stored: NDArray, header: Scene, source: LabelSource, classes: Mapping[str, Colour]
-) -> Indices:
+def _meant(source: LabelSource, classes: Mapping[str, Colour]) -> dict[Colour, int]:
+    """Class index, or 255, of every colour."""
+    return dict.fromkeys(source.ignored, IGNORE) | {colour: index for index, colour in enumerate(classes.values())}
+
+
+def _named(stored: NDArray, source: LabelSource, classes: Mapping[str, Colour]) -> tuple[Indices, Indices]:
+    """Colours (h, w) of bands (c, h, w), packed, and their class indices, -1 where they are none."""
     packed = _packed(np.moveaxis(stored[:3], 0, -1))
-    meant = dict.fromkeys(source.ignored, IGNORE) | {colour: index for index, colour in enumerate(classes.values())}
-    known = {int(_packed(np.array(colour))): index for colour, index in meant.items()}
-    indices = to_indices(packed, known)
+    known = {int(_packed(np.array(colour))): index for colour, index in _meant(source, classes).items()}
+    return packed, to_indices(packed, known)
+
+
+def _are_colours(stored: NDArray, source: LabelSource, classes: Mapping[str, Colour]) -> bool:
+    """Whether three equal bands (c, h, w), as of a map of black and white, hold colours of classes and not their numbers."""
+    strange = (_named(stored, source, classes)[1] < 0).mean()
+    return not source.values and (strange == 0 or (source.unknown == "ignore" and strange < 0.5))
+
+
+def _by_colour(
+    path: Path, stored: NDArray, header: Scene, source: LabelSource, classes: Mapping[str, Colour], *, whole: bool
+) -> Indices:
+    packed, indices = _named(stored, source, classes)
     strange, count = np.unique(packed[indices < 0], return_counts=True)
-    if strange.size and count.sum() > packed.size / 2:
+    if strange.size and count.sum() > packed.size / 2 and (whole or source.unknown == "refuse"):
         raise InputError(
             f"{_which_band(path, header)} By colours, {count.sum() / packed.size:.0%} of its pixels are no class"
         )
@@ -243,17 +260,18 @@ def _by_colour(
 def _painted(numbers: Indices, header: Scene, source: LabelSource, classes: Mapping[str, Colour]) -> Indices | None:
     """Class indices of numbers (h, w) by the colours that the file gives them; None where these are not the classes' own.
 
-    Files of one set may number the same colours differently. Numbers without a colour have no label. One class's colour
-    beside strange ones is chance, two are not.
+    Files of one set may number the same colours differently. Numbers without a colour have no label. Where there are strange
+    colours too, those of the file are the classes' if it has two of these at least and is not merely a ramp of grey.
 
     Raises:
         InputError: a colour is of no class.
     """
-    meant = dict.fromkeys(source.ignored, IGNORE) | {colour: index for index, colour in enumerate(classes.values())}
+    meant = _meant(source, classes)
     values, count = np.unique(numbers, return_counts=True)
-    seen = {value: meant.get(header.palette[value], -1) for value in values.tolist() if value in header.palette}
+    seen = {value: meant.get(colour, -1) for value, colour in header.palette.items()}
     strange = [index for index, value in enumerate(values.tolist()) if seen.get(value, -1) < 0 and value != IGNORE]
-    if strange and len({*seen.values()} - {-1, IGNORE}) < 2:
+    ramp = all(colour == (value,) * 3 for value, colour in header.palette.items())
+    if strange and (ramp or len({*seen.values()} - {-1, IGNORE}) < 2):
         return None
     painted = [index for index in strange if values[index] in seen]
     if painted and source.unknown == "refuse":

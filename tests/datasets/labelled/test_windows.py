@@ -174,6 +174,47 @@ def test_a_strange_colour_of_an_indexed_png_is_refused_and_not_taken_for_a_numbe
     assert Tiles(mended, "all")[0].label.tolist() == [[0, IGNORE], [2, IGNORE]]
 
 
+@pytest.mark.parametrize("stored", ["colours", "indexed"])
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_part_with_few_colours_is_read_as_the_whole_is(stored: str, tmp_path: Path) -> None:
+    """One window holds black alone, one a colour that is of no class, one black and that colour: not class numbers."""
+    classes = {"land": [200, 200, 200], "water": [0, 0, 0], "town": [200, 30, 30]}
+    place = np.array([["water", "town"], ["other", "water"]]).repeat(32, axis=0).repeat(32, axis=1)
+    place[32:40, 32:] = "other"
+    order, colours = ["other", "town", "water", "land"], classes | {"other": [9, 90, 9]}
+    rgb = np.moveaxis(np.vectorize(colours.get, otypes=[object])(place).tolist(), -1, 0).astype(np.uint8)
+    (tmp_path / "labels").mkdir()
+    if stored == "colours":
+        write_tiff(tmp_path / "labels" / "a.tif", rgb)
+    else:
+        numbers = np.vectorize(order.index)(place).astype(np.uint8)
+        form = {"driver": "PNG", "height": 64, "width": 64, "count": 1, "dtype": "uint8"}
+        with rasterio.open(tmp_path / "labels" / "a.png", "w", **form) as file:
+            file.write(numbers[None])
+            file.write_colormap(1, {number: tuple(colours[name]) for number, name in enumerate(order)})
+    write_tiff(tmp_path / "images" / "a.tif", np.zeros((1, 64, 64), np.uint8))
+    described = own_set(tmp_path, optical={"files": "images", "bands": [1]}, classes=classes, splits={"all": None},
+                        label={"files": "labels", "unknown": "ignore"})  # fmt: skip
+    whole, parts = Tiles(described, "all")[0].label, Tiles(described, "all", cut=Cut(32))
+    index = {"water": 1, "town": 2, "other": IGNORE}
+    assert np.array_equal(whole, np.vectorize(index.get)(place))
+    for number in range(4):
+        row, col = divmod(number, 2)
+        assert np.array_equal(parts[number].label, whole[32 * row : 32 * row + 32, 32 * col : 32 * col + 32])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_grey_ramp_beside_numbers_says_nothing_of_black_and_white(tmp_path: Path) -> None:
+    path = tmp_path / "labels" / "a.tif"
+    write_tiff(path, np.array([[[0, 1], [1, 1]]], dtype=np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {number: (number, number, number, 255) for number in range(256)})
+    write_tiff(tmp_path / "images" / "a.tif", np.zeros((1, 2, 2), np.uint8))
+    described = own_set(tmp_path, optical={"files": "images", "bands": [1]}, label={"files": "labels"},
+                        classes={"no": [0, 0, 0], "yes": [255, 255, 255]}, splits={"all": None})  # fmt: skip
+    assert Tiles(described, "all")[0].label.tolist() == [[0, 1], [1, 1]]
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_numbers_stay_numbers_where_the_file_paints_them_otherwise(tmp_path: Path) -> None:
     """A colour table for looking at, with colours that are not the description's, says nothing of the classes."""
