@@ -229,7 +229,7 @@ class PatchEmbedding(nn.Module):
         weight = weight * rearrange(real.sum(1), "g -> g 1 1 1").to(weight.dtype).rsqrt()
         flat = rearrange(values.to(weight.dtype), "b g m n p -> g (b n) (m p)")
         tokens = flat @ rearrange(weight, "g m p d -> g (m p) d")
-        return rearrange(tokens, "g (b n) d -> b g n d", b=values.shape[0])
+        return rearrange(tokens, "g (b n) d -> b g n d", b=values.shape[0]).contiguous()
 
 
 class SpecialTokens(NamedTuple):

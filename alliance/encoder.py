@@ -195,7 +195,7 @@ class AllianceEncoder(nn.Module):
 
     def special_tokens(self) -> SpecialTokens:
         """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (docs/model.md 3.5)."""
-        if not self.keep_special or self.training or torch.is_grad_enabled():
+        if not self.keep_special or self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self.special()
         kept = self._kept if self._kept is not None else self.special()
         self._kept = kept

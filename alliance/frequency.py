@@ -4,7 +4,6 @@ Frequencies are in cycles per pixel (images) or cycles per token (token grids), 
 Zero frequency stays in the corner: nothing is shifted. Everything here runs in float32 whatever the caller's dtype.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from alliance.kept import kept
 
 Edge = Literal["raised_cosine", "ideal"]
 Extension = Literal["mirror", "periodic"]
@@ -24,6 +25,9 @@ MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done 
 @contextmanager
 def float32_island(like: Tensor) -> Iterator[None]:
     """No autocast and full-precision float32 products for a tensor of any shape (...): transforms lose digits in bfloat16 and TF32."""
+    if torch.compiler.is_exporting():  # a graph in float32, which says nothing of either
+        yield
+        return
     with torch.autocast(like.device.type, enabled=False):
         backend = torch.backends.cuda if like.is_cuda else torch.backends.mkldnn
         products = backend.matmul  # pyright: ignore[reportAttributeAccessIssue]
@@ -43,14 +47,13 @@ def uncompiled(function: Function) -> Function:
     return cast(Function, torch.compiler.disable(function))
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def dct_matrix(size: int, device: torch.device) -> Tensor:
     """Orthonormal DCT-II as a matrix: (size, size), row i is the cosine of i / (2 size) cycles per sample."""
-    with torch.inference_mode(False):
-        place = torch.arange(size, dtype=torch.float64)
-        rows = torch.cos(math.pi * (place + 0.5)[None, :] * place[:, None] / size) * math.sqrt(2 / size)
-        rows[0] /= math.sqrt(2)
-        return rows.float().to(device)
+    place = torch.arange(size, dtype=torch.float64)
+    rows = torch.cos(math.pi * (place + 0.5)[None, :] * place[:, None] / size) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    return rows.float().to(device)
 
 
 def dct2(image: Tensor) -> Tensor:
@@ -69,9 +72,30 @@ def idct2(coefficients: Tensor) -> Tensor:
 
 def radial_frequency(h: int, w: int, *, half: bool = False, device: torch.device | None = None) -> Tensor:
     """Distance of every FFT bin from zero frequency: (h, w), or (h, w // 2 + 1) for rfft2; cycles per sample."""
-    fy = torch.fft.fftfreq(h, device=device)
-    fx = torch.fft.rfftfreq(w, device=device) if half else torch.fft.fftfreq(w, device=device)
-    return torch.hypot(fy[:, None], fx[None, :])
+    fx = half_frequencies(w, device) if half else bins(w, device) * (1 / w)
+    return distance(bins(h, device) * (1 / h), fx)
+
+
+def half_frequencies(size: int, device: torch.device | None = None) -> Tensor:
+    """Frequencies of a real FFT, (size // 2 + 1,) float32, cycles per sample."""
+    return torch.arange(size // 2 + 1, device=device) * (1 / size)
+
+
+def distance(down: Tensor, along: Tensor) -> Tensor:
+    """Length of the vectors of two axes, (h,) and (w,) -> (h, w) float32."""
+    if torch.compiler.is_exporting():  # ONNX has no hypot
+        return (down.square()[:, None] + along.square()[None, :]).sqrt()
+    return torch.hypot(down[:, None], along[None, :])
+
+
+def bins(size: int, device: torch.device | None = None) -> Tensor:
+    """Signed number of every FFT bin, (size,) int64: 0, 1, ... and from the middle on the negative ones."""
+    return modulo(torch.arange(size, device=device) + size // 2, size) - size // 2
+
+
+def modulo(values: Tensor, size: int) -> Tensor:
+    """Whole numbers of any shape modulo a size, which may be a symbol of an exported graph: ONNX has none for those by itself."""
+    return values % torch.full((), size, dtype=values.dtype, device=values.device)
 
 
 def pass_response(frequency: Tensor, cutoff: float, edge: Edge) -> Tensor:
@@ -117,17 +141,48 @@ def patch_log_amplitude(patches: Tensor, patch: int) -> Tensor:
     return (torch.log(coefficients.abs() + 0.05) + 1.5) / 1.2
 
 
-@functools.lru_cache(maxsize=16)
+@kept(16)
 def _rdft_matrices(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """rfft2 and irfft2 with ortho norm as real matrices: (2 * bins, h * w) and (h * w, 2 * bins), [Re; Im] order."""
-    with torch.inference_mode(False):
-        pixels = rearrange(torch.eye(h * w, dtype=torch.float64), "n (h w) -> n h w", h=h)
-        spectrum = rearrange(torch.fft.rfft2(pixels, norm="ortho"), "n i j -> (i j) n")
-        forward = torch.cat([spectrum.real, spectrum.imag])
-        bins = rearrange(torch.eye(spectrum.shape[0], dtype=torch.complex128), "k (i j) -> k i j", i=h)
-        real, imaginary = (torch.fft.irfft2(part, s=(h, w), norm="ortho") for part in (bins, 1j * bins))
-        inverse = rearrange(torch.cat([real, imaginary]), "k h w -> (h w) k")
-        return forward.float().to(device), inverse.float().to(device)
+    pixels = rearrange(torch.eye(h * w, dtype=torch.float64), "n (h w) -> n h w", h=h)
+    spectrum = rearrange(torch.fft.rfft2(pixels, norm="ortho"), "n i j -> (i j) n")
+    forward = torch.cat([spectrum.real, spectrum.imag])
+    bins = rearrange(torch.eye(spectrum.shape[0], dtype=torch.complex128), "k (i j) -> k i j", i=h)
+    real, imaginary = (torch.fft.irfft2(part, s=(h, w), norm="ortho") for part in (bins, 1j * bins))
+    inverse = rearrange(torch.cat([real, imaginary]), "k h w -> (h w) k")
+    return forward.float().to(device), inverse.float().to(device)
+
+
+def plane_spectrum(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Half spectrum of planes by products with sines and cosines, ortho norm: for graphs without complex numbers.
+
+    Args:
+        planes: (..., h, w) float32.
+    Returns:
+        Real and imaginary part, (..., h, w // 2 + 1) float32 each.
+    """
+    h, w = planes.shape[-2:]
+    (down_cos, down_sin), (along_cos, along_sin) = _waves(h, h, planes.device), _waves(w // 2 + 1, w, planes.device)
+    even, odd = planes @ along_cos.mT, planes @ along_sin.mT
+    norm = (h * w) ** -0.5
+    return (down_cos @ even - down_sin @ odd) * norm, -(down_cos @ odd + down_sin @ even) * norm
+
+
+def plane_of(real: Tensor, imaginary: Tensor, w: int) -> Tensor:
+    """Inverse of `plane_spectrum`: two of (..., h, w // 2 + 1) -> (..., h, w). Parts that no real plane can have are projected away."""
+    h, columns = real.shape[-2:]
+    (down_cos, down_sin), (along_cos, along_sin) = _waves(h, h, real.device), _waves(columns, w, real.device)
+    place = torch.arange(columns, device=real.device)
+    twice = 2 - ((place == 0) | (2 * place == w)).float()  # these columns are their own mirror image
+    even, odd = down_cos @ real - down_sin @ imaginary, down_sin @ real + down_cos @ imaginary
+    return ((even * twice) @ along_cos - (odd * twice) @ along_sin) * (h * w) ** -0.5
+
+
+def _waves(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of 2 pi k n / size for k < count: (count, size) float32 each."""
+    turns = torch.arange(count, device=device)[:, None] * torch.arange(size, device=device)[None, :]
+    angle = modulo(turns, size).float() * (2 * math.pi / size)  # whole turns are taken off before anything is rounded
+    return angle.cos(), angle.sin()
 
 
 @uncompiled
@@ -152,6 +207,10 @@ def token_spectrum(grid: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
         Two tensors (..., h * (w // 2 + 1), f) float32.
     """
     with float32_island(grid):
+        if torch.compiler.is_exporting():
+            parts = plane_spectrum(rearrange(grid.float(), "... (h w) f -> ... f h w", h=h, w=w))
+            real, imaginary = (rearrange(part, "... f i j -> ... (i j) f") for part in parts)
+            return real, imaginary
         if h * w > MATMUL_GRID:
             return _rfft2(grid.float(), h, w)
         real, imaginary = (_rdft_matrices(h, w, grid.device)[0] @ grid.float()).chunk(2, dim=-2)
@@ -161,18 +220,20 @@ def token_spectrum(grid: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
 def token_grid(real: Tensor, imaginary: Tensor, h: int, w: int) -> Tensor:
     """Inverse of `token_spectrum`: (..., h * w, f) float32. Parts that no real grid can have are projected away."""
     with float32_island(real):
+        if torch.compiler.is_exporting():
+            planes = [rearrange(part.float(), "... (i j) f -> ... f i j", i=h) for part in (real, imaginary)]
+            return rearrange(plane_of(planes[0], planes[1], w), "... f h w -> ... (h w) f")
         if h * w > MATMUL_GRID:
             return _irfft2(real.float(), imaginary.float(), h, w)
         return _rdft_matrices(h, w, real.device)[1] @ torch.cat([real, imaginary], dim=-2).float()
 
 
-@functools.lru_cache(maxsize=16)
+@kept(16)
 def scale_partition(h: int, w: int, cuts: tuple[float, ...], device: torch.device) -> Tensor:
     """Radial partition of the token half spectrum: (len(cuts) + 1, h * (w // 2 + 1)) of 0 and 1, columns sum to 1."""
-    with torch.inference_mode(False):
-        radius = rearrange(radial_frequency(h, w, half=True), "i j -> (i j)")
-        band = torch.bucketize(radius, torch.tensor(cuts))
-        return torch.nn.functional.one_hot(band, len(cuts) + 1).T.float().to(device)
+    radius = rearrange(radial_frequency(h, w, half=True), "i j -> (i j)")
+    band = torch.bucketize(radius, torch.tensor(cuts))
+    return torch.nn.functional.one_hot(band, len(cuts) + 1).T.float().to(device)
 
 
 def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:

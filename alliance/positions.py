@@ -1,6 +1,5 @@
 """Spatial and spectral position codes: fixed functions of the token grid and of the bands' wavelengths."""
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.errors import InputError
+from alliance.kept import kept
 from alliance.sensors import MODALITIES, Band
 
 PERIODS = 32  # of the Fourier code, log-spaced
@@ -51,17 +51,15 @@ class SpatialCode:
         return patch * gsd_m / self.unit_m
 
 
-@functools.lru_cache(maxsize=32)
+@kept(32)
 def coded_position(h: int, w: int, d: int, device: torch.device, code: SpatialCode, unit: float = 1.0) -> Tensor:
     """The code of a token grid whose tokens are `unit` long: (h * w, d) float32, zero beyond its channels."""
     first, end = code.channels or (0, d)
     if (code.order, code.frequencies, unit) == ("sin_first", "usual", 1.0):
         own = spatial_position(h, w, end - first, device)
     else:
-        with torch.inference_mode(False):
-            own = _sines(h, w, (end - first) // 4, code, unit).float().to(device)
-    with torch.inference_mode(False):
-        return functional.pad(own, (first, d - end))
+        own = _sines(h, w, (end - first) // 4, code, unit).float().to(device)
+    return functional.pad(own, (first, d - end))
 
 
 def _sines(h: int, w: int, count: int, code: SpatialCode, unit: float) -> Tensor:
@@ -95,11 +93,10 @@ def resampled_table(table: Tensor, h: int, w: int, resampling: Resampling) -> Te
     return rearrange(grid, "1 d y x -> (y x) d").to(table.dtype)
 
 
-@functools.lru_cache(maxsize=32)
+@kept(32)
 def spatial_position(h: int, w: int, d: int, device: torch.device) -> Tensor:
     """Fixed 2-D sin-cos code of a token grid: (h * w, d) float32."""
-    with torch.inference_mode(False):
-        return build_sincos2d_pos_embed([h, w], dim=d).float().to(device)
+    return build_sincos2d_pos_embed([h, w], dim=d).float().to(device)
 
 
 def fourier(decades: Tensor) -> Tensor:
@@ -130,7 +127,7 @@ class BandCode(nn.Module):
     def forward(self, bands: Sequence[Band]) -> Tensor:
         """-> (c, CODE_WIDTH) float32."""
         key = tuple((band.wavelength, band.bandwidth, MODALITIES.index(band.modality)) for band in bands)
-        table = (_band_table if torch.compiler.is_compiling() else _kept_table)(key, self.modality.device)
+        table = _band_table(key, self.modality.device)
         wavelength = torch.where(table.has_wavelength, table.wavelength, self.no_wavelength.float())
         bandwidth = torch.where(table.has_bandwidth, table.bandwidth, self.no_bandwidth.float())
         return torch.cat([wavelength, bandwidth, self.modality.float()[table.modality]], dim=-1)
@@ -146,6 +143,7 @@ class _BandTable(NamedTuple):
     modality: Tensor  # (c,) int64
 
 
+@kept(256)
 def _band_table(bands: Sequence[tuple[float | None, float | None, int]], device: torch.device) -> _BandTable:
     columns: list[Tensor] = []
     for values in ([band[0] for band in bands], [band[1] for band in bands]):
@@ -153,9 +151,3 @@ def _band_table(bands: Sequence[tuple[float | None, float | None, int]], device:
         decades = torch.tensor([math.log10(value) if value else 0.0 for value in values], device=device)
         columns += [fourier(decades), rearrange(known, "c -> c 1")]
     return _BandTable._make([*columns, torch.tensor([band[2] for band in bands], device=device)])
-
-
-@functools.lru_cache(maxsize=256)
-def _kept_table(bands: Sequence[tuple[float | None, float | None, int]], device: torch.device) -> _BandTable:
-    with torch.inference_mode(False):
-        return _band_table(bands, device)

@@ -1,6 +1,5 @@
 """Patches, band groups and 3-D masks: pure functions that turn images into tokens and back."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,6 +10,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.kept import kept
 from alliance.ranges import Ranged, ranged
 
 MASK_STREAM, GROUP_STREAM = 3, 4  # keep these draws apart from each other and from those of order and augmentation
@@ -76,15 +76,10 @@ class GroupTable(NamedTuple):
 def group_table(groups: Groups, device: torch.device) -> GroupTable:
     """The tensors of band groups; made once per device."""
     key = tuple(tuple(group) for group in groups)
-    return _make_table(key, device) if torch.compiler.is_compiling() else _kept_table(key, device)
+    return _make_table(key, device)
 
 
-@functools.lru_cache(maxsize=1024)  # random subsets of a sensor's groups are drawn each step
-def _kept_table(groups: tuple[tuple[int, ...], ...], device: torch.device) -> GroupTable:
-    with torch.inference_mode(False):
-        return _make_table(groups, device)
-
-
+@kept(1024)  # random subsets of a sensor's groups are drawn each step
 def _make_table(groups: tuple[tuple[int, ...], ...], device: torch.device) -> GroupTable:
     longest = max(len(group) for group in groups)
     index = torch.tensor([[*group, *[group[0]] * (longest - len(group))] for group in groups], device=device)

@@ -13,6 +13,28 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+class AveragePool(nn.AdaptiveAvgPool2d):
+    """Means of s x s parts of maps (b, c, h, w), which may overlap: (b, c, s, s)."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__(parts)
+        self.parts = parts
+
+    def forward(self, input: Tensor) -> Tensor:
+        """In an exported graph, where sizes may be symbols, as products with the weights of rows and columns."""
+        if not torch.compiler.is_exporting():
+            return super().forward(input)
+        down, along = (part_weights(size, self.parts, input.device) for size in input.shape[-2:])
+        return down @ input @ along.mT
+
+
+def part_weights(size: int, parts: int, device: torch.device) -> Tensor:
+    """Weights (parts, size) of means over the parts of a side, as `nn.AdaptiveAvgPool1d` cuts it."""
+    part, place = torch.arange(parts, device=device)[:, None], torch.arange(size, device=device)[None]
+    start, stop = part * size // parts, ((part + 1) * size + parts - 1) // parts
+    return ((place >= start) & (place < stop)).float() / (stop - start)
+
+
 class ConvNormReLU(nn.Module):
     """Convolution that keeps the size, batch norm, ReLU."""
 
@@ -51,7 +73,7 @@ class UPerHead(Head):
     def __init__(self, channels: Sequence[int], classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
         super().__init__(width, classes, dropout)
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormReLU(channels[-1], width, 1)) for scale in POOL_SCALES
+            nn.Sequential(AveragePool(scale), ConvNormReLU(channels[-1], width, 1)) for scale in POOL_SCALES
         )
         self.bottleneck = ConvNormReLU(channels[-1] + len(POOL_SCALES) * width, width, 3)
         self.lateral_convs = nn.ModuleList(ConvNormReLU(inputs, width, 1) for inputs in channels[:-1])

@@ -1,7 +1,6 @@
 """What a run knows of its sensors before it starts: pooled statistics, and a few fixed samples of each."""
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,7 +79,7 @@ class Inputs:
         record = to_record(config)
         data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
         shards = [
-            [_digest(source), given.weight, list(given.sensors)]
+            [source.index.digest, given.weight, list(given.sensors)]
             for source, given in zip(self.loader.sources, config.data.sources, strict=True)
         ]
         return {
@@ -90,11 +89,6 @@ class Inputs:
             "seed": config.run.seed,
             "shards": shards,
         }
-
-
-def _digest(source: Source) -> str:
-    """One checksum of all shards of a source, in their order."""
-    return hashlib.sha256("".join(shard.sha256 for shard in source.index.shards).encode()).hexdigest()
 
 
 def pooled_sensors(sources: Sequence[Source], names: Sequence[Sequence[str]]) -> dict[str, Sensor]:

@@ -1,7 +1,7 @@
 """Pretrain Alliance on shards: from settings to an exported encoder."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from engine.log import logger, read_metrics, report_disk_errors
 from engine.loop import digest
 from engine.ranks import World
 from engine.settings import to_record
+from engine.summary import summarise
 from engine.training import count_parameters, run_job
 from pretrain.config import PretrainConfig
 from pretrain.data import Inputs
@@ -149,22 +150,3 @@ class Pretraining(Job[PretrainConfig]):
         logger.info("pictures are in %s", run.folder.pictures)
         where = run.folder.encoder
         logger.info("the encoder is in %s; load it with alliance.load_encoder(%r)", where, str(where))
-
-
-def summarise(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far each sensor's stage losses fell: means over the first and the last fifth of its logged steps.
-
-    The stages, not the total: the schedule moves the total's weights towards the harder high frequencies.
-    """
-    steps = [record for record in records if "event" not in record and isinstance(record.get("sensor"), str)]
-    lines = []
-    for name in dict.fromkeys(record["sensor"] for record in steps):
-        own = [record for record in steps if record["sensor"] == name]
-        part = max(len(own) // 5, 1)
-        falls = []
-        for stage in (stage for stage in STAGES if f"loss_{stage}" in own[0]):
-            losses = [record.get(f"loss_{stage}") or 0.0 for record in own]
-            first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
-            falls.append(f"{stage} {first:.3f} -> {last:.3f} ({last / first - 1:+.0%})" if first else f"{stage} 0")
-        lines.append(f"{name}: {', '.join(falls)}; means of the first and last fifth of the logged steps")
-    return lines

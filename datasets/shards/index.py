@@ -1,5 +1,6 @@
 """The index of a shard folder: `index.json` for the whole, beside each tar a `.npz` with its samples' places."""
 
+import hashlib
 import io
 import json
 import tokenize
@@ -168,6 +169,11 @@ class Index:
     def samples(self) -> int:
         """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """One checksum of all shards, in their order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of the shards, whole or not at all."""

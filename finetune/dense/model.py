@@ -15,7 +15,7 @@ from finetune.backbones.alliance_encoder import EncoderInput, InputSensor, Trans
 from finetune.backbones.convnext import Backbone
 from finetune.backbones.pyramid import STRIDES, AllianceBackbone, PyramidConfig
 from finetune.heads import DPTHead, FPNHead, Head, LinearHead, UPerHead, resize
-from finetune.pixel_network import PixelNetwork
+from finetune.pixel_network import PixelNetwork, same_size
 
 HeadKind = Literal["linear", "fpn", "upernet", "dpt"]
 Joining = Literal["concat", "change"]
@@ -113,7 +113,7 @@ class DenseNetwork(PixelNetwork):
             InputError: an image is missing, has other channels, or they differ in size.
         """
         given = [self._required(role, images.get(role)) for role in self.channels]
-        if len({(image.shape[0], *image.shape[-2:]) for image in given}) > 1:
+        if not same_size(given):
             raise InputError(
                 f"images differ in count or size: {[tuple(image.shape) for image in given]}; crop them alike"
             )

@@ -14,7 +14,7 @@ from finetune.backbones.convnext import Backbone, ConvNeXtV2, Size, StageNorms
 from finetune.backbones.pyramid import AllianceBackbone, ConvNeXtWithAlliance, PyramidConfig
 from finetune.heads import FCNHead, UPerHead, resize
 from finetune.pad.fusion import STAGES, FusionBlock, FusionConfig
-from finetune.pixel_network import SMALLEST, PixelNetwork
+from finetune.pixel_network import SMALLEST, PixelNetwork, same_size
 
 Input = Literal["both", "rgb", "sar"]
 BackboneKind = Literal["convnext", "alliance", "convnext+alliance"]
@@ -149,8 +149,8 @@ class Pad(PixelNetwork):
             InputError: as `forward`.
         """
         images = {name: _required(name, images.get(name), c) for name, c in self.config.in_channels.items()}
-        shapes = {(image.shape[0], *image.shape[-2:]) for image in images.values()}
-        if len(shapes) > 1:
+        if not same_size(list(images.values())):
+            shapes = [tuple(image.shape) for image in images.values()]
             raise InputError(f"rgb and sar differ in count or size: {shapes}; give registered images of one size")
         if self.config.early_fusion:
             pairs = ((cast(ConvNeXtV2, self.encoders[name]), image) for name, image in images.items())

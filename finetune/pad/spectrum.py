@@ -4,12 +4,22 @@ The release shifts zero frequency to the middle and back. All that happens in be
 shifted here; only the distance of every bin, which depends on the shift, is laid out accordingly.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from alliance.frequency import float32_island, radial_frequency, uncompiled
+from alliance.frequency import (
+    bins,
+    distance,
+    float32_island,
+    modulo,
+    plane_of,
+    plane_spectrum,
+    radial_frequency,
+    uncompiled,
+)
 
 SpectrumLayout = Literal["release", "true_radius"]
 
@@ -27,9 +37,13 @@ def decouple(features: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Amplitude and phase in (-pi, pi], each (b, c, h, w // 2 + 1) float32, zero frequency at [0, 0].
     """
+    self_conjugate = real_bins(*features.shape[-2:], device=features.device)
+    if torch.compiler.is_exporting():
+        real, imaginary = plane_spectrum(features.float())
+        return (real.square() + imaginary.square()).sqrt(), _angle(imaginary.masked_fill(self_conjugate, 0.0), real)
     with float32_island(features):
         spectrum = torch.fft.rfft2(features.float(), norm="ortho")
-        return spectrum.abs(), _phase(spectrum, real_bins(*features.shape[-2:], device=features.device))
+        return spectrum.abs(), _phase(spectrum, self_conjugate)
 
 
 @uncompiled
@@ -43,6 +57,8 @@ def recouple(amplitude: Tensor, phase: Tensor, w: int) -> Tensor:
     Returns:
         (b, c, h, w) float32.
     """
+    if torch.compiler.is_exporting():
+        return plane_of(amplitude * phase.cos(), amplitude * phase.sin(), w)
     with float32_island(amplitude):
         spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
         # One axis at a time: devices differ in what irfft2 makes of spectra that no real map has.
@@ -59,19 +75,16 @@ def bin_distance(h: int, w: int, layout: SpectrumLayout, device: torch.device | 
         (h, w // 2 + 1) float32, laid out as by `decouple`.
     """
     if layout == "true_radius":
-        distance = radial_frequency(h, w, half=True, device=device)
+        found = radial_frequency(h, w, half=True, device=device)
     else:
-        columns = w // 2 + 1
-        u = torch.arange(h, device=device, dtype=torch.float32) - h // 2
-        v = torch.arange(columns, device=device, dtype=torch.float32) - columns // 2
-        distance = torch.fft.ifftshift(torch.hypot(u[:, None], v[None, :]), dim=(-2, -1))
-    return distance / distance.max().clamp(min=1e-6)
+        found = distance(bins(h, device).float(), bins(w // 2 + 1, device).float())
+    return found / found.max().clamp(min=1e-6)
 
 
 def real_bins(h: int, w: int, device: torch.device | None = None) -> Tensor:
     """Where the half spectrum of every map is real: (h, w // 2 + 1) boolean, true at zero and Nyquist frequencies."""
     u, v = torch.arange(h, device=device), torch.arange(w // 2 + 1, device=device)
-    return (2 * u % h == 0)[:, None] & (2 * v % w == 0)[None, :]
+    return (modulo(2 * u, h) == 0)[:, None] & (modulo(2 * v, w) == 0)[None, :]
 
 
 def high_pass(distance: Tensor, radius: Tensor) -> Tensor:
@@ -88,3 +101,10 @@ def _phase(spectrum: Tensor, real_bins: Tensor) -> Tensor:
     floor = NOISE_POWER * power.amax(dim=(-2, -1), keepdim=True) + TINY_POWER
     # The second term is zero and carries the derivative (x dy - y dx) / (x^2 + y^2).
     return torch.atan2(y, x) + (x * imaginary - y * real) / torch.maximum(power, floor)
+
+
+def _angle(y: Tensor, x: Tensor) -> Tensor:
+    """atan2 of what graphs have: any shape -> the same, in (-pi, pi], 0 where both are 0."""
+    acute = torch.atan(y.abs() / x.abs().clamp(min=torch.finfo(x.dtype).tiny))
+    upper = torch.where(x < 0, math.pi - acute, acute)
+    return torch.where(y < 0, -upper, upper)

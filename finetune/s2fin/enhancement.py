@@ -9,7 +9,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alliance.frequency import token_grid, token_spectrum
+from alliance.frequency import half_frequencies, token_grid, token_spectrum
 from alliance.ranges import Ranged, ranged
 from finetune.s2fin.attention import AttentionConfig, SparseAttention
 from finetune.s2fin.layers import conv_norm_gelu
@@ -45,7 +45,7 @@ def high_frequency_response(threshold: Tensor, gain: Tensor, bands: int, tempera
     Returns:
         (b, bands // 2 + 1) float32.
     """
-    frequency = 2 * torch.fft.rfftfreq(bands, device=gain.device)
+    frequency = 2 * half_frequencies(bands, gain.device)
     mask = ((frequency - rearrange(threshold.float(), "b -> b 1")) / temperature).sigmoid()
     curve = rearrange(gain.float(), "b j -> b 1 j")
     curve = functional.interpolate(curve, size=len(frequency), mode="linear", align_corners=True)

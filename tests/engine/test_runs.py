@@ -9,7 +9,7 @@ from alliance.errors import InputError
 from engine.checkpoints import MANIFEST, list_checkpoints, read_manifest, verify
 from engine.log import Metrics, WandbMirror, duration, read_metrics
 from engine.runs import RunConfig, RunFolder
-from pretrain.run import summarise
+from engine.summary import summarise
 
 
 def test_a_folder_with_a_run_is_refused_with_both_ways_out(tmp_path: Path):
