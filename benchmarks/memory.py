@@ -89,7 +89,7 @@ def main() -> None:
                         "--workers", "1", "--sensor", "synthetic-optical"], **quiet)  # fmt: skip
         sources = json.dumps([{"shards": str(shards)}])
         seen = watch([*python, "launch/pretrain.py", *(NANO if options.nano else TINY), f"--run.dir={run}", f"--run.steps={options.steps}",
-                      f"--data.sources={sources}", *(NANO if options.nano else TINY), *options.settings, *more], run)  # fmt: skip
+                      f"--data.sources={sources}", *options.settings, *more], run)  # fmt: skip
     for first in range(0, options.steps, BLOCK):
         block = seen[(seen[:, 0] >= first) & (seen[:, 0] < first + BLOCK)]
         if len(block):
