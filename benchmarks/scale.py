@@ -56,7 +56,7 @@ def write_index(folder: Path, samples: int, shards: int) -> Path:
         for name, count in zip(names, counts.tolist(), strict=True)
     ]
     sensors, shapes = {SENSOR.name: SENSOR}, {SENSOR.name: SHAPE}
-    figures = {SENSOR.name: {figure: [0.0] * len(SENSOR.bands) for figure in FIGURES}}  # nothing was measured
+    figures = {SENSOR.name: {figure: [float(figure == "count")] for figure in FIGURES}}  # one number 0 was measured
     Index(sensors=sensors, shapes=shapes, shards=tuple(entries), statistics=figures).write(folder)
     return folder
 

@@ -17,6 +17,7 @@ from rasterio.transform import RPCTransformer
 
 from alliance.errors import InputError
 from alliance.sensors.wavelengths import to_nanometres
+from datasets.imagery.claims import refuse_claim, refuse_large
 from datasets.imagery.envi import check_lists, check_size, good_bands, header_beside, stored_factor
 from datasets.imagery.scenes import (
     COMPLEX,
@@ -85,6 +86,8 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
         check_lists(dataset)
         pages = _pages(dataset)
         count = pages or dataset.count
+        files = vrt_files(path, root) if dataset.driver == "VRT" else (path, path.with_suffix(".ige"))  # ERDAS's own
+        refuse_claim((count, dataset.height, dataset.width), np.dtype(dataset.dtypes[0]).itemsize, files)
         alpha = _alpha(dataset)
         scales, offsets = _scales_and_offsets(dataset)
         plain = all(scale == 1 for scale in scales) and not any(offsets)
@@ -263,7 +266,9 @@ def _read(
     dataset: rasterio.DatasetReader, path: Path, indexes: Sequence[int], window: Any, alpha: int | None
 ) -> Window:
     """Bands (from 1) of a window, and what nodata values, masks and alpha say is missing in them."""
+    (top, bottom), (left, right) = window
     with readable(path):
+        refuse_large(len(indexes) * (bottom - top) * (right - left) * np.dtype(dataset.dtypes[0]).itemsize)
         stored = dataset.read(list(indexes), window=window)
         missing = equals(stored, [dataset.nodatavals[index - 1] for index in indexes])
         if alpha is not None or _has_mask(dataset):

@@ -20,7 +20,7 @@ from alliance.sensors import Sensor
 from datasets.sampling.faults import BrokenSample, Fault
 from datasets.sampling.order import SampleOrder
 from datasets.sampling.placement import Placement, draw_placements
-from datasets.shards.read import Samples, ShardSource
+from datasets.shards.read import MEND, Samples, ShardSource
 from datasets.shards.stream import Lane, StreamSource
 
 Source = ShardSource | StreamSource
@@ -138,7 +138,8 @@ class Reader:
                 return samples._replace(faults=lost + samples.faults)
             except BrokenSample as error:
                 lost += error.faults
-        raise InputError(f"{source.folder}: {TRIES} batches in a row cannot be read: {lost[0]}; copy the shards again")
+        reason = f"{TRIES} batches in a row cannot be read: {lost[0]}"
+        raise InputError(f"{source.folder}: {reason}; {MEND.format(source.folder)}")
 
 
 class _Own(threading.local):

@@ -17,6 +17,7 @@ from datasets.shards.index import Index
 from datasets.shards.inspection import look_at, show
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.repack import repack_folder
+from datasets.shards.verify import verify_folder
 from datasets.shards.write import write_shards
 
 EPILOG = """examples:
@@ -26,6 +27,7 @@ EPILOG = """examples:
   python launch/shards.py --inspect scenes/ --out histograms.png                           nothing else is written
   python launch/shards.py --index foreign/ --sensor rgb-uint8               tars of others with .npy, read in place
   python launch/shards.py --index foreign/ --sensor rgb-uint8 --out shards/ tars of others with .tif, .jpg, ...
+  python launch/shards.py --verify shards/                                  whether they are as they were written
 
 An interrupted run goes on where it stopped when the same command is given again."""
 
@@ -38,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> list[str]:
+    if options.verify:
+        if options.scenes or options.out or options.index:
+            raise InputError("--verify reads one folder of shards; give no scenes, --out or --index beside it")
+        return verify_folder(options.verify, workers=options.workers, overwrite=options.overwrite)
     if options.inspect:
         seen = [look_at(request) for request in _requests(options)]
         looks, lines = ([item for found in column for item in found] for column in zip(*seen, strict=True))
@@ -189,7 +195,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BANDS",
         help="bands to leave out: numbers from 1, ranges, names (3-5,9); none: not even bad ones",
     )
-    add("--overwrite", action="store_true", help="replace the shards that are in --out")
+    add(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="compare the shards in DIR with their checksums; nothing else is read",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the shards that are in --out; with --verify, have damaged ones written anew by the next run",
+    )
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
     cube("--key", help="name of the array, or of the group of arrays (default: the only image)")
     cube("--axes", help="order of its axes, such as hwc or chw (default: as the file tells)")

@@ -21,7 +21,7 @@ from datasets.descriptors import only_writer
 from datasets.imagery import cubes, rasters
 from datasets.imagery.scenes import Skipped, Unreadable
 from datasets.shards.index import NAME, Index, Sidecar, collect
-from datasets.shards.scan import members, read_header, scan
+from datasets.shards.scan import bytes_of, members, read_header, scan
 from datasets.shards.write import run_jobs
 
 IMAGES = tuple({*rasters.SUFFIXES, *cubes.SUFFIXES} - {".vrt"})  # a VRT is a list of other files
@@ -73,6 +73,7 @@ def index_folder(
         _check_index_ours(folder)
         run_jobs(jobs, partial(_scan_shard, sensor=sensor, field=field, shape=shape), workers)
         index = held_to_sensor(collect(tars, {sensor.name: sensor}, {sensor.name: shape}), folder, force=force)
+        index = replace(index, foreign=True)
         index.write(folder)
     return index
 
@@ -241,7 +242,9 @@ def _arrays(tars: Sequence[Path], refused: list[str]) -> Iterator[_Array]:
                 if not field.endswith("npy"):
                     continue
                 try:
-                    yield _Array(field, *read_header(stream, info))
+                    array = _Array(field, *read_header(stream, info))
+                    bytes_of(stream, info, array.shape, array.dtype)
+                    yield array
                 except Unreadable as error:
                     refused.append(f"{tar.name}: {info.name} {error}")
         refused.extend(f"{file} {reason}" for file, reason in skipped)

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import math
+import re
 import tokenize
 import zipfile
 import zlib
@@ -24,6 +26,8 @@ from datasets.sampling.moments import FIGURES, Moments
 
 VERSION = 1
 NAME = "index.json"
+NUMBER = re.compile(rb"[<>|=][iu][1248]|[<>=]f[248]")  # dtypes of pixels
+NEAR = 1e-6  # relative, of statistics that are the same but for rounding
 DAMAGED = (
     EOFError,
     SyntaxError,
@@ -128,6 +132,9 @@ def _places(arrays: Mapping[str, np.ndarray], sensor: str, samples: int) -> Plac
             raise ValueError(
                 f"{sensor}.{field} is {columns[field].dtype} of {columns[field].shape} for {samples} samples"
             )
+    for code in set(columns["dtype"].tolist()):
+        if not NUMBER.fullmatch(code):
+            raise ValueError(f"{sensor}.dtype holds {shown(code)}, which is no number of a pixel")
     return Places(**columns)
 
 
@@ -164,6 +171,7 @@ class Index:
     skipped: tuple[Skipped, ...] = ()
     fingerprint: str = ""
     forced: bool = False  # some numbers are not what their sensor says, and were taken all the same
+    foreign: bool = False  # the tars are of others, and are read in place
 
     @property
     def samples(self) -> int:
@@ -188,6 +196,7 @@ class Index:
             "skipped": [entry._asdict() for entry in self.skipped],
             "fingerprint": self.fingerprint,
             "forced": self.forced,
+            "foreign": self.foreign,
         }
         replace_file(folder / NAME, (json.dumps(record, indent=1) + "\n").encode())
 
@@ -227,7 +236,9 @@ class Index:
             index = cls(**own)
             index.check()
         except InputError as error:
-            raise InputError(f"{where} is damaged ({error}); run launch/shards.py again") from error
+            raise InputError(
+                f"{where} is damaged ({error}); give the launch/shards.py command that made it again: good shards are kept"
+            ) from error
         return index
 
     def check(self) -> None:
@@ -247,6 +258,13 @@ class Index:
                 raise InputError(f"shape {shape} is not one of sensor {name} with {len(sensor.bands)} bands")
             if set(figures) != set(FIGURES) or any(len(column) != shape[0] for column in figures.values()):
                 raise InputError(f"statistics of {name} are not {', '.join(FIGURES)} of {shape[0]} bands")
+            _check_figures(sensor, figures)
+        pixels = sum(math.prod(shape) for shape in self.shapes.values())
+        for shard in self.shards:
+            if shard.samples * pixels > shard.bytes:
+                raise InputError(
+                    f"{shard.name} has {shard.bytes} bytes, {shard.samples} samples of {pixels} numbers do not fit into it"
+                )
 
 
 class _Stored(NamedTuple):
@@ -262,6 +280,28 @@ class _Stored(NamedTuple):
     fingerprint: str
     samples: int = 0
     forced: bool = False
+    foreign: bool = False
+
+
+def _check_figures(sensor: Sensor, figures: Mapping[str, Sequence[float]]) -> None:
+    """Refuse statistics that no numbers can have, or that are not those of the sensor.
+
+    Raises:
+        InputError: a mean outside of the extremes, a deviation above half their distance, or such.
+    """
+    for place, band in enumerate(sensor.bands):
+        count, mean, std, low, high = (figures[name][place] for name in FIGURES)
+        slack = NEAR * max(abs(low), abs(high))
+        if count <= 0 or not low - slack <= mean <= high + slack or not 0 <= std <= (high - low) / 2 + slack:
+            raise InputError(
+                f"statistics of {sensor.name}, band {band.name}, are none of any numbers: count {count:g}, mean {mean:g}, "
+                f"std {std:g}, min {low:g}, max {high:g}"
+            )
+        for name, own, measured in (("mean", band.mean, mean), ("std", band.std, std or 1.0)):
+            if own is not None and not math.isclose(own, measured, rel_tol=NEAR, abs_tol=NEAR * slack):
+                raise InputError(
+                    f"sensor {sensor.name}, band {band.name}, has {name} {own:g}, measured is {measured:g}"
+                )
 
 
 def collect(

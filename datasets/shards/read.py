@@ -21,6 +21,7 @@ from datasets.shards.index import Index, Sidecar
 
 T = TypeVar("T")
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+MEND = "copy the shards again, or have the damaged ones named: python launch/shards.py --verify {}"
 OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time, unless fewer are to be had
 
 
@@ -73,7 +74,7 @@ class ShardSource:
             more = f" and {len(faults) - 1} more" * (len(faults) > 1)
             raise InputError(
                 f"shard {self.folder / faults[0].shard} {faults[0].reason}{more}; "
-                f"copy the shards again, or run launch/shards.py again"
+                f"copy the shards again, or give the launch/shards.py command that made them again, which writes those anew"
             )
         return faults
 
@@ -193,6 +194,8 @@ class ShardSource:
         sidecar = Sidecar.load((self.folder / record.name).with_suffix(".npz"))
         if len(sidecar.keys) != record.samples:
             raise ValueError(f"has {len(sidecar.keys)} samples, the index {record.samples}")
+        if sidecar.sha256 != record.sha256:
+            raise ValueError("is that of another shard")
         if absent := sorted(set(self.sensors) - set(sidecar.places)):
             raise ValueError(f"has nothing of sensor {absent[0]}")
         return sidecar

@@ -1,6 +1,7 @@
 """Read a tar once, our own or a foreign one: where its arrays lie, their checksums and their statistics."""
 
 import hashlib
+import math
 import os
 import re
 import tarfile
@@ -8,13 +9,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from alliance.sensors import Sensor
-from datasets.imagery.cubes.arrays import header_of_text
+from datasets.imagery.cubes.arrays import npy_header
 from datasets.imagery.scenes import Skipped, Unreadable, check_dtype
 from datasets.sampling.moments import Moments
 from datasets.shards.index import Places, Sidecar
@@ -71,16 +72,22 @@ def scan(
 
 def members(stream: BinaryIO, tar: Path, skipped: list[Skipped]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Key, field and header of each file in a tar; damage ends it and is added to `skipped`."""
+    size = os.fstat(stream.fileno()).st_size
     stream.seek(0)
     end = 0
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=cast(BinaryIO, _Within(stream, size)), mode="r:") as archive:
             for info in archive:
+                if info.offset_data + info.size > size:
+                    skipped.append(
+                        Skipped(f"{tar.name}: {info.name}", f"is cut off: {info.size} bytes, {size} in the tar")
+                    )
+                    return
                 end = info.offset_data + (info.size + 511) // 512 * 512
                 place = re.fullmatch(r"((?:.*/|)[^./]+)\.([^/]*)", info.name)
                 if info.isreg() and place:
                     yield place[1], place[2], info
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OverflowError) as error:
         skipped.append(Skipped(tar.name, f"damaged after byte {end}: {error}"))
         return
     stream.seek(end)
@@ -88,6 +95,19 @@ def members(stream: BinaryIO, tar: Path, skipped: list[Skipped]) -> Iterator[tup
         if block.strip(b"\0"):
             skipped.append(Skipped(tar.name, f"damaged after byte {end}, the rest is not read"))
             return
+
+
+class _Within:
+    """A file of which no more is asked for than it has: headers of tars may claim any size of a name."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self.stream, self.size = stream, size
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """At most `count` bytes."""
+        left = max(self.size - self.stream.tell(), 0)
+        return self.stream.read(min(count, left) if count >= 0 else left)
 
 
 def read_header(stream: BinaryIO, info: tarfile.TarInfo) -> tuple[tuple[int, ...], np.dtype]:
@@ -98,10 +118,7 @@ def read_header(stream: BinaryIO, info: tarfile.TarInfo) -> tuple[tuple[int, ...
     """
     stream.seek(info.offset_data)
     try:
-        with header_of_text():
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
+        shape, fortran, dtype = npy_header(stream)
     except (ValueError, EOFError) as error:
         raise Unreadable(f"no .npy array: {' '.join(str(error).split())[:80]}") from error
     if dtype.hasobject:
@@ -110,6 +127,20 @@ def read_header(stream: BinaryIO, info: tarfile.TarInfo) -> tuple[tuple[int, ...
     if fortran and len(shape) > 1:
         raise Unreadable("is in Fortran order; save np.ascontiguousarray of it")
     return shape, dtype
+
+
+def bytes_of(stream: BinaryIO, info: tarfile.TarInfo, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes of an array whose header was just read.
+
+    Raises:
+        Unreadable: the member has fewer.
+    """
+    claimed, there = math.prod(shape) * dtype.itemsize, info.offset_data + info.size - stream.tell()
+    if claimed > there:
+        raise Unreadable(
+            f"is cut off: its header says {claimed} bytes of {' x '.join(map(str, shape))}, it has {there}"
+        )
+    return claimed
 
 
 @contextmanager
@@ -127,9 +158,10 @@ def _read_member(stream: BinaryIO, info: tarfile.TarInfo, sensor: Sensor, shape:
     found, dtype = read_header(stream, info)
     if found != shape:
         raise Unreadable(f"shape {found}, expected {tuple(shape)} (bands, rows, columns)")
-    offset, length = stream.tell(), int(np.prod(shape)) * dtype.itemsize
-    if offset + length > info.offset_data + info.size or len(data := stream.read(length)) < length:
-        raise Unreadable("is cut off")
+    offset, length = stream.tell(), bytes_of(stream, info, found, dtype)
+    data = stream.read(length)
+    if len(data) < length:  # cut off since it was opened
+        raise Unreadable(f"is cut off: {len(data)} of {length} bytes")
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     physical = sensor.to_physical(torch.from_numpy(array.astype(dtype.newbyteorder("="))))
     return _Member(sensor.name, dtype.str, offset, zlib.crc32(data), Moments.of(physical))

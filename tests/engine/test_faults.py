@@ -79,7 +79,9 @@ def test_a_shard_that_is_missing_at_the_start_is_named_or_refused(
     assert "is missing; copy the shards again" in output
     code, output = train(tmp_path / "run", [broken, sar_shards], "--run.steps", "3", "--data.max_broken", "1")
     assert code == 2
-    assert "make or copy the shards again" in output  # nothing of that source is left
+    assert (
+        f"have the damaged ones named: python launch/shards.py --verify {broken}" in output
+    )  # nothing of that source is left
 
 
 def test_faults_are_named_at_first_sight_and_then_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,11 +1,12 @@
 """The arrays of HDF5, netCDF, MATLAB and NumPy files by name, with what the file says of them. Nothing is unpickled."""
 
+import math
 import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import numpy as np
 import scipy.io
 from scipy.io import netcdf_file
 
+from datasets.imagery.claims import refuse_large, too_large
 from datasets.imagery.scenes import Unreadable, readable
 
 SUFFIXES = (".h5", ".hdf5", ".he5", ".hdf", ".nc", ".nc4", ".mat", ".npy", ".npz")
 MATLAB_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 MATLAB_NUMBERS = ("double", "single", "logical", *MATLAB_INTEGERS)
-EXPANSION = 2000  # no file holds more bytes than this many times its own; deflate reaches 1032
 HDF4 = b"\x0e\x03\x13\x01"
 
 
@@ -55,6 +56,9 @@ class Stored:
         return self.load()
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        """Raises Unreadable where memory cannot hold what is asked for."""
+        asked = np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]  # of the same shape, and no memory
+        refuse_large(asked.nbytes)
         return np.asarray(self._values[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -97,9 +101,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
 def _opened(path: Path, stack: ExitStack) -> Arrays:
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        with header_of_text():
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Arrays(found={"array": _in_memory(array)})
+        return Arrays(found={"array": _in_memory(_mapped(path))})
     if suffix == ".npz":
         return _zipped(path, stack.enter_context(np.load(path, allow_pickle=False)))
     with path.open("rb") as stream:
@@ -113,21 +115,30 @@ def _opened(path: Path, stack: ExitStack) -> Arrays:
     return _hdf5(stack.enter_context(h5py.File(path)), path)
 
 
-@contextmanager
-def header_of_text() -> Iterator[None]:
-    """The header of a .npy file is Python's text of a mapping: what is wrong with it becomes a ValueError."""
+def npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the order is Fortran's, and dtype of a .npy file; the stream is left at its first data byte.
+
+    Raises:
+        ValueError: it is none. Its header is Python's text of a mapping.
+    """
     try:
-        yield
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(stream)
     except (SyntaxError, TypeError, tokenize.TokenError, OverflowError) as error:
         raise ValueError(f"its header cannot be read ({' '.join(str(error).split()):.80})") from error
 
 
-def too_large(shape: tuple[int, ...], itemsize: int, path: Path) -> str:
-    """Why an array cannot be what its header says: more bytes than the file holds; empty if it can."""
-    claimed, there = np.prod(shape, dtype=np.float64) * itemsize, path.stat().st_size
-    if claimed <= EXPANSION * there:
-        return ""
-    return f"claims {claimed / 1e9:,.1f} GB in a file of {there / 1e6:,.3f} MB; it is damaged, or holds nothing"
+def _mapped(path: Path) -> np.ndarray:
+    """A .npy file, whose values are read from the disk when they are used."""
+    with path.open("rb") as stream:
+        shape, _, dtype = npy_header(stream)
+        claimed, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - stream.tell()
+    if claimed > there and not dtype.hasobject:
+        raise Unreadable(
+            f"cannot be read: its header says {claimed} bytes of {' x '.join(map(str, shape))}, it has {there}"
+        )
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _in_memory(array: np.ndarray) -> Stored:
@@ -137,20 +148,28 @@ def _in_memory(array: np.ndarray) -> Stored:
 def _zipped(path: Path, archive: Any) -> Arrays:
     found, texts, refused = {}, {}, {}
     for name in archive.files:
-        with zipfile.ZipFile(path) as members, members.open(f"{name}.npy") as stream, header_of_text():
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-        claim = too_large(shape, dtype.itemsize, path)
+        with zipfile.ZipFile(path) as members, members.open(f"{name}.npy") as stream:
+            shape, _, dtype = npy_header(stream)
+        claim = too_large(shape, dtype.itemsize, path.stat().st_size)
         if dtype.hasobject:
             refused[name] = f"{name} holds Python objects, which are never unpickled"
         elif dtype.kind in "US":
-            texts |= {name: tuple(map(plain, archive[name]))} if len(shape) == 1 and not claim else {}
+            words = _member(archive, name, shape, dtype) if len(shape) == 1 and not claim else None
+            texts |= {name: tuple(map(plain, words))} if words is not None else {}
         else:
             found[name] = Stored(
-                shape=shape, dtype=dtype, load=lambda name=name: archive[name], refusal=claim and f"{name} {claim}"
+                shape=shape,
+                dtype=dtype,
+                load=partial(_member, archive, name, shape, dtype),
+                refusal=claim and f"{name} {claim}",
             )
     return Arrays(found=found, texts=texts, refused=refused)
+
+
+def _member(archive: Any, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of an .npz, which is only read whole."""
+    refuse_large(float(np.prod(shape, dtype=np.float64)) * dtype.itemsize)
+    return archive[name]
 
 
 class _Mapped:
@@ -186,8 +205,9 @@ def _classic(file: netcdf_file) -> Arrays:
 def _matlab(path: Path) -> Arrays:
     listed = [(name, shape) for name, shape, kind in scipy.io.whosmat(path) if kind in (*MATLAB_NUMBERS, "struct")]
     for name, shape in listed:
-        if reason := too_large(shape, 1, path):
+        if reason := too_large(shape, 1, path.stat().st_size):
             raise Unreadable(f"{name} {reason}")
+    refuse_large(sum(float(np.prod(shape, dtype=np.float64)) for _, shape in listed))
     names = [name for name, _ in listed]
     loaded = scipy.io.loadmat(path, variable_names=names) if names else {}
     found = dict(item for name in names for item in _numbers(name, loaded[name]))
@@ -218,10 +238,12 @@ def _hdf5(file: h5py.File, path: Path) -> Arrays:
     def visit(name: str, node: Any) -> None:
         if not isinstance(node, h5py.Dataset) or node.shape is None or name.startswith("#"):
             return  # in "#refs#" MATLAB keeps the inside of cells
-        if h5py.check_string_dtype(node.dtype) and node.ndim == 1 and node.len() <= 10_000:
-            texts[name] = tuple(map(plain, node[()])) if not _leads_out(node) else ()
-        elif h5py.check_string_dtype(node.dtype) and node.ndim == 0:
-            notes[name] = str(plain(node[()])) if not _leads_out(node) else ""
+        string = h5py.check_string_dtype(node.dtype)
+        closed = string and (_leads_out(node) or too_large(node.shape, node.dtype.itemsize, path.stat().st_size))
+        if string and node.ndim == 1 and node.len() <= 10_000:
+            texts[name] = tuple(map(plain, node[()])) if not closed else ()
+        elif string and node.ndim == 0:
+            notes[name] = str(plain(node[()])) if not closed else ""
         elif _is_number(node.dtype) and not _is_bare_dimension(node):
             found[name] = _dataset(name, node, by_matlab, path)
 
@@ -251,7 +273,7 @@ def _dataset(name: str, node: h5py.Dataset, by_matlab: bool, path: Path) -> Stor
     attributes = _attributes(node)
     away = _leads_out(node)
     refusal = f"{name} {away}, which is not opened; copy the values into one file" if away else ""
-    claim = too_large(node.shape, node.dtype.itemsize, path)
+    claim = too_large(node.shape, node.dtype.itemsize, path.stat().st_size)
     return Stored(
         shape=node.shape,
         dtype=np.dtype(np.complex64) if node.dtype.names else node.dtype,
@@ -291,7 +313,7 @@ def _attributes(node: Any) -> dict[str, Any]:
     for name in node.attrs:
         try:
             value = node.attrs[name]
-        except (OSError, TypeError, ValueError):  # a kind of attribute that h5py does not know
+        except (OSError, TypeError, ValueError, MemoryError):  # a kind that h5py does not know, or a size that is none
             continue
         if isinstance(value, str | bytes | np.bytes_ | np.number | np.ndarray | int | float | np.bool_):
             found[str(name)] = plain(value)
