@@ -167,6 +167,27 @@ def test_classes_may_be_left_out(store: Callable[[np.ndarray], np.ndarray], chos
     ]
 
 
+def test_colour_indices_keep_their_meaning_where_a_class_is_left_out(tmp_path: Path) -> None:
+    """The file numbers land, water and town 2, 0 and 1; its colours say so."""
+    write_set_of(tmp_path, lambda label: label)
+    colours = {number: CLASSES[name] for number, name in enumerate(("water", "town", "land"))}
+    with rasterio.open(tmp_path / "labels" / "a.tif", "w", driver="GTiff", count=1, height=SIDE, width=SIDE, dtype="uint8",
+                       crs="EPSG:32632", transform=from_origin(400_000, 5_000_000, 10, 10)) as file:  # fmt: skip
+        file.write(np.array([2, 0, 1], np.uint8)[truth(0)][None])
+        file.write_colormap(1, {number: tuple(colour) for number, colour in colours.items()})
+    whole = described(tmp_path)
+    assert np.array_equal(Tiles(whole, "train").label(0), truth(0))
+    assert np.array_equal(Tiles(whole.without(["water"]), "train").label(0), np.array([0, 255, 1])[truth(0)])
+
+
+def test_nodata_that_is_also_a_class_is_asked_about_where_another_class_is_left_out(tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: label, nodata=0)
+    with pytest.raises(InputError, match="declares 0 as nodata, yet it is stored value of class 0"):
+        Tiles(described(tmp_path).without(["town"]), "train").label(0)
+    told = described(tmp_path, label={"files": "labels", "values": {0: 0, 1: 1, 2: 2}}).without(["town"])
+    assert np.array_equal(Tiles(told, "train").label(0), np.array([0, 1, 255])[truth(0)])
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

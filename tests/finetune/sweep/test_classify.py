@@ -1,6 +1,7 @@
 """finetune/classify.py as a user runs it, on a synthetic scene in the layout of Augsburg."""
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -184,6 +185,23 @@ def test_a_split_from_a_file(scene: Path, tmp_path: Path) -> None:
     split = draw_split(patches, given, 5)
     assert np.array_equal(split.train, np.sort(every[:60])) and np.array_equal(split.test, np.sort(every[60:100]))
     assert not set(split.validation) & set(every[:100])
+
+
+def test_the_advice_for_a_class_without_training_pixels_works_when_followed(scene: Path) -> None:
+    """The words after `data.drop_classes` as a shell takes them; names, counts and identity are those that remain."""
+    given = [*SMALL, "--run.dir", "any", "--data.path", str(scene), "--data.protocol.cap", "false"]
+    patches = open_data(parse_settings(ClassifyConfig, "", given))
+    sizes = np.bincount(patches.label)
+    small = patches.classes[sizes.argmin()]
+    given += ["--data.protocol.per_class", str(sizes.min()), "--data.protocol.validation", "0"]  # one more is for test
+    config = parse_settings(ClassifyConfig, "", given)
+    with pytest.raises(InputError, match=rf"\({small}\) has {sizes.min()} pixels") as raised:
+        draw_split(patches, config, 0)
+    advised = shlex.split(str(raised.value).rpartition("with ")[2])
+    left = parse_settings(ClassifyConfig, "", [*given, f"--{advised[0]}", advised[1]])
+    kept = open_data(left)
+    assert kept.classes == tuple(name for name in patches.classes if name != small)
+    assert (np.bincount(kept.label[draw_split(kept, left, 0).train]) == left.data.protocol.per_class).all()
 
 
 @pytest.mark.parametrize(
