@@ -53,7 +53,13 @@ class TileDataConfig(Ranged):
         """The set that is named, without the classes that are left out unless `whole`.
 
         Raises:
-            InputError: there is no such set or class.
+            InputError: there is no such set or class, or one class alone is left.
         """
         found = find_set(self.set, self.path)
-        return found if whole else found.without(self.drop_classes)
+        left = found.without(self.drop_classes)
+        if len(left.classes) < min(2, len(found.classes)):
+            raise InputError(
+                f"data.drop_classes leaves {', '.join(left.classes)} alone of {', '.join(found.classes)}; two classes at least "
+                f"must stay"
+            )
+        return found if whole else left
