@@ -197,6 +197,21 @@ def test_wrong_inputs_are_refused_in_one_line(
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_the_network_and_its_identity_know_which_classes_are_left_out(tiles: Path, tmp_path: Path) -> None:
+    names = list(find_set(tiles).classes)
+    whole, left = opened(tmp_path, tiles), opened(tmp_path, tiles, "--data.drop_classes", f"[{names[1]}]")
+    kept = [name for name in names if name != names[1]]
+    assert list(left.inputs.classes) == kept and left.config.model.classes == len(kept)
+    assert left.identity != whole.identity
+    moved = np.array([IGNORE if name == names[1] else kept.index(name) for name in names] + [IGNORE] * (256 - len(names)))
+    one, other = (np.stack([job.tiles["test"].label(index) for index in range(32)]) for job in (whole, left))
+    assert (one == 1).any() and np.array_equal(moved[one], other)
+    with pytest.raises(InputError, match=f"no class; did you mean '{names[0]}'"):
+        opened(tmp_path, tiles, "--data.drop_classes", f"[{names[0]}s]")
+    with pytest.raises(InputError, match=f"drop_classes leaves {names[0]} alone of"):
+        opened(tmp_path, tiles, "--data.drop_classes", f"[{', '.join(names[1:])}]")
+
+
 def test_a_network_of_other_classes_gives_all_but_its_classifiers(finished: Path, tiles: Path, tmp_path: Path) -> None:
     classes = {f"class {index}": [index, 0, 0] for index in range(8)}
     pairs = changed(tiles, tmp_path / "pairs.yaml", {"classes": classes})
