@@ -111,6 +111,19 @@ def test_classes_counted_from_1_are_told_before_training_though_one_tile_alone_s
     assert check(found) == [] and np.array_equal(Tiles(found, "train")[3].label, truth(3))
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind"), [(-1, np.int32), (-9999, np.float32), (2**16 - 1, np.uint16), (2**31 - 1, np.int32)]
+)
+def test_what_is_proposed_for_a_mark_of_no_label_works_when_followed(mark: int, kind: type, tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: np.where(np.arange(SIDE) < 2, mark, label).astype(kind))
+    with pytest.raises(InputError, match="which are no class") as refused:
+        check(described(tmp_path))
+    proposed = yaml.safe_load("{" + str(refused.value).partition("label: {")[2])
+    found = described(tmp_path, label={"files": "labels", **proposed})
+    assert check(found) == []
+    assert np.array_equal(Tiles(found, "train").label(1), np.where(np.arange(SIDE) < 2, 255, truth(1)))
+
+
 def test_one_damaged_pixel_is_damage_not_another_numbering(tmp_path: Path) -> None:
     write_set_of(tmp_path, lambda label: np.kron(label, np.ones((8, 8), np.uint8)))
     for name in NAMES:
