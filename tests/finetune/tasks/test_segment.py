@@ -203,7 +203,9 @@ def test_the_network_and_its_identity_know_which_classes_are_left_out(tiles: Pat
     kept = [name for name in names if name != names[1]]
     assert list(left.inputs.classes) == kept and left.config.model.classes == len(kept)
     assert left.identity != whole.identity
-    moved = np.array([IGNORE if name == names[1] else kept.index(name) for name in names] + [IGNORE] * (256 - len(names)))
+    moved = np.array(
+        [IGNORE if name == names[1] else kept.index(name) for name in names] + [IGNORE] * (256 - len(names))
+    )
     one, other = (np.stack([job.tiles["test"].label(index) for index in range(32)]) for job in (whole, left))
     assert (one == 1).any() and np.array_equal(moved[one], other)
     with pytest.raises(InputError, match=f"no class; did you mean '{names[0]}'"):
