@@ -115,7 +115,7 @@ def test_classes_counted_from_1_are_told_before_training_though_one_tile_alone_s
     ("mark", "kind"), [(-1, np.int32), (-9999, np.float32), (2**16 - 1, np.uint16), (2**31 - 1, np.int32)]
 )
 def test_what_is_proposed_for_a_mark_of_no_label_works_when_followed(mark: int, kind: type, tmp_path: Path) -> None:
-    write_set_of(tmp_path, lambda label: np.where(np.arange(SIDE) < 2, mark, label).astype(kind))
+    write_set_of(tmp_path, lambda label: np.where(np.arange(SIDE) < 2, kind(mark), label.astype(kind)))
     with pytest.raises(InputError, match="which are no class") as refused:
         check(described(tmp_path))
     proposed = yaml.safe_load("{" + str(refused.value).partition("label: {")[2])
