@@ -252,3 +252,14 @@ def test_a_patch_that_is_mirrored_is_so_in_all_images() -> None:
     image = torch.arange(4.0).reshape(1, 1, 2, 2).repeat(4, 1, 1, 1)
     rows = mirrored(image, torch.tensor([0, 1, 2, 3]))[:, 0].tolist()
     assert rows == [[[0, 1], [2, 3]], [[1, 0], [3, 2]], [[2, 3], [0, 1]], [[3, 2], [1, 0]]]
+
+
+def test_scores_of_one_scene_are_not_told_beside_those_of_another(
+    finished: tuple[Path, str], scene: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    write_labelled("augsburg", tmp_path / "other", height=48, width=64, classes=3, seed=7)
+    told = classify(tmp_path / "run", tmp_path / "other", "--seeds", "0,3", "--run.resume", "auto", code=2)
+    assert "another contents of data" in told and "another --run.dir" in told
+    shutil.copytree(scene, tmp_path / "moved")
+    classify(tmp_path / "run", tmp_path / "moved", "--seeds", "0,3", "--run.resume", "auto", "--maps", "none")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
@@ -222,3 +223,32 @@ def test_a_network_of_other_classes_gives_all_but_its_classifiers(finished: Path
     anew = {name for name in theirs if model[name].shape != theirs[name].shape}
     assert anew == {f"{head}.conv_seg.{kind}" for head in ("decoder", "auxiliary") for kind in ("weight", "bias")}
     assert all(model[name].equal(theirs[name]) for name in theirs if name not in anew)
+
+
+# Other contents under the same names
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("role", ["optical", "label"])
+def test_a_run_whose_data_were_changed_does_not_go_on(finished: Path, tiles: Path, tmp_path: Path, role: str) -> None:
+    shutil.copytree(tiles.parent, tmp_path / "tiles")
+    shutil.copytree(finished, tmp_path / "run")
+    file = sorted((tmp_path / "tiles" / role).glob("*.tif"))[0]
+    split = "train" if file.stem in (tmp_path / "tiles" / "train.txt").read_text().split() else "test"
+    with rasterio.open(file, "r+") as image:
+        pixels = image.read()
+        pixels[0, 3, 4] = (pixels[0, 3, 4] + 1) % 7
+        image.write(pixels)
+    ((code, output),) = segment(
+        tmp_path / "run", tiles, "--data.path", str(tmp_path / "tiles"), "--run.resume", "auto", "--run.steps", "6"
+    )
+    assert code == 2 and f"another data.contents of each split.{split}" in output, output
+
+
+def test_a_run_whose_data_were_moved_goes_on(finished: Path, tiles: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiles.parent, tmp_path / "tiles")
+    shutil.copytree(finished, tmp_path / "run")
+    ((code, output),) = segment(
+        tmp_path / "run", tiles, "--data.path", str(tmp_path / "tiles"), "--run.resume", "auto", "--run.steps", "5"
+    )
+    assert code == 0 and "going on from step 4" in output, output
