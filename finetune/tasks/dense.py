@@ -106,7 +106,7 @@ class DenseTask(Task[Config]):
         return Tiles(self.described, split, cut=cut, labelled=labelled, **share)
 
     def deal_tiles(self, tiles: Tiles, seed: int | None = None) -> IndexedLoader[TileBatch]:
-        """A loader of augmented, standardised tiles; None: the seed of the run."""
+        """A loader of augmented, standardised tiles, drawn by a seed (None: that of the run)."""
         seed = self.config.run.seed if seed is None else seed
         make = TileSamples(tiles, getattr(self.config, "augment"), seed)  # noqa: B009 - see `data`
         return self.deal(tiles.keys, make, seed=seed, workers=self.data.workers)

@@ -20,7 +20,12 @@ def with_statistics_known(described: LabelledSet, measured_on: Callable[[], Tile
     unknown = [role for role, source in described.images.items() if source.statistics == "dataset" and not source.mean]
     if unknown:
         tiles = measured_on()
-        found = with_statistics(described, [survey(tiles)])
+        surveyed = survey(tiles)
+        if not surveyed.tiles:
+            raise InputError(
+                f"{described.name}: no image of {tiles.split} can be measured; {surveyed.skipped[0].reason}"
+            )
+        found = with_statistics(described, [surveyed])
         described = described.with_images(**{role: found.images[role] for role in unknown})
         for role in unknown:
             mean, std = ([round(value, 4) for value in column] for column in described.image(role).moments)

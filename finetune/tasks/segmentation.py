@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alliance.errors import InputError
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tile_samples import TileBatch
 from datasets.labelled.tiles import Tiles, channels
@@ -59,6 +60,12 @@ class Segmentation(DenseTask[SegmentConfig]):
 
     def __init__(self, config: SegmentConfig, world: World) -> None:
         found = config.data.find()
+        absent = [role for role in config.model.roles.values() if role not in found.images]
+        if absent:
+            raise InputError(
+                f"{found.name} has no image {absent[0]!r}, which PAD takes; it has {', '.join(found.images)}: set model.input to "
+                f"the one of rgb and sar that is there, or method to encoder, which takes any images"
+            )
         pairs = found.only({role: role for role in MODALITIES.values() if role in found.images})
         pairs = with_statistics_known(pairs, lambda: Tiles(pairs, config.data.train))
         own = dataclasses.replace(config, model=for_data(config.model, pairs))

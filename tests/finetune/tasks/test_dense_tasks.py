@@ -30,7 +30,7 @@ from finetune.tasks.change import Change
 from finetune.tasks.change_config import ChangeConfig
 from finetune.tasks.crossdomain import CrossDomain
 from finetune.tasks.crossdomain_config import CrossDomainConfig
-from finetune.tasks.segmentation import EncoderSegmentation
+from finetune.tasks.segmentation import EncoderSegmentation, Segmentation
 from finetune.tasks.segmentation_config import SegmentConfig
 from tests.helpers.rasters import write_tiff
 from tests.helpers.runs import ROOT, Ranks, metrics
@@ -181,6 +181,29 @@ def test_one_image_is_segmented_with_a_linear_head_from_a_share_of_the_images(da
     present = sorted({*pair[0], *pair[1]})
     assert scores["miou"] == pytest.approx(100 * jaccard_score(*pair, average="macro", labels=present), abs=0.006)
     assert "without" not in scores and scores["tiles"] == 4  # two images of two windows
+
+
+def test_pad_on_other_images_is_refused_with_what_takes_them(dates: Path, tmp_path: Path) -> None:
+    options = [
+        "--config",
+        str(CONFIGS / "segment_ombria_pad.yaml"),
+        "--data.set",
+        str(dates),
+        "--run.dir",
+        str(tmp_path),
+    ]
+    with pytest.raises(
+        InputError, match="has no image 'optical', which PAD takes; it has early, late.*method to encoder"
+    ):
+        Segmentation(parse_settings(SegmentConfig, "", options), WORLD)
+
+
+def test_images_of_which_none_can_be_read_are_not_measured(dates: Path, tmp_path: Path) -> None:
+    shutil.copytree(dates.parent, tmp_path / "set")
+    for path in (tmp_path / "set" / "two").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="no image of train can be measured; .*two/a.tif"):
+        Change(parse_settings(ChangeConfig, "", change_options(tmp_path, tmp_path / "set" / "set.yaml")), WORLD)
 
 
 @pytest.fixture(scope="module")
