@@ -235,16 +235,18 @@ class AllianceEncoder(nn.Module):
         """Physical image (b, c, h, w), NaN where missing -> token sequence (b, prefix + g * n, d), normalised."""
         return self._encode_image(self._as_batch(image), sensor)[-1]
 
-    def forward(self, image: Tensor, sensor: Sensor | str) -> Features:
+    def forward(self, image: Tensor, sensor: Sensor | str, *, standardised: bool = False) -> Features:
         """Physical image (b, c, h, w) float32 in the sensor's units and band order, NaN where missing -> `Features`.
 
         Other floats, integers, NumPy arrays, images on another device and one image (c, h, w) are converted.
 
+        Args:
+            standardised: as of `forward_intermediates`.
         Raises:
             InputError: sensor, channel count, size or values do not fit; the message says the mend.
         """
         image = self._as_batch(image)
-        sequence = self._encode_image(image, sensor)[-1]
+        sequence = self._encode_image(image, sensor, standardised=standardised)[-1]
         prefix = self.num_prefix_tokens
         n = image.shape[-2] * image.shape[-1] // self.patch_size**2
         tokens = rearrange(sequence[:, prefix:], "b (g n) d -> b g n d", n=n)

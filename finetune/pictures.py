@@ -76,7 +76,7 @@ def draw_segmentation(
     drawn = (each[:rows].detach().cpu() for each in (*shown, sample.label, predicted))
     for row, (*images, truth, guess) in enumerate(zip(*drawn, strict=True)):
         maps = [coloured(indices, classes, MISSING) for indices in (truth, guess)]
-        for axis, image in zip(axes[row], [*map(_stretched, images), *maps, _error(truth, guess)], strict=True):
+        for axis, image in zip(axes[row], [*map(stretched, images), *maps, _error(truth, guess)], strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -109,7 +109,7 @@ def _usual(image: Tensor) -> Sequence[int]:
     return (0, 1, 2) if image.shape[1] > 2 else (0,)
 
 
-def _stretched(image: Tensor) -> np.ndarray:
+def stretched(image: Tensor) -> np.ndarray:
     """One or three channels (c, h, w) between their common percentiles -> (h, w, 3), 0 to 1, white where missing."""
     image = image.float()
     low, high = torch.nanquantile(image, torch.tensor(STRETCH))

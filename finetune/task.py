@@ -122,8 +122,8 @@ class Task(Job[Config]):
             raise InputError(f"no network could be written into {run.folder.path}; make room, then give the command again "
                              f"with --run.resume auto")  # fmt: skip
         name, title = next(iter(self.headline.items()))
-        logger.info("%s %s after step %d; scores are in %s, the network in %s", title, shown(self.best[name]),
-                    self.best["step"], run.folder.path / SCORES, run.folder.path / MODEL)  # fmt: skip
+        logger.info("%s %s after step %d; scores are in %s, the network in %s", title, shown(self.written[name]),
+                    self.written["step"], run.folder.path / SCORES, run.folder.path / MODEL)  # fmt: skip
 
     def _evaluate(self, run: Running, done: int) -> None:
         """Score the network, say it, and keep it if it is the best so far."""

@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -26,8 +27,15 @@ def find_repeats(scenes: Sequence[Scene]) -> dict[int, Skipped]:
     return found
 
 
-def find_copies(groups: Sequence[Sequence[Scene]]) -> dict[int, int]:
-    """Which of some groups of scenes (by place) hold the same bytes as another one, all of them: the first stays."""
+class OfFiles(Protocol):
+    """What is made of files, or of `parts` of them."""
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+
+def find_copies(groups: Sequence[Sequence[OfFiles]]) -> dict[int, int]:
+    """Which of some groups of scenes or chips (by place) hold the same bytes as another one, all of them: the first stays."""
     found: dict[int, int] = {}
     sizes = [[file.stat().st_size for scene in group for file in scene.files] for group in groups]
     for alike in _alike(range(len(groups)), [str(size) for size in sizes]):
@@ -111,7 +119,7 @@ def _alike(members: Iterable[int], keys: Sequence[Hashable]) -> Iterator[list[in
     return (group for group in by_key.values() if len(group) > 1)
 
 
-def _digest(group: Sequence[Scene], *, whole: bool) -> bytes:
+def _digest(group: Sequence[OfFiles], *, whole: bool) -> bytes:
     """Of the files' bytes, or of some of them, and of what is taken from the files."""
     digest = hashlib.blake2b(repr([getattr(scene, "parts", None) for scene in group]).encode())
     for path in (file for scene in group for file in scene.files):

@@ -196,10 +196,20 @@ def opened_image(
     Raises:
         InputError: the file cannot be read, or is not what the source says.
     """
-    header = describe(path, key, bands=source.count, grid=grid, axes=source.axes)
+    with opened_scene(describe(path, key, bands=source.count, grid=grid, axes=source.axes), source) as image:
+        yield image
+
+
+@contextmanager
+def opened_scene(header: Scene, source: ImageSource) -> Iterator[OpenImage]:
+    """As `opened_image`, of an image that is described already, such as one of several files.
+
+    Raises:
+        InputError: the files cannot be read, or are not what the source says.
+    """
     reading = how_to_read(header, source)
     with ExitStack() as stack:
-        with named(path):
+        with named(header.files[0]):
             read = stack.enter_context(header.open(reading.places))
         yield OpenImage(header, reading, read)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from alliance.files import require_empty
 from datasets.commands import run_body
+from datasets.synthetic.chips import write_chips
 from datasets.synthetic.domains import write_yellow_river
 from datasets.synthetic.labelled_scenes import SETS, SyntheticOptions, write_labelled
 from datasets.synthetic.landscapes import LOOKS, write_scenes
@@ -37,6 +38,11 @@ KINDS = {
             "cube": (128, "side of the hyperspectral cubes, 0: none"),
             "looks": (LOOKS, "number of looks of the SAR"),
         },
+    ),
+    "chips": Kind(
+        "images in folders of classes, with a table of all their classes, for finetune/scene.py and multilabel.py",
+        write_chips,
+        {"chips": (120, "how many"), "size": (64, "side, pixels"), "classes": (5, "2 to 6")},
     ),
     **{
         name: Kind(

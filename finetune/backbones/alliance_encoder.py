@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from alliance.checkpoint import load_encoder
-from alliance.encoder import AllianceEncoder, EncoderConfig
+from alliance.encoder import AllianceEncoder, EncoderConfig, Features
 from alliance.errors import InputError
 from alliance.model import model_config
 from alliance.ranges import Ranged, ranged
 from alliance.records import from_record, require_present
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, generated_sensor
+from datasets.imagery.images import ImageSource
 from engine.optim import Rule
 from finetune.backbones.lora import LoraConfig, add_adapters, merge_adapters
 
@@ -69,6 +70,21 @@ class TransferConfig(Ranged):
         super().__post_init__()
         if self.mode not in get_args(Mode):
             raise InputError(f"encoder.mode {self.mode!r} is not one of {', '.join(get_args(Mode))}")
+
+    def with_sensors(self, images: Mapping[str, ImageSource]) -> "TransferConfig":
+        """The same, an image whose sensor is not named taking that of its description.
+
+        Raises:
+            InputError: a sensor is named for an image that is not there.
+        """
+        known = dict(self.sensors)
+        for name, source in images.items():
+            if name not in known and source.description is not None:
+                known[name] = InputSensor(sensor=source.sensor, bands=source.description.band_names)
+        strange = [name for name in known if name not in images]
+        if strange:
+            raise InputError(f"encoder.sensors names the input {strange[0]}; the inputs are {', '.join(images)}")
+        return dataclasses.replace(self, sensors=known)
 
 
 class Reading(NamedTuple):
@@ -132,11 +148,23 @@ class TransferredEncoder(nn.Module):
         Returns:
             One map (b, d, h / patch, w / patch) per index, sizes rounded up.
         """
+        image, sensor = self._read(image, name)
+        with self._learning():
+            return self.encoder.forward_intermediates(image, sensor, indices, standardised=True)
+
+    def features(self, image: Tensor, name: str) -> Features:
+        """cls (b, d), frequency tokens (b, k, d) and tokens (b, g, n, d) of an image, as `maps` takes it."""
+        image, sensor = self._read(image, name)
+        with self._learning():
+            return self.encoder(image, sensor, standardised=True)
+
+    def _read(self, image: Tensor, name: str) -> tuple[Tensor, Sensor]:
         sensor, channels = self.readings[name]
         h, w = image.shape[-2:]
-        image = nn.functional.pad(image[:, list(channels)], (0, -w % self.patch_size, 0, -h % self.patch_size))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "frozen"):
-            return self.encoder.forward_intermediates(image, sensor, indices, standardised=True)
+        return nn.functional.pad(image[:, list(channels)], (0, -w % self.patch_size, 0, -h % self.patch_size)), sensor
+
+    def _learning(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "frozen")
 
     def train(self, mode: bool = True) -> "TransferredEncoder":
         super().train(mode)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from alliance.errors import InputError
 from alliance.ranges import Ranged, ranged
 from datasets.imagery.images import ImageSource
-from finetune.backbones.alliance_encoder import EncoderInput, InputSensor, TransferConfig, TransferredEncoder
+from finetune.backbones.alliance_encoder import EncoderInput, TransferConfig, TransferredEncoder
 from finetune.backbones.convnext import Backbone
 from finetune.backbones.pyramid import STRIDES, AllianceBackbone, PyramidConfig
 from finetune.heads import DPTHead, FPNHead, Head, LinearHead, UPerHead, resize
@@ -57,14 +57,7 @@ class DenseConfig(Ranged):
 
     def with_sensors(self, images: Mapping[str, ImageSource]) -> "DenseConfig":
         """The same, an image whose sensor is not named taking that of its description."""
-        known = dict(self.encoder.sensors)
-        for role, source in images.items():
-            if role not in known and source.description is not None:
-                known[role] = InputSensor(sensor=source.sensor, bands=source.description.band_names)
-        strange = [name for name in known if name not in images]
-        if strange:
-            raise InputError(f"encoder.sensors names the input {strange[0]}; the inputs are {', '.join(images)}")
-        return replace(self, encoder=replace(self.encoder, sensors=known))
+        return replace(self, encoder=self.encoder.with_sensors(images))
 
 
 class DenseOutput(NamedTuple):

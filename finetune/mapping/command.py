@@ -5,6 +5,8 @@ colour table and class names. A network of patches (S2Fin) also leaves out pixel
 Memory grows with the width of the scene, not with its height.
 
 With --embeddings: what a pretrained encoder says of every patch, on the grid of the patches, instead of classes.
+
+A network of finetune/scene.py or finetune/multilabel.py labels whole images instead: --images FOLDER --out labels.csv.
 """
 
 import argparse
@@ -15,11 +17,13 @@ import torch
 
 from alliance.errors import InputError
 from datasets.commands import run_body
+from finetune.chips.checkpoint import TASKS
+from finetune.mapping.chip_command import add_chip_options, refuse_chip_options, write_chip_labels
 from finetune.mapping.embedding_command import add_embedding_options, embed, refuse_embedding_options
 from finetune.mapping.images import ImageFile
 from finetune.mapping.networks import open_network
 from finetune.mapping.scene import STANDARD, SceneOptions, predict_scene
-from finetune.model_files import find_network
+from finetune.model_files import find_network, read_record
 
 SHORT = ("optical", "sar")  # images with a flag of their own
 
@@ -33,9 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _predict(options: argparse.Namespace) -> list[str]:
     device = _device(options.device)
     if options.embeddings:
+        refuse_chip_options(options)
         return embed(options, device)
     refuse_embedding_options(options)
-    network = open_network(find_network(options.checkpoint), device)
+    folder = find_network(options.checkpoint)
+    if read_record(folder)["task"] in TASKS:
+        return write_chip_labels(options, folder, device)
+    refuse_chip_options(options)
+    network = open_network(folder, device)
     files = _files(options, list(network.inputs.images))
     scene_options = SceneOptions(
         window=STANDARD.window if options.window is None else options.window,
@@ -86,7 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         "training images were, such as passive=hsi.tif; FILE:KEY for an array of a .mat or .h5; all on one grid")  # fmt: skip
     add("--optical", metavar="FILE", help="short for --image optical=FILE")
     add("--sar", metavar="FILE", help="short for --image sar=FILE")
-    add("--out", type=Path, required=True, metavar="FILE", help="class map to write, .tif")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="class map to write, .tif; of whole images a table, .csv",
+    )
     add(
         "--probabilities",
         type=Path,
@@ -100,4 +115,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, metavar="N", help="windows, or patches, at once (default 4, or 256)")
     add("--force", action="store_true", help="map images though their numbers are not like those of training")
     add_embedding_options(parser)
+    add_chip_options(parser)
     return parser

@@ -10,6 +10,7 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.sensors import Band, Sensor
@@ -71,7 +72,7 @@ def opened_images(
         check_grids("the scene", headers)
         _check_place(headers)
         for name, image in images.items() if not force else ():
-            _check_numbers(image, wanted[name], name)
+            refuse_strange(sample_numbers(image), wanted[name], name, image.header.files[0])
         yield SceneImages(images, _grid(headers.values()))
 
 
@@ -97,11 +98,18 @@ def _check(file: ImageFile, image: ImageInput, name: str, grid: tuple[int, ...] 
         raise InputError(f"{held}, the network reads {name} from {bands}")
 
 
-def _check_numbers(image: OpenImage, wanted: ImageInput, name: str) -> None:
-    """Refuse an image whose numbers are of another unit than those of training, by a look at some of its pixels."""
+def refuse_strange(numbers: Tensor, wanted: ImageInput, name: str, file: Path) -> None:
+    """Refuse an image whose numbers are of another unit than those of training, by a look at some of its pixels.
+
+    Args:
+        numbers: of these pixels, (c, n, 1), in the unit of the image's source.
+        name: of the image in the network.
+    Raises:
+        InputError: they are.
+    """
     sensor = wanted.source.description
     known = sensor or Sensor(name=name, bands=tuple(Band(name=str(n)) for n in range(wanted.channels)))
-    seen = look(known, sample_numbers(image))
+    seen = look(known, numbers)
     mean, std = (torch.from_numpy(column).double() for column in (wanted.preprocessing.mean, wanted.preprocessing.std))
     found = []
     if sensor and not wanted.source.log:
@@ -109,7 +117,7 @@ def _check_numbers(image: OpenImage, wanted: ImageInput, name: str) -> None:
     found += [reason] if (reason := astray(seen, mean, std)) else []
     if found:
         raise InputError(
-            f"{image.header.files[0]} holds {seen.low.min():.5g} to {seen.high.max():.5g} as the {name} image, which is not "
+            f"{file} holds {seen.low.min():.5g} to {seen.high.max():.5g} as the {name} image, which is not "
             f"what the network was trained on (mean {float(mean.mean()):.5g}): {found[0]}; give it as the training images "
             f"were, or use --force if the scene is really so"
         )

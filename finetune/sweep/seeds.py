@@ -19,6 +19,10 @@ TITLES = {
     "iou": "IoU",
     "precision": "precision",
     "recall": "recall",
+    "map_micro": "mAP micro",
+    "map_macro": "mAP macro",
+    "f1_micro": "F1 micro",
+    "f1_macro": "F1 macro",
 }
 
 

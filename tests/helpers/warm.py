@@ -193,6 +193,8 @@ def _preload() -> None:
     import finetune.tasks.change  # noqa: F401
     import finetune.tasks.classification_seeds  # noqa: F401
     import finetune.tasks.crossdomain  # noqa: F401
+    import finetune.tasks.multilabel  # noqa: F401
+    import finetune.tasks.scene  # noqa: F401
     import finetune.tasks.segmentation  # noqa: F401
     import pretrain.run  # noqa: F401
 

@@ -1,0 +1,76 @@
+"""A network that labels images as files: `model.safetensors` and `config.json`. Reading them executes nothing."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alliance.checkpoint import CONFIG
+from alliance.errors import InputError
+from alliance.records import as_type, from_record, require_present
+from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
+from finetune.model_files import ImageInput, Inputs, fill_model, read_inputs, read_record, write_model
+
+ChipTaskName = Literal["scene", "multilabel"]
+TASKS: tuple[ChipTaskName, ...] = ("scene", "multilabel")  # in config.json: one label of an image, or several
+
+
+class Labeller(NamedTuple):
+    """A trained network, and what it needs to know of new images."""
+
+    network: ChipNetwork
+    image: ImageInput
+    classes: tuple[str, ...]
+    task: ChipTaskName
+
+
+def probabilities(logits: Tensor, task: ChipTaskName) -> Tensor:
+    """Logits (b, k) -> probabilities (b, k) float32: of one class of all, or of each class alone."""
+    return logits.float().softmax(dim=1) if task == "scene" else logits.float().sigmoid()
+
+
+def save_chips(
+    model: ChipNetwork, weights: Mapping[str, Tensor], folder: str | Path, inputs: Inputs, *, task: ChipTaskName
+) -> Path:
+    """Write a network so that `load_chips` gives the same one.
+
+    Args:
+        weights: its state dict; written as float32.
+        inputs: its classes, and its image.
+    """
+    record = {
+        "task": task,
+        "model": dataclasses.asdict(model.config),
+        "channels": model.channels,
+        "size": model.size,
+        "encoder": model.encoder.record(),
+    }
+    return write_model(folder, {**record, **inputs.to_record()}, weights)
+
+
+def load_chips(folder: str | Path, *, device: str | torch.device = "cpu") -> Labeller:
+    """Load a network that `save_chips` wrote, in evaluation mode. The checkpoint of its encoder is not needed.
+
+    Raises:
+        InputError: nothing to load there, damaged files, or weights that do not fit the configuration.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if record["task"] not in TASKS:
+        raise InputError(f"{folder / CONFIG} is of a network of task {record['task']}; needed is {' or '.join(TASKS)}")
+    try:
+        require_present(record, ("model", "channels", "classes", "size", "encoder"), "it")
+        config = from_record(ChipConfig, record["model"], "model")
+        channels, size = (as_type(int, record[name], name) for name in ("channels", "size"))
+        classes = tuple(as_type(dict[str, Any], record["classes"], "classes"))
+        with torch.device("meta"):  # nothing is initialised that is overwritten
+            model = ChipNetwork(config, channels, len(classes), size, record=record["encoder"])
+    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for sizes that there cannot be
+        raise InputError(
+            f"{folder / CONFIG} is not the configuration of a network that labels images ({error}); train it again"
+        ) from error
+    image = read_inputs(folder, {IMAGE: model.channels}, len(classes)).images[IMAGE]
+    return Labeller(fill_model(model, folder).to(device).eval(), image, classes, record["task"])

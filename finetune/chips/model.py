@@ -1,0 +1,105 @@
+"""An Alliance encoder, its features read out as one vector, and a head that labels the image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor, nn
+
+from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
+from alliance.readout import ReadOut, read_out, read_out_width
+from datasets.imagery.images import ImageSource
+from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
+
+IMAGE = "image"  # the encoder's name for its only input
+HeadKind = Literal["linear", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipConfig(Ranged):
+    """The network."""
+
+    encoder: TransferConfig = field(default_factory=TransferConfig)
+    """The encoder; its input is called image, and has the sensor of the data unless `sensors` names another one."""
+    readout: ReadOut = "mean_std"
+    """What stands for an image: cls, the mean of its tokens, their mean and deviation, or these for every band group."""
+    head: HeadKind = "linear"
+    """linear: layer norm and one layer; mlp: a hidden layer between them."""
+    width: int = ranged(512, 1, 65536)
+    """Width of the hidden layer."""
+    dropout: float = ranged(0.0, 0, 1, below=True)
+    """Share of features that are dropped before the last layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kinds in (("readout", ReadOut), ("head", HeadKind)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kinds))}")
+
+    def with_sensor(self, source: ImageSource) -> "ChipConfig":
+        """The same; where no sensor is named, that of the images."""
+        return replace(self, encoder=self.encoder.with_sensors({IMAGE: source}))
+
+
+class ChipOutput(NamedTuple):
+    """logits (b, classes)."""
+
+    logits: Tensor
+
+
+class ChipNetwork(nn.Module):
+    """Labels of whole images.
+
+    Args:
+        channels: of the images.
+        size: pixels of their sides, a multiple of the encoder's patch.
+        record, checkpoint: of the encoder, see `TransferredEncoder`.
+    Raises:
+        InputError: the encoder cannot be had, its read-out is not there, or the size is no multiple of the patch.
+    """
+
+    def __init__(
+        self,
+        config: ChipConfig,
+        channels: int,
+        classes: int,
+        size: int,
+        *,
+        record: Mapping[str, Any] | None = None,
+        checkpoint: str = "",
+    ) -> None:
+        super().__init__()
+        self.config, self.channels, self.classes, self.size = config, channels, classes, size
+        self.encoder = TransferredEncoder(config.encoder, {IMAGE: channels}, record, checkpoint=checkpoint)
+        patch = self.encoder.patch_size
+        if size % patch:
+            near = max(round(size / patch), 1) * patch
+            raise InputError(
+                f"data.size is {size}, the encoder's patch {patch} pixels; give a multiple, such as {near}"
+            )
+        if config.readout == "cls" and not self.encoder.encoder.num_prefix_tokens:
+            raise InputError("model.readout is cls, which this encoder does not have; set it to mean_std")
+        groups = len(self.encoder.readings[IMAGE].sensor.group_indices)
+        width = read_out_width(config.readout, self.encoder.embed_dim, groups)
+        hidden = [nn.Linear(width, config.width), nn.GELU()] if config.head == "mlp" else []
+        last = config.width if hidden else width
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Sequential(*hidden, nn.Dropout(config.dropout), nn.Linear(last, classes))
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, image: Tensor) -> ChipOutput:
+        """Standardised images (b, c, size, size), 0 where missing -> `ChipOutput`.
+
+        Raises:
+            InputError: other channels or another size.
+        """
+        if image.shape[1:] != (self.channels, self.size, self.size):
+            raise InputError(
+                f"images are {tuple(image.shape)}, the network takes (b, {self.channels}, {self.size}, {self.size}); resize them"
+            )
+        features = self.encoder.features(image, IMAGE)
+        return ChipOutput(self.head(self.norm(read_out(features, self.config.readout))))
