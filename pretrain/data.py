@@ -1,6 +1,8 @@
 """What a run knows of its sensors before it starts: pooled statistics, and a few fixed samples of each."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,7 +90,15 @@ class Inputs:
             "data": data,
             "seed": config.run.seed,
             "shards": shards,
+            "sensors": {name: _measured(sensor) for name, sensor in self.sensors.items()},
         }
+
+
+def _measured(sensor: Sensor) -> dict[str, str]:
+    """Checksums of what a sensor's numbers mean, and of its statistics."""
+    statistics = [(band.mean, band.std, band.spread) for band in sensor.bands]
+    parts = {"bands, scale, offset and nodata": _bare(sensor).to_dict(), "statistics": statistics}
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:32] for name, part in parts.items()}
 
 
 def pooled_sensors(sources: Sequence[Source], names: Sequence[Sequence[str]]) -> dict[str, Sensor]:

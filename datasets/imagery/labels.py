@@ -1,7 +1,7 @@
 """Label maps: what their stored values mean, how they are read, and the colours of classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +34,8 @@ class LabelSource:
     """A pattern with `{key}`, a folder, or FILE[:KEY] of an array; None: the lists of the splits name them."""
     values: Mapping[int, int] = field(default_factory=dict)
     """Class index, or 255 to ignore, of every stored value; empty: classes are counted on from `first`."""
+    overrule: bool = True
+    """Whether `values` overrule what files say of their numbers: colours of indices, marks of missing pixels."""
     first: int | None = 0
     """Stored value of the first class, without `values`; None: told by the values themselves, from 0 or from 1."""
     unlabelled: int | None = None
@@ -50,6 +52,20 @@ class LabelSource:
         object.__setattr__(self, "ignored", tuple(as_colour("to ignore", rgb) for rgb in self.ignored))
         if self.band is not None and self.band < 1:
             raise InputError(f"label.band is {self.band}; bands are counted from 1")
+
+    @property
+    def told(self) -> Mapping[int, int]:
+        """The `values` that overrule what files say."""
+        return self.values if self.overrule else {}
+
+    def numbered(self, values: Mapping[int, int], *, ignored: Sequence[Colour] = ()) -> "LabelSource":
+        """The same maps with other class indices; what files say of their numbers holds as before.
+
+        Args:
+            values: class index, or 255, of every stored value.
+            ignored: more colours of pixels without a label.
+        """
+        return replace(self, values=values, overrule=bool(self.told), ignored=(*self.ignored, *ignored))
 
     def table(self, classes: int) -> dict[int, int]:
         """Class index, or 255, of every value that may be stored; not where the values themselves tell the first class."""
@@ -111,7 +127,7 @@ def stored_values(
         InputError: the file cannot be read, or is no label map.
     """
     found = _stored(path, source, classes, key, colours=colours, box=box)
-    missing = found.missing & ~np.isin(found.values, list(source.values))
+    missing = found.missing & ~np.isin(found.values, list(source.told))
     return Values(np.where(missing, IGNORE, found.values), found.mapped)
 
 
@@ -150,7 +166,7 @@ def _stored(
     absent = ~np.isfinite(stored[band])
     absent = absent if missing is None else absent | missing[band]
     numbers = whole_numbers(path, stored[band])
-    if colours and not source.values and header.palette and _distinct(classes):
+    if colours and not source.told and header.palette and _distinct(classes):
         painted = _painted(numbers, header, source, classes)
         if painted is not None and (painted[absent] == IGNORE).all():
             return _Stored(painted, absent, header, True)
@@ -202,13 +218,13 @@ def _indices(path: Path, found: _Stored, source: LabelSource, classes: int) -> I
     stored, table = found.values, source.table(classes)
     marks = {int(value) for value in found.header.nodata if value is not None and float(value).is_integer()}
     claimed = sorted(value for value in marks if table.get(value, IGNORE) != IGNORE)
-    if claimed and not source.values and (stored == claimed[0]).any():
+    if claimed and not source.told and (stored == claimed[0]).any():
         raise InputError(
             f"{path} declares {claimed[0]} as nodata, yet it is stored value of class {table[claimed[0]]}; say which in the "
             f"description: label.values with {claimed[0]}: 255 for pixels without label, or {claimed[0]}: {table[claimed[0]]}"
         )
     indices = to_indices(stored, table)
-    indices[found.missing & ~np.isin(stored, list(source.values))] = IGNORE
+    indices[found.missing & ~np.isin(stored, list(source.told))] = IGNORE
     unknown = np.unique(stored[indices < 0])
     if unknown.size and source.unknown == "refuse":
         raise InputError(

@@ -23,6 +23,8 @@ STRAY = (
     1e-3  # largest share of all pixels whose value is no class and is yet taken for damage, not for another numbering
 )
 
+MARKS = (2**16 - 1, 2**31 - 1, 2**32 - 1)  # largest numbers of a kind, as tools write them where there is no label
+
 
 @dataclass
 class LabelCounts:
@@ -157,11 +159,13 @@ def _count(tiles: Tiles, number: int, described: LabelledSet) -> LabelCounts:
 
 def _proposal(found: Sequence[int], classes: int) -> str:
     """Values that would give each class one of the stored ones, if they are as many; else a start."""
-    for left_out in ((0, IGNORE), (0,), (IGNORE,), ()):
-        own = [value for value in found if value not in left_out]
-        if len(own) == classes:
-            pairs = [f"{value}: {IGNORE}" for value in left_out if value in found]
-            return f"{{{', '.join(pairs + [f'{value}: {index}' for index, value in enumerate(own)])}}}"
+    marks = [value for value in found if value < 0 or value in MARKS]
+    for more in (marks, []):
+        for left_out in ([*more, 0, IGNORE], [*more, 0], [*more, IGNORE], more):
+            own = [value for value in found if value not in left_out]
+            if len(own) == classes:
+                pairs = [f"{value}: {IGNORE}" for value in left_out if value in found]
+                return f"{{{', '.join(pairs + [f'{value}: {index}' for index, value in enumerate(own)])}}}"
     return f"{{{', '.join(f'{value}: ...' for value in found[:12])}}}"
 
 

@@ -163,7 +163,7 @@ class LabelledSet:
         index = {own.index(name): number for number, name in enumerate(left)}
         values = {stored: index.get(old, IGNORE) for stored, old in self.label.table(len(own)).items()}
         colours = tuple(self.classes[name] for name in out) if self.coloured else ()
-        label = dataclasses.replace(self.label, values=values, ignored=self.label.ignored + colours)
+        label = self.label.numbered(values, ignored=colours)
         return dataclasses.replace(self, label=label, classes={name: self.classes[name] for name in left})
 
     def _class_name(self, chosen: str | int) -> str:

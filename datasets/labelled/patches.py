@@ -1,6 +1,7 @@
 """Patches around pixels, gathered from tables of pixels when they are asked for."""
 
 import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,15 @@ class PatchSet(PixelTables):
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def digest(self) -> str:
+        """One checksum of the images and of the labelled pixels."""
+        found = hashlib.sha256()
+        for table in (self.spectral, self.passive, self.active):
+            found.update(table.contiguous().numpy().data)
+        for numbers in (self.place, self.label, np.array(self.numbers)):
+            found.update(np.ascontiguousarray(numbers).data)
+        return found.hexdigest()[:32]
 
     def without(self, classes: Sequence[str | int]) -> "PatchSet":
         """The same images, where the pixels of some classes have no label.

@@ -1,5 +1,6 @@
 """Prepare a released data set: find its scenes, cut them, split them, measure them, and write down what was done."""
 
+import glob
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from alliance.errors import InputError
 from alliance.files import clear_temporaries, regular, replace_file
+from datasets.contents import digest_files
 from datasets.descriptors import only_writer
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, LabelSource
@@ -68,7 +70,8 @@ def prepare(release: Release, root: Path, out: Path, options: Options) -> dict[s
     work = _Work([], [], Counter(), {})
     scenes, counts = _find_scenes(release, home, folders, work)
     published = _published(release, root, options, {files.key for files in scenes}, work)
-    prepare_folder(out, record, overwrite=options.overwrite)
+    contents = {files.key: digest_files(files.paths, limit=0) for files in scenes}
+    prepare_folder(out, record, contents, overwrite=options.overwrite)
     with only_writer(out):
         for role in ROLES:
             clear_temporaries(out / role)
@@ -76,7 +79,13 @@ def prepare(release: Release, root: Path, out: Path, options: Options) -> dict[s
     splits = _split_tiles(release, published, options, work)
     pairs, surveyed = _describe(release, out, splits, options, work)
     write_set(pairs, out / NAME)
-    manifest = record | {"complete": True, "split": options.split, "seed": options.seed, "files": counts}
+    manifest = record | {
+        "contents": contents,
+        "complete": True,
+        "split": options.split,
+        "seed": options.seed,
+        "files": counts,
+    }
     manifest |= _report(pairs, splits, surveyed, work)
     _write_manifest(out, manifest)
     return manifest
@@ -104,9 +113,11 @@ def find_home(root: Path, release: Release) -> Path:
     )
 
 
-def prepare_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+def prepare_folder(out: Path, record: dict[str, Any], contents: dict[str, str], *, overwrite: bool) -> None:
     """Make the folder, or see that it holds an earlier run with the same tiles, or remove those.
 
+    Args:
+        contents: checksum of every scene; one whose tiles may be there must have the same as then.
     Raises:
         InputError: it holds anything else.
     """
@@ -121,11 +132,22 @@ def prepare_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> Non
         raise InputError(
             f"{out} holds tiles with {key} {earlier[key]}, not {record[key]}; name another folder or pass --overwrite"
         )
+    then = (earlier or {}).get("contents", {})
+    changed = [key for key, digest in contents.items() if then.get(key, digest) != digest and _tiles_of(key, out)]
+    if changed and not overwrite:
+        raise InputError(
+            f"{out} holds tiles of {count(changed, 'scene')} whose files have changed since, the first is {changed[0]}; name "
+            f"another folder or pass --overwrite"
+        )
     if earlier is not None and overwrite:
         for role in ROLES:
             shutil.rmtree(out / role, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    _write_manifest(out, record | {"complete": False})
+    _write_manifest(out, record | {"contents": then | contents, "complete": False})
+
+
+def _tiles_of(scene: str, out: Path) -> list[Path]:
+    return [path for role in ROLES for path in (out / role).glob(f"{glob.escape(scene)}_r*")]
 
 
 def draw_split(keys: Iterable[str], shares: dict[str, float], seed: int) -> dict[str, list[str]]:

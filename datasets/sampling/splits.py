@@ -1,5 +1,6 @@
 """Splits of labelled pixels with few labels per class, and how far their patches leak from training to test."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -36,6 +37,11 @@ class Draw:
         name, plain = self.names.get(int(number)), f"class {number}"
         return plain if name in (None, plain) else f"class {number} ({name})"
 
+    def leaving_out(self, number: int) -> str:
+        """What leaves a class out, as messages advise it."""
+        name = self.names.get(int(number), str(number))
+        return f"leave the class out with data.drop_classes '{json.dumps([name], ensure_ascii=False)}'"
+
     def __post_init__(self) -> None:
         for name, least in (("per_class", 1), ("validation", 0), ("seed", 0)):
             if getattr(self, name) < least:
@@ -54,8 +60,7 @@ def random_split(label: NDArray, draw: Draw) -> Split:
     """
     _check_labels(label)
     generator = np.random.default_rng(draw.seed)
-    classes = ((draw.called(c), np.flatnonzero(label == c)) for c in np.unique(label))
-    dealt = [_deal(generator.permutation(pixels), name, draw, spare=1) for name, pixels in classes]
+    dealt = [_deal(generator.permutation(np.flatnonzero(label == c)), c, draw, spare=1) for c in np.unique(label)]
     return Split(*(_joined(parts) for parts in zip(*dealt, strict=True)))
 
 
@@ -84,11 +89,11 @@ def block_split(label: NDArray, block: NDArray, draw: Draw) -> Split:
         if inside[own].all() or not inside[own].any():
             raise InputError(
                 f"{draw.called(c)} lies in {len(np.unique(block[own]))} blocks, none left for "
-                f"{'test' if inside[own].any() else 'training'}; use smaller blocks (data.protocol.side) or another seed, or leave "
-                f"the class out with data.drop_classes"
+                f"{'test' if inside[own].any() else 'training'}; use smaller blocks (data.protocol.side) or another seed, or "
+                f"{draw.leaving_out(c)}"
             )
         pixels = generator.permutation(np.flatnonzero(inside & own))
-        dealt.append(_deal(pixels, f"{draw.called(c)}, in its blocks for training,", draw, spare=0))
+        dealt.append(_deal(pixels, c, draw, where=", in its blocks for training,"))
     train, validation, _ = (_joined(parts) for parts in zip(*dealt, strict=True))
     return Split(train, validation, np.flatnonzero(~inside))
 
@@ -106,7 +111,7 @@ def pool_split(label: NDArray, train: Indices, test: Indices, draw: Draw) -> Spl
     dealt = []
     for c in np.unique(label):
         pixels = generator.permutation(train[label[train] == c])
-        dealt.append(_deal(pixels, f"{draw.called(c)}, in the given training pixels,", draw, spare=0))
+        dealt.append(_deal(pixels, c, draw, where=", in the given training pixels,"))
     drawn, validation, _ = (_joined(parts) for parts in zip(*dealt, strict=True))
     return Split(drawn, validation, test)
 
@@ -161,18 +166,18 @@ def _joined(parts: Sequence[Indices]) -> Indices:
     return np.sort(np.concatenate(parts))
 
 
-def _deal(pixels: Indices, owner: str, draw: Draw, *, spare: int) -> list[Indices]:
+def _deal(pixels: Indices, number: int, draw: Draw, *, spare: int = 0, where: str = "") -> list[Indices]:
     """Part shuffled pixels into training, validation and the rest, at least `spare`; if capped, training comes first."""
     wanted = draw.per_class + draw.validation + spare
     if len(pixels) < (1 + spare if draw.cap else wanted):
         fewer = len(pixels) - spare - draw.validation
-        mends = ["leave the class out with data.drop_classes"]
+        mends = [draw.leaving_out(number)]
         if len(pixels) > spare and not draw.cap:
             mends.insert(0, "take what it has with data.protocol.cap true")
         if fewer > 0:
             mends.insert(0, f"ask for {fewer} with data.protocol.per_class")
         raise InputError(
-            f"{owner} has {len(pixels)} pixels of the {wanted} that the split needs "
+            f"{draw.called(number)}{where} has {len(pixels)} pixels of the {wanted} that the split needs "
             f"({draw.per_class} for training, {draw.validation} for validation, {spare} for test); {', or '.join(mends)}"
         )
     ends = np.minimum([draw.per_class, draw.per_class + draw.validation], len(pixels) - spare)

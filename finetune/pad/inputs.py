@@ -1,11 +1,12 @@
 """The images of a PAD network by their names outside of it, and how they are described beside its weights."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 from alliance.errors import InputError
-from datasets.imagery.labels import IGNORE
+from datasets.imagery.labels import IGNORE, Colour
 from datasets.labelled.description import LabelledSet
 from finetune.model_files import Inputs, image_input, read_inputs
 from finetune.pad.checkpoint import read_config
@@ -42,14 +43,30 @@ def as_seen_by(described: LabelledSet, inputs: Inputs) -> LabelledSet:
     names = list(inputs.classes)
     strange = [name for name in described.classes if name not in names]
     if strange:
-        raise InputError(f"the network knows {', '.join(names)}, {described.name} names {', '.join(strange)}; call classes "
-                         f"that are the same alike, or ignore them: `label.values: {{STORED: 255}}`")  # fmt: skip
+        mend = "call classes that are the same alike"
+        if len(strange) < len(described.classes):
+            mend += f", or leave out those that are not: --drop-classes {shlex.join(strange)}"
+        raise InputError(f"the network knows {', '.join(names)}, {described.name} names {', '.join(strange)}; {mend}")
     index = {own: names.index(name) for own, name in enumerate(described.classes)}
     values = {stored: index.get(own, IGNORE) for stored, own in described.label.table(len(described.classes)).items()}
     images = {
         role: dataclasses.replace(image.described, files=described.image(role).files)
         for role, image in inputs.images.items()
     }
-    classes = {name: described.classes.get(name, colour) for name, colour in inputs.classes.items()}
-    label = dataclasses.replace(described.label, values=values)
+    classes = _coloured_apart(described, inputs)
+    label = described.label.numbered(values)
     return dataclasses.replace(described, images={**described.images, **images}, label=label, classes=classes)
+
+
+def _coloured_apart(described: LabelledSet, inputs: Inputs) -> dict[str, Colour]:
+    """The network's classes in the colours of a set; one that the set lacks gets a colour that means nothing there."""
+    taken = {*described.classes.values(), *described.label.ignored}
+    classes = {}
+    for name, (red, green, blue) in inputs.classes.items():
+        colour = (red, green, blue)
+        while name not in described.classes and colour in taken:
+            blue += 1
+            colour = (red, green, blue % 256)
+        classes[name] = described.classes.get(name, colour)
+        taken.add(classes[name])
+    return classes

@@ -8,9 +8,10 @@ from timm.models import adapt_input_conv
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor
 
-from alliance.checkpoint import differences, read_tensors
+from alliance.checkpoint import WEIGHTS, differences, read_tensors
 from alliance.errors import InputError
 from alliance.foreign import read_weights
+from datasets.contents import digest_files
 from engine.log import logger
 from finetune.backbones.convnext import ConvNeXtV2
 from finetune.model_files import find_network, refuse_differences
@@ -50,6 +51,18 @@ def load_start(model: Pad, start: StartConfig) -> None:
     if start.network:
         for name in start_from(model, find_network(start.network)):
             logger.info("start.network has %s for other classes or channels; here it begins at random", name)
+
+
+def start_digests(start: StartConfig) -> dict[str, str]:
+    """Checksums of the files that a network begins with, by setting.
+
+    Raises:
+        InputError: `network` names no network.
+    """
+    files = {"start.convnext": Path(start.convnext)} if start.convnext else {}
+    if start.network:
+        files["start.network"] = find_network(start.network) / WEIGHTS
+    return {name: digest_files({"weights": path}) for name, path in files.items() if path.is_file()}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

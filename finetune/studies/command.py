@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _examine(options: argparse.Namespace) -> list[str]:
     folder = find_network(options.checkpoint)
-    pairs = as_seen_by(find_set(options.set, options.path), read_pad_inputs(folder))
+    found = find_set(options.set, options.path).without(options.drop_classes)
+    pairs = as_seen_by(found, read_pad_inputs(folder))
     tiles = Tiles(pairs, options.split)
     network = load_pad(folder, device=options.device)
     config = RobustnessConfig(clouds=tuple(options.clouds), cloud_value=options.cloud_value, seed=options.seed)
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         help="description of the pairs; the network's classes by their names",
     )
     add("--path", "--root", type=Path, metavar="DIR", help="folder of the files (default: the description's)")
+    add("--drop-classes", nargs="+", default=[], metavar="NAME", help="classes that the network does not know: their pixels "
+        "have no label")  # fmt: skip
     add("--split", default="test", help="which pairs (default %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for tables and figures")
     add("--clouds", type=float, nargs="+", default=list(RobustnessConfig().clouds), help="shares (default %(default)s)")

@@ -20,6 +20,8 @@ from finetune.sweep.processes import CONFIG, train_in_processes
 from finetune.sweep.seeds import Summary, class_table, collect, score_table, summarise, to_json
 from finetune.task import SCORES
 
+CONTENTS = "contents.yaml"  # checksums of what the seeds of a folder read
+
 
 def sweep(experiment: Experiment[Any], config: Any, world: World) -> Callable[[], None]:
     """Train every seed that has no scores yet, of every variant; then the table of all."""
@@ -27,7 +29,7 @@ def sweep(experiment: Experiment[Any], config: Any, world: World) -> Callable[[]
     setup_logging(None, level=logging.INFO if world.is_main else None)
     data = together(lambda: experiment.open(config))
     together(lambda: experiment.check(config, data))
-    together(lambda: [_claim(experiment, each) for each in variants.values()] if world.is_main else None)
+    together(lambda: [_claim(experiment, each, data) for each in variants.values()] if world.is_main else None)
     for each in variants.values():
         _train(experiment, each, data, world)
 
@@ -88,13 +90,14 @@ def _unfinished(experiment: Experiment[Any], config: Any) -> list[int]:
     return [seed for seed in config.seed_list if finished_record(experiment, config, seed) is None]
 
 
-def _claim(experiment: Experiment[Any], config: Any) -> None:
+def _claim(experiment: Experiment[Any], config: Any, data: Any) -> None:
     """Make the folder ours; what is in it must be of the same runs.
 
     Raises:
-        InputError: it holds runs and is not to go on, or runs of other settings, or cannot be written.
+        InputError: it holds runs and is not to go on, or runs of other settings or other data, or cannot be written.
     """
     folder, now = Path(config.run.dir), to_record(config)
+    contents = experiment.contents(config, data)
     if config.run.resume == "never" and folder.is_dir() and any(folder.iterdir()):
         raise InputError(
             f"run folder {folder} already holds runs; go on with --run.resume auto, or choose another --run.dir"
@@ -104,11 +107,14 @@ def _claim(experiment: Experiment[Any], config: Any) -> None:
     ours.release()  # every seed has a folder and a lock of its own
     if (folder / CONFIG).is_file():
         saved = read_yaml(folder / CONFIG)
-        data = {name: value for name, value in now["data"].items() if name != "path"}
-        refuse_another_run(saved, {**{name: now[name] for name in experiment.same}, "data": data})
+        given = {name: value for name, value in now["data"].items() if name != "path"}
+        refuse_another_run(saved, {**{name: now[name] for name in experiment.same}, "data": given})
+    if (folder / CONTENTS).is_file():
+        refuse_another_run(read_yaml(folder / CONTENTS), contents, "contents of ")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / CONFIG, yaml.safe_dump(now, sort_keys=False))
+        write_whole(folder / CONTENTS, yaml.safe_dump(contents))
     except OSError as error:
         raise InputError(
             f"run folder {folder} cannot be written ({error.strerror}); choose another --run.dir"

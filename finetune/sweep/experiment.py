@@ -95,6 +95,10 @@ class Experiment(ABC, Generic[Config]):
         """Data that all seeds share."""
         return None
 
+    def contents(self, config: Config, data: Any) -> dict[str, str]:
+        """Checksums of what all seeds read; scores of other contents are not taken for theirs."""
+        return {}
+
     def check(self, config: Config, data: Any) -> None:  # noqa: B027
         """See to it that mistakes show before the first seed is trained."""
 

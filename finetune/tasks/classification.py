@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alliance.checkpoint import digest_of
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE
@@ -53,7 +54,9 @@ class Classification(Task[Any]):
         record = to_record(config)  # with the batch that was asked for
         self.identity = {
             **{name: record[name] for name in ("model", "checkpoint", "optim", "epochs")},
-            "data": {name: record["data"][name] for name in ("set", "components", "drop_classes")},
+            "data": {name: record["data"][name] for name in ("set", "components", "drop_classes")}
+            | {"contents": patches.digest()},
+            "weights": {"checkpoint": digest_of(config.checkpoint)} if config.checkpoint else {},
             "split": {part: digest(list(map(str, pixels))) for part, pixels in split._asdict().items()},
             "seed": self.seed,
         }

@@ -24,7 +24,7 @@ class LabelledDataConfig(Ranged):
     """Folder of the scenes, or file of ready patches."""
     components: int = ranged(30, 0, 65536)
     """Principal components of the passive image for its spatial branch."""
-    drop_classes: list[str] = field(default_factory=list)
+    drop_classes: list[str | int] = field(default_factory=list)
     """Classes that are left out, by name or by number in the files: their pixels count as unlabelled."""
     split: str = ""
     """FILE.npz[:PREFIX] of arrays `train` and `test`, {seed} replaced; empty: drawn by `protocol`."""

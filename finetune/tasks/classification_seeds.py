@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alliance.checkpoint import digest_of
 from datasets.labelled import PatchSet, find_set, make_split, open_patches, split_report
 from datasets.sampling.splits import Split
 from engine.command import run_command
@@ -43,6 +44,9 @@ class ClassificationSeeds(Experiment[ClassifyConfig]):
 
     def open(self, config: ClassifyConfig) -> PatchSet:
         return open_data(config)
+
+    def contents(self, config: ClassifyConfig, data: PatchSet) -> dict[str, str]:
+        return {"data": data.digest()} | ({"checkpoint": digest_of(config.checkpoint)} if config.checkpoint else {})
 
     def check(self, config: ClassifyConfig, data: PatchSet) -> None:
         network_for(config.model, data)

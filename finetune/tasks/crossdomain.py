@@ -28,6 +28,7 @@ from finetune.pixel_network import PixelNetwork
 from finetune.scores import OVERALL
 from finetune.sweep.command import sweep
 from finetune.tasks.crossdomain_config import CrossDomainConfig
+from finetune.tasks.dense import contents_of
 from finetune.tasks.dense_seeds import DenseSeeds
 from finetune.tasks.encoder_task import EncoderTask
 from finetune.tasks.moments import with_statistics_known
@@ -90,7 +91,7 @@ class CrossDomain(EncoderTask[CrossDomainConfig]):
         if self.unlabelled is not None:
             refuse_shared(self.tiles[data.train], self.unlabelled)
             self.target_loader = self.deal_tiles(self.unlabelled, seed=config.run.seed ^ 1)
-            self.identity["data"]["adapts to"] = digest(self.unlabelled.keys)
+            self.identity["data"]["adapts to"] = [digest(self.unlabelled.keys), contents_of(self.unlabelled)]
 
     def open(self, split: str, *, labelled: bool = True) -> Tiles:
         tiles = super().open(split, labelled=labelled)

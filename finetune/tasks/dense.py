@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from alliance.checkpoint import digest_of
 from alliance.errors import InputError
+from datasets.contents import digest_files
 from datasets.labelled.checks import LabelCounts, check_values, count_labels, refuse_shared
 from datasets.labelled.corrupt import without
 from datasets.labelled.description import LabelledSet
@@ -212,8 +214,25 @@ class DenseTask(Task[Config]):
         values = {
             str(stored): index for stored, index in self.described.label.table(len(self.described.classes)).items()
         }
-        data |= {"pairs of each split": keys, "label values": values, **json.loads(json.dumps(self.inputs.to_record()))}
-        return {**{name: record[name] for name in self.learnt}, "data": data, "seed": self.config.run.seed}
+        contents = {split: contents_of(tiles) for split, tiles in self.tiles.items()}
+        data |= {
+            "pairs of each split": keys,
+            "contents of each split": contents,
+            "label values": values,
+            **json.loads(json.dumps(self.inputs.to_record())),
+        }
+        settings = {name: record[name] for name in self.learnt}
+        return {**settings, "data": data, "weights": self.begins_with(), "seed": self.config.run.seed}
+
+    def begins_with(self) -> dict[str, str]:
+        """Checksums of the weights that the network begins with, by setting."""
+        checkpoint: str = getattr(self.config, "checkpoint", "")
+        return {"checkpoint": digest_of(checkpoint)} if checkpoint else {}
+
+
+def contents_of(tiles: Tiles) -> str:
+    """One checksum of all files of a split."""
+    return digest_files({f"{files.key}/{role}": path for files in tiles.images for role, path in files.paths.items()})
 
 
 def refuse_single(batching: Any, world: World) -> None:

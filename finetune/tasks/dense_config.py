@@ -33,7 +33,7 @@ class TileDataConfig(Ranged):
     """Pixels from one training window to the next, at most; null: the side of a window."""
     overlap: Literal["refuse", "count"] = "refuse"
     """What to do with test samples that also stand in training: refuse them, or count them in the log."""
-    drop_classes: list[str] = field(default_factory=list)
+    drop_classes: list[str | int] = field(default_factory=list)
     """Classes that are left out, by name or by number in the label maps: their pixels have no label."""
     workers: int = ranged(2, 0, 1024)
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
@@ -53,7 +53,13 @@ class TileDataConfig(Ranged):
         """The set that is named, without the classes that are left out unless `whole`.
 
         Raises:
-            InputError: there is no such set or class.
+            InputError: there is no such set or class, or one class alone is left.
         """
         found = find_set(self.set, self.path)
-        return found if whole else found.without(self.drop_classes)
+        left = found.without(self.drop_classes)
+        if len(left.classes) < min(2, len(found.classes)):
+            raise InputError(
+                f"data.drop_classes leaves {', '.join(left.classes)} alone of {', '.join(found.classes)}; two classes at least "
+                f"must stay"
+            )
+        return found if whole else left

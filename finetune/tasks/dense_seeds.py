@@ -6,8 +6,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from datasets.labelled.tiles import Tiles
 from finetune.sweep.experiment import Experiment, SweepSettings
 from finetune.sweep.seeds import SeedScores
+from finetune.tasks.dense import contents_of
 
 Config = TypeVar("Config", bound=SweepSettings)
 
@@ -22,6 +24,10 @@ class DenseSeeds(Experiment[Config]):
 
     overall: ClassVar[tuple[str, ...]]
     by_class: ClassVar[str] = "iou"
+
+    def contents(self, config: Config, data: Any) -> dict[str, str]:
+        described, splits = config.data.find(), (config.data.train, config.data.evaluate, config.data.test)
+        return {split: contents_of(Tiles(described, split)) for split in splits if split}
 
     def is_finished(self, config: Config, record: Mapping[str, Any]) -> bool:
         steps: int = getattr(config.run, "steps")  # noqa: B009 - runs of tiles have them

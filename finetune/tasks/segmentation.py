@@ -22,7 +22,7 @@ from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.inputs import MODALITIES
 from finetune.pad.losses import composite_loss
 from finetune.pad.model import Pad, PadConfig
-from finetune.pad.start import load_start
+from finetune.pad.start import load_start, start_digests
 from finetune.scores import OVERALL
 from finetune.sweep.command import sweep
 from finetune.tasks.dense import DenseTask, refuse_single
@@ -89,6 +89,9 @@ class Segmentation(DenseTask[SegmentConfig]):
         output = engine(**self.given(batch.images))
         losses = composite_loss(output, batch.label.to(self.world.device), self.config.loss)
         return {"loss": losses.total, **{name: getattr(losses, field) for field, name in LOSSES.items()}}
+
+    def begins_with(self) -> dict[str, str]:
+        return super().begins_with() | start_digests(self.config.start)
 
     def save(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
         assert isinstance(model, Pad), "what make_model makes"

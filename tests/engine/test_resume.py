@@ -1,5 +1,6 @@
 """A run that was interrupted goes on as if it had not been, also with other ranks, another ZeRO stage or precision."""
 
+import json
 import shutil
 import signal
 import time
@@ -174,3 +175,34 @@ def wait_for_step(folder: Path, step: int) -> None:
             return
         time.sleep(0.05)
     raise TimeoutError(f"{folder} has not reached step {step}")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"nodata": 77}, "bands, scale, offset and nodata"),
+        ({"scale": 0.5}, "bands, scale, offset and nodata"),
+        ({"mean": 0.125}, "statistics"),
+    ],
+)
+def test_shards_that_are_indexed_otherwise_are_other_data(
+    saved, sources: list[Path], tmp_path: Path, change: dict[str, float], named: str
+) -> None:
+    """The same tars: what their numbers mean, or the statistics they are standardised by, is another."""
+    run, shards = tmp_path / "run", tmp_path / "optical"
+    interrupted(saved(1, 2), run)
+    shutil.copytree(sources[0], shards)
+    index = json.loads((shards / "index.json").read_text())
+    name = index["sensors"][0]["name"]
+    for field, value in change.items():
+        if field == "mean":
+            index["statistics"][name][field] = [value] * len(index["statistics"][name][field])
+        else:
+            index["sensors"][0][field] = value
+            for band in index["sensors"][0]["bands"] if field == "scale" else []:
+                band[field] = value
+    (shards / "index.json").write_text(json.dumps(index))
+    ((code, output),) = Ranks(
+        arguments_of(run, [shards, sources[1]], "--engine.zero", "2", *STEPS, "--run.resume", "auto"), 1
+    ).wait()
+    assert code == 2 and f"another sensors.{name}.{named}" in output, output

@@ -111,6 +111,19 @@ def test_classes_counted_from_1_are_told_before_training_though_one_tile_alone_s
     assert check(found) == [] and np.array_equal(Tiles(found, "train")[3].label, truth(3))
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind"), [(-1, np.int32), (-9999, np.float32), (2**16 - 1, np.uint16), (2**31 - 1, np.int32)]
+)
+def test_what_is_proposed_for_a_mark_of_no_label_works_when_followed(mark: int, kind: type, tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: np.where(np.arange(SIDE) < 2, kind(mark), label.astype(kind)))
+    with pytest.raises(InputError, match="which are no class") as refused:
+        check(described(tmp_path))
+    proposed = yaml.safe_load("{" + str(refused.value).partition("label: {")[2])
+    found = described(tmp_path, label={"files": "labels", **proposed})
+    assert check(found) == []
+    assert np.array_equal(Tiles(found, "train").label(1), np.where(np.arange(SIDE) < 2, 255, truth(1)))
+
+
 def test_one_damaged_pixel_is_damage_not_another_numbering(tmp_path: Path) -> None:
     write_set_of(tmp_path, lambda label: np.kron(label, np.ones((8, 8), np.uint8)))
     for name in NAMES:
@@ -165,6 +178,27 @@ def test_classes_may_be_left_out(store: Callable[[np.ndarray], np.ndarray], chos
     assert check_values(complete, counts, ["water"]) == [
         "water is left out; its pixels have no label: 192 of train, 96 of test"
     ]
+
+
+def test_colour_indices_keep_their_meaning_where_a_class_is_left_out(tmp_path: Path) -> None:
+    """The file numbers land, water and town 2, 0 and 1; its colours say so."""
+    write_set_of(tmp_path, lambda label: label)
+    colours = {number: CLASSES[name] for number, name in enumerate(("water", "town", "land"))}
+    with rasterio.open(tmp_path / "labels" / "a.tif", "w", driver="GTiff", count=1, height=SIDE, width=SIDE, dtype="uint8",
+                       crs="EPSG:32632", transform=from_origin(400_000, 5_000_000, 10, 10)) as file:  # fmt: skip
+        file.write(np.array([2, 0, 1], np.uint8)[truth(0)][None])
+        file.write_colormap(1, {number: tuple(colour) for number, colour in colours.items()})
+    whole = described(tmp_path)
+    assert np.array_equal(Tiles(whole, "train").label(0), truth(0))
+    assert np.array_equal(Tiles(whole.without(["water"]), "train").label(0), np.array([0, 255, 1])[truth(0)])
+
+
+def test_nodata_that_is_also_a_class_is_asked_about_where_another_class_is_left_out(tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: label, nodata=0)
+    with pytest.raises(InputError, match="declares 0 as nodata, yet it is stored value of class 0"):
+        Tiles(described(tmp_path).without(["town"]), "train").label(0)
+    told = described(tmp_path, label={"files": "labels", "values": {0: 0, 1: 1, 2: 2}}).without(["town"])
+    assert np.array_equal(Tiles(told, "train").label(0), np.array([0, 1, 255])[truth(0)])
 
 
 @pytest.mark.parametrize(

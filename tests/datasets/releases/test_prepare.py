@@ -333,3 +333,21 @@ def test_check_refuses_what_is_no_description(tmp_path: Path, capsys: pytest.Cap
     assert "no.yaml: there is no such file" in refused(capsys, "check", tmp_path / "no.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "not valid YAML" in refused(capsys, "check", tmp_path / "bad.yaml")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_tiles_of_a_scene_that_has_changed_are_not_kept(
+    whu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whu, tmp_path / "raw")
+    run("whu-opt-sar", tmp_path / "raw", tmp_path / "out")
+    run("whu-opt-sar", tmp_path / "raw", tmp_path / "out")
+    file = next(
+        file for scene in WHU_SCENES for file in (tmp_path / "raw").rglob(f"{scene}.tif") if "optical" in str(file)
+    )
+    with rasterio.open(file, "r+") as image:
+        image.write(255 - image.read())
+    line = refused(capsys, "whu-opt-sar", tmp_path / "raw", tmp_path / "out", "--tile", TILE)
+    assert f"1 scene whose files have changed since, the first is {file.stem}" in line and "--overwrite" in line
+    run("whu-opt-sar", tmp_path / "raw", tmp_path / "out", "--overwrite")
+    run("whu-opt-sar", tmp_path / "raw", tmp_path / "out")

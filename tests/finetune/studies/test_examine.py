@@ -9,13 +9,17 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from datasets.imagery.labels import IGNORE
+from datasets.imagery.images import ImageSource
+from datasets.imagery.labels import IGNORE, LabelSource
+from datasets.labelled.description import LabelledSet
 from datasets.labelled.parse import write_set
 from datasets.labelled.tiles import Tiles
+from datasets.synthetic.pair_trees import write_plain
 from datasets.synthetic.pairs import make_pair
+from finetune.model_files import Inputs, image_input
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.fusion import FusionConfig
-from finetune.pad.inputs import describe
+from finetune.pad.inputs import as_seen_by, describe
 from finetune.pad.model import Pad, PadConfig
 from finetune.studies.command import main
 from finetune.tasks.evaluate import predict
@@ -136,25 +140,46 @@ def test_another_description_of_the_same_pairs_gives_the_same_scores(tiles: Tile
     assert found == own
 
 
-def test_classes_that_the_network_does_not_know_are_refused_by_name(
+def test_classes_that_the_network_does_not_know_are_refused_and_can_be_left_out(
     tiles: Tiles, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    classes = dict(zip(["class 0", "class 1", "lake"], tiles.described.classes.values(), strict=True))
-    write_set(replace(tiles.described, classes=classes), tiles.described.root / "lake.yaml")
+    """The mend that is advised works: scores are those of the other classes' pixels, as scikit-learn counts them."""
+    classes = dict(zip(["class 0", "class 1", "salt lake"], tiles.described.classes.values(), strict=True))
+    own = tmp_path / "lake.yaml"
+    write_set(replace(tiles.described, classes=classes), own)
+    given = ["--checkpoint", str(runs / "both"), "--set", str(own), "--out", str(tmp_path / "out"), "--device", "cpu"]
     with pytest.raises(SystemExit, match="2"):
-        main(
-            [
-                "--checkpoint",
-                str(runs / "both"),
-                "--set",
-                str(tiles.described.root / "lake.yaml"),
-                "--out",
-                str(tmp_path),
-            ]
-        )
-    assert "the network knows class 0, class 1, class 2, lake names lake" in capsys.readouterr().err.replace(
-        "synthetic", "lake"
-    )
+        main(given)
+    told = capsys.readouterr().err
+    assert "the network knows class 0, class 1, class 2, synthetic names salt lake" in told
+    assert "--drop-classes 'salt lake'" in told
+    main([*given, "--stage", "1", "--clouds", "0.5", "--drop-classes", "salt lake"])
+    network = load_pad(runs / "both" / "model")
+    truth = np.concatenate([pair.label.numpy().ravel() for pair in (tiles[0], tiles[1])])
+    found = np.concatenate([predict(network, pair, tiles.described).numpy().ravel() for pair in (tiles[0], tiles[1])])
+    known = truth < 2
+    clean = rows_of(tmp_path / "out" / "robustness.csv")[0]
+    assert 0 < known.sum() < len(known)
+    assert float(clean["oa"]) == pytest.approx(100 * accuracy_score(truth[known], found[known]), rel=1e-3)
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another colour", "the colour of what is left out"])
+def test_maps_of_colours_keep_their_meaning_for_a_network_of_other_classes(same: bool, tmp_path: Path) -> None:
+    """The network calls blue `sea`, the set `lake`: once that is left out, blue has no label."""
+    land, town, blue = (10, 200, 10), (200, 10, 10), (0, 0, 255)
+    painted = np.array([land, town, blue], np.uint8)[np.array([[0, 1, 2], [2, 1, 0]])]
+    write_plain(tmp_path / "label" / "a.tif", np.moveaxis(painted, -1, 0))
+    for role, bands in (("optical", 3), ("sar", 1)):
+        write_plain(tmp_path / role / "a.tif", np.ones((bands, 2, 3), np.uint8))
+    images = {"optical": ImageSource(files="optical", bands=(1, 2, 3), dtype="uint8", mean=(1,) * 3, std=(1,) * 3),
+              "sar": ImageSource(files="sar", bands=(1,), dtype="uint8", mean=(1,), std=(1,))}  # fmt: skip
+    described = LabelledSet(name="own", root=tmp_path, images=images, label=LabelSource(files="label"),
+                            classes={"land": land, "town": town, "lake": blue}, splits={"test": None})  # fmt: skip
+    known = {"sea": blue if same else (0, 0, 9), "town": (1, 1, 1), "land": (2, 2, 2)}
+    inputs = Inputs(classes=known, images={role: image_input(source) for role, source in images.items()})
+    seen = as_seen_by(described.without(["lake"]), inputs)
+    assert list(seen.classes) == ["sea", "town", "land"]
+    assert Tiles(seen, "test").label(0).tolist() == [[2, 1, IGNORE], [IGNORE, 1, 2]]
 
 
 def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """finetune/classify.py as a user runs it, on a synthetic scene in the layout of Augsburg."""
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -186,6 +187,23 @@ def test_a_split_from_a_file(scene: Path, tmp_path: Path) -> None:
     assert not set(split.validation) & set(every[:100])
 
 
+def test_the_advice_for_a_class_without_training_pixels_works_when_followed(scene: Path) -> None:
+    """The words after `data.drop_classes` as a shell takes them; names, counts and identity are those that remain."""
+    given = [*SMALL, "--run.dir", "any", "--data.path", str(scene), "--data.protocol.cap", "false"]
+    patches = open_data(parse_settings(ClassifyConfig, "", given))
+    sizes = np.bincount(patches.label)
+    small = patches.classes[sizes.argmin()]
+    given += ["--data.protocol.per_class", str(sizes.min()), "--data.protocol.validation", "0"]  # one more is for test
+    config = parse_settings(ClassifyConfig, "", given)
+    with pytest.raises(InputError, match=rf"\({small}\) has {sizes.min()} pixels") as raised:
+        draw_split(patches, config, 0)
+    advised = shlex.split(str(raised.value).rpartition("with ")[2])
+    left = parse_settings(ClassifyConfig, "", [*given, f"--{advised[0]}", advised[1]])
+    kept = open_data(left)
+    assert kept.classes == tuple(name for name in patches.classes if name != small)
+    assert (np.bincount(kept.label[draw_split(kept, left, 0).train]) == left.data.protocol.per_class).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -234,3 +252,14 @@ def test_a_patch_that_is_mirrored_is_so_in_all_images() -> None:
     image = torch.arange(4.0).reshape(1, 1, 2, 2).repeat(4, 1, 1, 1)
     rows = mirrored(image, torch.tensor([0, 1, 2, 3]))[:, 0].tolist()
     assert rows == [[[0, 1], [2, 3]], [[1, 0], [3, 2]], [[2, 3], [0, 1]], [[3, 2], [1, 0]]]
+
+
+def test_scores_of_one_scene_are_not_told_beside_those_of_another(
+    finished: tuple[Path, str], scene: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    write_labelled("augsburg", tmp_path / "other", height=48, width=64, classes=3, seed=7)
+    told = classify(tmp_path / "run", tmp_path / "other", "--seeds", "0,3", "--run.resume", "auto", code=2)
+    assert "another contents of data" in told and "another --run.dir" in told
+    shutil.copytree(scene, tmp_path / "moved")
+    classify(tmp_path / "run", tmp_path / "moved", "--seeds", "0,3", "--run.resume", "auto", "--maps", "none")

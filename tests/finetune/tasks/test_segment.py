@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
@@ -197,6 +198,23 @@ def test_wrong_inputs_are_refused_in_one_line(
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_the_network_and_its_identity_know_which_classes_are_left_out(tiles: Path, tmp_path: Path) -> None:
+    names = list(find_set(tiles).classes)
+    whole, left = opened(tmp_path, tiles), opened(tmp_path, tiles, "--data.drop_classes", f"[{names[1]}]")
+    kept = [name for name in names if name != names[1]]
+    assert list(left.inputs.classes) == kept and left.config.model.classes == len(kept)
+    assert left.identity != whole.identity
+    moved = np.array(
+        [IGNORE if name == names[1] else kept.index(name) for name in names] + [IGNORE] * (256 - len(names))
+    )
+    one, other = (np.stack([job.tiles["test"].label(index) for index in range(32)]) for job in (whole, left))
+    assert (one == 1).any() and np.array_equal(moved[one], other)
+    with pytest.raises(InputError, match=f"no class; did you mean '{names[0]}'"):
+        opened(tmp_path, tiles, "--data.drop_classes", f"[{names[0]}s]")
+    with pytest.raises(InputError, match=f"drop_classes leaves {names[0]} alone of"):
+        opened(tmp_path, tiles, "--data.drop_classes", f"[{', '.join(names[1:])}]")
+
+
 def test_a_network_of_other_classes_gives_all_but_its_classifiers(finished: Path, tiles: Path, tmp_path: Path) -> None:
     classes = {f"class {index}": [index, 0, 0] for index in range(8)}
     pairs = changed(tiles, tmp_path / "pairs.yaml", {"classes": classes})
@@ -205,3 +223,32 @@ def test_a_network_of_other_classes_gives_all_but_its_classifiers(finished: Path
     anew = {name for name in theirs if model[name].shape != theirs[name].shape}
     assert anew == {f"{head}.conv_seg.{kind}" for head in ("decoder", "auxiliary") for kind in ("weight", "bias")}
     assert all(model[name].equal(theirs[name]) for name in theirs if name not in anew)
+
+
+# Other contents under the same names
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("role", ["optical", "label"])
+def test_a_run_whose_data_were_changed_does_not_go_on(finished: Path, tiles: Path, tmp_path: Path, role: str) -> None:
+    shutil.copytree(tiles.parent, tmp_path / "tiles")
+    shutil.copytree(finished, tmp_path / "run")
+    file = sorted((tmp_path / "tiles" / role).glob("*.tif"))[0]
+    split = "train" if file.stem in (tmp_path / "tiles" / "train.txt").read_text().split() else "test"
+    with rasterio.open(file, "r+") as image:
+        pixels = image.read()
+        pixels[0, 3, 4] = (pixels[0, 3, 4] + 1) % 7
+        image.write(pixels)
+    ((code, output),) = segment(
+        tmp_path / "run", tiles, "--data.path", str(tmp_path / "tiles"), "--run.resume", "auto", "--run.steps", "6"
+    )
+    assert code == 2 and f"another data.contents of each split.{split}" in output, output
+
+
+def test_a_run_whose_data_were_moved_goes_on(finished: Path, tiles: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiles.parent, tmp_path / "tiles")
+    shutil.copytree(finished, tmp_path / "run")
+    ((code, output),) = segment(
+        tmp_path / "run", tiles, "--data.path", str(tmp_path / "tiles"), "--run.resume", "auto", "--run.steps", "5"
+    )
+    assert code == 0 and "going on from step 4" in output, output
