@@ -72,13 +72,18 @@ def idct2(coefficients: Tensor) -> Tensor:
 
 def radial_frequency(h: int, w: int, *, half: bool = False, device: torch.device | None = None) -> Tensor:
     """Distance of every FFT bin from zero frequency: (h, w), or (h, w // 2 + 1) for rfft2; cycles per sample."""
-    fx = half_frequencies(w, device) if half else bins(w, device) * (1 / w)
-    return distance(bins(h, device) * (1 / h), fx)
+    fx = half_frequencies(w, device) if half else bins(w, device) * _step(w, device)
+    return distance(bins(h, device) * _step(h, device), fx)
 
 
 def half_frequencies(size: int, device: torch.device | None = None) -> Tensor:
     """Frequencies of a real FFT, (size // 2 + 1,) float32, cycles per sample."""
-    return torch.arange(size // 2 + 1, device=device) * (1 / size)
+    return torch.arange(size // 2 + 1, device=device) * _step(size, device)
+
+
+def _step(size: int, device: torch.device | None) -> Tensor:
+    """Frequency of the first bin, () float32; of a size that may be a symbol, which ONNX multiplies by as a tensor alone."""
+    return 1 / torch.full((), size, dtype=torch.float32, device=device)
 
 
 def distance(down: Tensor, along: Tensor) -> Tensor:

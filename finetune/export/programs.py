@@ -51,7 +51,7 @@ def make_program(wanted: Exportable, sides: Sides | None) -> torch.export.Export
             free[axis] = wanted.multiple * torch.export.Dim(name, min=2)  # a size of 1 would be a graph of its own
     # Sizes that are no numbers of the network, so that none of these is taken for one of them.
     images = stored_images(wanted, 3, sides or (5 * wanted.multiple, 7 * wanted.multiple))
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(wanted.module, images, dynamic_shapes=((free,) * len(images),))
         except UserError as error:
