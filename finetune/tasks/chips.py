@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alliance.checkpoint import digest_of
 from alliance.errors import InputError
 from datasets.chips.reading import Chips, batch_of
 from datasets.chips.samples import ChipSamples
@@ -32,7 +33,7 @@ from finetune.model_files import Inputs, image_input
 from finetune.pictures import colour_channels
 from finetune.task import MODEL, Task
 from finetune.tasks.chips_config import ChipTaskConfig
-from finetune.tasks.chips_data import open_parts, usual_size, write_splits
+from finetune.tasks.chips_data import contents_of, open_parts, usual_size, write_splits
 from finetune.tasks.evaluate import evaluating
 
 Config = TypeVar("Config", bound=ChipTaskConfig)
@@ -206,5 +207,8 @@ class ChipTask(Task[Config]):
             for name, part in self.data.chips.items()
         }
         inputs = json.loads(json.dumps(self.inputs.to_record()))
-        data |= {"images of each split": told, "resized to": self.size, **inputs}
-        return {**{name: record[name] for name in self.learnt}, "data": data, "seed": self.config.run.seed}
+        contents = contents_of(self.data, self.config.data)
+        data |= {"images of each split": told, "contents of each split": contents, "resized to": self.size, **inputs}
+        weights = {"checkpoint": digest_of(self.config.checkpoint)} if self.config.checkpoint else {}
+        settings = {name: record[name] for name in self.learnt}
+        return {**settings, "data": data, "weights": weights, "seed": self.config.run.seed}

@@ -37,7 +37,9 @@ class ChipDataConfig(ChipSet):
     size: int | None = ranged(None, 8, 8192)
     """Side that images are resized to, pixels, a multiple of the encoder's patch; null: about that of the first image."""
     overlap: Literal["refuse", "count", "ignore"] = "refuse"
-    """What to do with images that also stand in training, byte for byte: refuse or count them, or do not look for them."""
+    """What to do with images that also stand in training, byte for byte: refuse or count them; or ignore: no bytes are compared,
+    neither with training nor, when a run goes on, with what it began with.
+    """
     workers: int = ranged(2, 0, 1024)
     """Threads per rank that read ahead; 0 reads when a batch is asked for."""
     max_broken: float = ranged(0.05, 0, 1)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from datasets.chips.files import ImageFiles, describe_image
 from datasets.chips.labels import find_chips
 from datasets.chips.reading import Chips, with_statistics
 from datasets.chips.splits import choose_few, draw_splits, given_splits, refuse_shared, shared_chips
+from datasets.contents import digest_files
 from engine.log import logger
 from engine.runs import write_whole
 from finetune.tasks.chips_config import ChipDataConfig, ChipTaskConfig
@@ -71,6 +73,23 @@ def open_parts(data: ChipDataConfig, *, several: bool, seed: int) -> Parts:
     for each in chips.values():
         _look_at(each)
     return Parts(found=found, chips=chips, drawn=drawn)
+
+
+def contents_of(parts: Parts, data: ChipDataConfig) -> dict[str, str]:
+    """One checksum of the files of every split that can be read; none where their bytes are not to be looked at."""
+    if data.overlap == "ignore":
+        return {}
+    return {
+        name: digest_files(
+            {
+                f"{chip.name}/{number}": file
+                for chip in part.chips
+                for number, file in enumerate(chip.files)
+                if os.access(file, os.R_OK)
+            }
+        )
+        for name, part in parts.chips.items()
+    }
 
 
 def usual_size(chips: Chips, config: ChipTaskConfig) -> int:

@@ -205,6 +205,12 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_same_numbers(
             assert one[0] == two[0] and one[3] == two[3] and one[1] == pytest.approx(two[1], rel=1e-3)
     ((code, output),) = run("scene", folder, images, *own, "--data.split_seed", "1")
     assert code == 2 and "belongs to a run with another data" in output
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    for other in sorted((data / "forest").iterdir()):
+        shutil.copy(sorted((data / "water").iterdir())[0], other)
+    ((code, output),) = run("scene", folder, data, *own)
+    assert code == 2 and "belongs to a run with another data" in output
 
 
 def test_a_run_survives_damaged_images_and_counts_them(images: Path, tmp_path: Path) -> None:
