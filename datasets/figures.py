@@ -1,5 +1,8 @@
 """Figures of matplotlib as files of pictures."""
 
+import ctypes
+import gc
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,3 +31,12 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 90) -> None:
             figure.savefig(file, dpi=dpi, format=form)
     finally:
         pyplot.close(figure)
+        figure.clear()
+        _give_back()
+
+
+def _give_back() -> None:
+    """Free what figures leave, now: they hold themselves in cycles, found late, and meanwhile the heap grows around them."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than that of GNU
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

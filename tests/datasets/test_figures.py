@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from alliance.errors import InputError
 from datasets.figures import save_figure
+from tests.helpers.runs import ROOT
 
 
 class Stops(Artist):
@@ -49,3 +52,24 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> N
         save_figure(Figure(), tmp_path / "file" / "a.png")
     assert str(tmp_path / "file") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="resident memory is read from /proc")
+def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+    """Forty pictures of eight images each; left to itself, their memory is found late and the heap grows by 1 MB a picture."""
+    program = (
+        "import sys; from pathlib import Path; import matplotlib; matplotlib.use('Agg')\n"
+        "import numpy as np; from matplotlib import pyplot; from datasets.figures import save_figure\n"
+        "def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "for number in range(50):\n"
+        "    figure, axes = pyplot.subplots(2, 4, figsize=(10, 5))\n"
+        "    for axis in axes.flat: axis.imshow(np.random.rand(64, 64, 3)); axis.set_title(str(number))\n"
+        "    save_figure(figure, Path(sys.argv[1]))\n"
+        "    if number == 9: began = resident()\n"
+        "print((resident() - began) / 40)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.png")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert float(ended.stdout) < 200_000
