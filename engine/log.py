@@ -139,6 +139,7 @@ class WandbMirror:
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: dict[str, Any]) -> None:
         self.session: Any = None
+        self.pictures = folder.pictures
         secret = any(hide_passwords(each) != each for each in sys.argv)  # wandb keeps the command line
         for mode in ("online", "offline") if run.wandb == "online" else ("offline",):
             try:
@@ -155,10 +156,15 @@ class WandbMirror:
                 )
 
     def __call__(self, record: dict[str, Any]) -> None:
-        if self.session is None or "event" in record:
+        shown = mirrored(record)
+        if self.session is None or not shown:
             return
         try:
-            self.session.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+            if record.get("event") == "picture":
+                import wandb
+
+                shown = {name: wandb.Image(str(self.pictures / path)) for name, path in shown.items()}
+            self.session.log(shown, step=record["step"])
         except Exception as error:
             logger.warning("wandb stops logging (%s); metrics.jsonl goes on", error)
             self.session = None
@@ -170,6 +176,19 @@ class WandbMirror:
                 self.session.finish()
             except Exception as error:
                 logger.warning("wandb does not finish (%s)", error)
+
+
+def mirrored(record: dict[str, Any]) -> dict[str, Any]:
+    """What wandb shows of a record: of a step all, of a probe its numbers, of a picture its file; of other events nothing."""
+    event, values = record.get("event"), {key: value for key, value in record.items() if key not in ("event", "step")}
+    group = "/".join(str(record[key]) for key in ("sensor", "data", "kind") if key in record)
+    if event is None:
+        return values
+    if event == "picture":
+        return {f"picture/{group}".rstrip("/"): record["path"]}
+    if event == "probe":
+        return {f"probe/{group}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+    return {}
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -9,6 +9,7 @@ from datasets.shards.loader import SourceConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
 from engine.runs import RunConfig
+from pretrain.probe import ProbeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,5 +61,7 @@ class PretrainConfig:
     """What it trains (docs/model.md)."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it learns (docs/model.md 10)."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Labelled images that its features are tried on while it learns."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """How steps are computed."""

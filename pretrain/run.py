@@ -26,6 +26,7 @@ from engine.training import count_parameters, run_job
 from pretrain.config import PretrainConfig
 from pretrain.data import Inputs
 from pretrain.pictures import band_psnr, draw_reconstruction
+from pretrain.probe import Probe
 from pretrain.start import open_start
 
 PROBE_SEED = 1
@@ -60,6 +61,8 @@ class Pretraining(Job[PretrainConfig]):
         config = self.start.settle(config) if self.start else config
         self.config, self.world = config, world
         self.inputs = Inputs(config, world, self.start.encoder.sensors if self.start else {})
+        sensors, patch = self.inputs.sensors, config.model.encoder.patch
+        self.probe = Probe(config.probe, sensors, patch) if config.probe.data else None
         self.batching = self.inputs.batching
         self.identity = self.inputs.identity(config) | {"init": self.start.digest if self.start else None}
         self.max_broken = config.data.max_broken
@@ -116,10 +119,19 @@ class Pretraining(Job[PretrainConfig]):
 
     @torch.no_grad()
     def report(self, run: Running, done: int, *, last: bool) -> None:
-        """Reconstruct the probe of every sensor on all ranks; the main one draws it."""
+        """Draw and probe what is due, on all ranks; the main one writes."""
         every = self.config.run.picture_every
-        if not (last or (every and done % every == 0)):
-            return
+        if last or (every and done % every == 0):
+            self._draw(run, done)
+        if self.probe is not None and self.probe.due(done, last=last):
+            found = self.probe.run(run.engine.module.encoder, is_main=self.world.is_main)
+            run.write(event="probe", step=done - 1, **found)
+            if found:
+                logger.info("probe of %s, %s on %s: %.1f (%.1f to %.1f)", found["data"], found["kind"], found["readout"],
+                            found["accuracy"], found["low"], found["high"])  # fmt: skip
+
+    def _draw(self, run: Running, done: int) -> None:
+        """Reconstruct the fixed samples of every sensor on all ranks; the main one draws them."""
         model, patch, loss = run.engine.module, self.config.model.encoder.patch, self.config.model.loss
         model.eval()
         for name, image in self.inputs.probes.items():

@@ -130,6 +130,18 @@ class ImageSource:
         return standardise(image, *columns)[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SensorSource(ImageSource):
+    """Images of a sensor that need not be a shipped one, such as an encoder's."""
+
+    known: Sensor
+    """The sensor, with the bands that are read."""
+
+    @property
+    def description(self) -> Sensor:
+        return self.known
+
+
 class Image(NamedTuple):
     """An image that was read whole."""
 

@@ -27,7 +27,7 @@ from alliance.errors import InputError
 from alliance.model import patch_validity
 from alliance.sensors import Sensor
 from datasets.imagery.feature_maps import Dtype, feature_map
-from datasets.imagery.images import ImageSource
+from datasets.imagery.images import SensorSource
 from datasets.imagery.maps import Grid
 from datasets.labelled.normalise import Preprocessing
 from finetune.mapping.blending import Cover, Strip, cover
@@ -86,18 +86,6 @@ class EmbeddingOptions:
 
 
 STANDARD = EmbeddingOptions()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderSource(ImageSource):
-    """Images of a sensor of an encoder, which need not be a shipped one."""
-
-    known: Sensor
-    """The sensor, with the bands that are read."""
-
-    @property
-    def description(self) -> Sensor:
-        return self.known
 
 
 class Embedded(NamedTuple):
@@ -252,7 +240,7 @@ def read_components(path: Path, tags: dict[str, str]) -> Components:
 
 def _input(sensor: Sensor) -> ImageInput:
     mean, std = (np.array([getattr(band, field) for band in sensor.bands], float) for field in ("mean", "std"))
-    return ImageInput(source=EncoderSource(known=sensor), preprocessing=Preprocessing(mean=mean, std=std))
+    return ImageInput(source=SensorSource(known=sensor), preprocessing=Preprocessing(mean=mean, std=std))
 
 
 def _sampled(windows: Windows, seed: int) -> Iterator[Tensor]:
