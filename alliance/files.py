@@ -119,9 +119,9 @@ def final_name(path: Path) -> str:
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder which nobody else writes into now."""
+    """Remove the files that writers which were killed left in a folder which nobody else writes into now."""
     for path in folder.glob("*.tmp"):
-        if TEMPORARY.fullmatch(path.name):
+        if TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

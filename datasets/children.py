@@ -1,13 +1,21 @@
 """Processes that a command starts: they run our code and the libraries, nothing of the current folder, and end with it."""
 
+import atexit
+import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
 from pathlib import Path
-from threading import Thread
+from typing import Any, NamedTuple
 
 ROOT = str(Path(__file__).resolve().parents[1])
+GUARDIAN = str(Path(__file__).with_name("guardian.py"))
+SIGNAL_AT_DEATH = 1  # PR_SET_PDEATHSIG of Linux
 
 
 @contextmanager
@@ -27,8 +35,10 @@ def safe_path() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it is gone, however it went."""
-    Thread(target=_await_parent, daemon=True, name="parent").start()
+    """Let this process of multiprocessing end when the one that started it is gone, however it went."""
+    with suppress(AttributeError, OSError):  # not Linux; the thread below does it everywhere, if a library lets it
+        ctypes.CDLL(None).prctl(SIGNAL_AT_DEATH, signal.SIGKILL)
+    threading.Thread(target=_await_parent, daemon=True, name="parent").start()
 
 
 def _await_parent() -> None:
@@ -36,3 +46,71 @@ def _await_parent() -> None:
     assert parent is not None, "only processes of multiprocessing wait for their parent"
     parent.join()
     os._exit(1)
+
+
+class Guarded(NamedTuple):
+    """A program that ends when this process does, even if this one is killed."""
+
+    process: "subprocess.Popen[bytes]"
+    target: int  # for `kill`: the process, or minus its group
+
+    def end(self) -> None:
+        """Kill it, with all of its group, if it still runs."""
+        with suppress(ProcessLookupError, PermissionError):  # it has ended
+            os.kill(self.target, signal.SIGKILL)
+        _tell(f"!{self.target}")  # before its number can be another's
+        self.process.wait()
+
+
+def start(command: Sequence[str] | str, **options: Any) -> Guarded:
+    """Start a program, or a line for a shell, in a session of its own; what it starts in turn belongs to it.
+
+    Args:
+        options: those of `subprocess.Popen`.
+    """
+    process = subprocess.Popen(command, shell=isinstance(command, str), start_new_session=True, **options)
+    return _guard(process, -process.pid)
+
+
+def guard(process: "subprocess.Popen[bytes]") -> Guarded:
+    """Let a program that is running, and starts no other, end with this process."""
+    return _guard(process, process.pid)
+
+
+def _guard(process: "subprocess.Popen[bytes]", target: int) -> Guarded:
+    _tell(f"+{target}")
+    return Guarded(process, target)
+
+
+class _Guardian:
+    """The program that watches this process; started when it is first needed, and anew in a fork."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.owner = 0
+        self.lock = threading.Lock()
+
+    def tell(self, line: str) -> None:
+        with self.lock:
+            if self.process is None or self.owner != os.getpid():
+                self.owner = os.getpid()
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", GUARDIAN], bufsize=0, start_new_session=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+                atexit.register(self.close)
+            assert self.process.stdin is not None
+            with suppress(BrokenPipeError):  # somebody killed it
+                self.process.stdin.write(f"{line}\n".encode())
+
+    def close(self) -> None:
+        """Let it go, for this process ends in order."""
+        if self.process is not None and self.owner == os.getpid():
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
+
+
+_guardian = _Guardian()
+_tell = _guardian.tell

@@ -4,14 +4,17 @@ import errno
 import fcntl
 import os
 import resource
+import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
 from alliance.errors import InputError
-from alliance.files import NO_LINKS
+from alliance.files import NO_LINKS, TEMPORARY
 
 LOCK = ".lock"
 SPARE = 128  # descriptors kept for everything that is no shard: libraries, logs, sockets, scenes
@@ -51,6 +54,37 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder of our own beside `path`, removed when the block ends; `clear_scratch` removes it after a kill."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    made.mkdir(mode=0o700)
+    descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor)
+        folder = made.rename(made.with_name(f"{made.name}.tmp"))  # only now may others look whether it is locked
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def clear_scratch(path: Path) -> None:
+    """Remove the scratch folders of `path` whose processes were killed; those of living ones are locked and stay."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        if not TEMPORARY.fullmatch(left.name):
+            continue
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | NO_LINKS)
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -16,7 +16,7 @@ from engine.checkpoints import Layout
 from engine.deepspeed_internals import SETTINGS, forget_gradients, forget_stale_gradients, own_part
 from engine.errors import AgreedError
 from engine.optim import OptimConfig
-from engine.ranks import World, count_over_ranks
+from engine.ranks import TIMEOUT, World, count_over_ranks
 
 OWNED_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
@@ -38,6 +38,8 @@ class EngineConfig(Ranged):
     """Samples per rank and pass; null: the rank's whole share of `optim.batch`."""
     ranks: int | None = ranged(None, 1, MANY)
     """Refuse to start with another number of ranks, such as after a mistyped hostfile; null: any number."""
+    timeout: float = ranged(TIMEOUT, 1, 86400)
+    """Seconds that ranks wait for each other, at the start and in every exchange."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
     compile: bool = False

@@ -3,23 +3,21 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from alliance.errors import InputError
 from datasets.children import safe_path
 from datasets.commands import KNOWN, MISTAKE, explain
 from datasets.interrupts import INTERRUPTED
 from engine.errors import AgreedError
+from engine.job import Config
 from engine.ranks import World, finish, leave, start
 from engine.settings import parse_settings
 
-Settings = TypeVar("Settings")
-
 
 def run_command(
-    kind: type[Settings],
+    kind: type[Config],
     description: str | None,
-    body: Callable[[Settings, World], Callable[[], None]],
+    body: Callable[[Config, World], Callable[[], None]],
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Parse `kind` from the command line and run `body` on every rank; what it returns is called when all have ended.
@@ -33,7 +31,7 @@ def run_command(
     try:
         config = parse_settings(kind, description, arguments)
         tell = True
-        world = start()
+        world = start(config.engine.timeout)
         with world.watch.guard(), safe_path():
             afterwards = body(config, world)
             finish(world)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alliance.files import remove_tree
+from datasets.children import start
 from engine.checkpoints import Layout
 from engine.deepspeed_internals import MODEL_STATES, base_optimizer, converter_command, create_moments, load_states
 from engine.errors import AgreedError
@@ -62,16 +63,18 @@ def open_states(checkpoint: Path, saved: Layout, world: World) -> States:
         return States(checkpoint, 0)
     universal = checkpoint.with_name(f"{checkpoint.name}.universal")
     command = converter_command(checkpoint, universal)
-    process, log = None, universal.with_suffix(".log")
+    converter, log = None, universal.with_suffix(".log")
     if world.is_main:
         remove_tree(universal)
         remove_tree(log)
         with open(log, "x") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            converter = start(command, stdout=output, stderr=subprocess.STDOUT)
     code = None
     while code is None:  # in short waits, so that no collective times out on a large model
-        code = from_main(process.poll() if process else None)
+        code = from_main(converter.process.poll() if converter else None)
         time.sleep(POLL if code is None else 0)
+    if converter:
+        converter.end()
     if code:
         raise AgreedError(f"{checkpoint} cannot be converted for another layout (see {log}); resume with {saved}")
     if world.is_main:

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore
 
 from alliance.errors import InputError
 from engine.deepspeed_internals import leave_out_shared_memory
 from engine.errors import AgreedError
+from engine.meeting import Meeting
 from engine.signals import StopRequest
 from engine.watch import Watch
 
 Result = TypeVar("Result")
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = 600.0  # seconds that ranks wait for each other, unless set
 
 
 class World(NamedTuple):
@@ -41,14 +42,16 @@ class World(NamedTuple):
         return self.rank == 0
 
 
-def start() -> World:
+def start(timeout: float = TIMEOUT) -> World:
     """Join the process group of the launcher (deepspeed, torchrun, srun), or be the only process.
 
+    Args:
+        timeout: seconds that ranks wait for each other, here and in every exchange.
     Raises:
-        InputError: a launcher's variables are missing or no numbers, or the port is taken.
+        InputError: a launcher's variables are missing or no numbers, the port is taken, or a rank does not come.
     """
     _fill_environment()
-    rank, size, local_rank = (read_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = _place()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -65,43 +68,31 @@ def start() -> World:
         accelerator.set_device(local_rank)
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
     backend = accelerator.communication_backend_name()
-    _meet(backend, rank, size, None if on_cpu or size == 1 else device)
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    _meet(backend, rank, size, None if on_cpu or size == 1 else device, timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout), verbose=False)
     return World(rank, size, device, Watch(rank, size), StopRequest())
 
 
-def _meet(backend: str, rank: int, size: int, device: torch.device | None) -> None:
-    """Join the group on this machine alone; ranks on several machines, or of torchrun's own store, join by their launcher's.
+def _meet(backend: str, rank: int, size: int, device: torch.device | None, timeout: float) -> None:
+    """Join the group at a store of our own; ranks of torchrun join at its store, where they have met already.
 
     Raises:
-        InputError: the port is taken.
+        InputError: the port is taken, or a rank does not come.
     """
-    if size > 1 and not _is_loopback(os.environ["MASTER_ADDR"]):
-        return
-    if "lo" in (name for _, name in socket.if_nameindex()):
+    address = os.environ["MASTER_ADDR"]
+    near = size == 1 or _is_loopback(address)
+    if near and "lo" in (name for _, name in socket.if_nameindex()):
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
     if size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
-    store = _loopback_store(read_number("MASTER_PORT"), rank, size) if size > 1 else HashStore()
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT, device_id=device)
-
-
-def _loopback_store(port: int, rank: int, size: int) -> Store:
-    """The group's store; torch's own would listen on all addresses."""
-    if rank:
-        return TCPStore("127.0.0.1", port, size, False, TIMEOUT)
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as error:
-        listener.close()
-        raise InputError(
-            f"port {port} of 127.0.0.1, where the ranks meet, is taken ({error.strerror}); set MASTER_PORT to a free one"
-        ) from error
-    listener.listen(size)
-    return TCPStore("127.0.0.1", port, size, True, TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach())
+    if size == 1:
+        store = HashStore()
+    else:
+        meeting = Meeting(address, read_number("MASTER_PORT"), size, timeout)
+        store = meeting.join(rank) if rank else meeting.host(loopback=near)
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit, device_id=device)
 
 
 def _is_loopback(address: str) -> bool:
@@ -202,6 +193,20 @@ def read_number(name: str, default: str = "") -> int:
     return int(text)
 
 
+def _place() -> tuple[int, int, int]:
+    """This process's number, how many there are, and its number on this machine.
+
+    Raises:
+        InputError: a launcher's variables are no numbers, or contradict each other.
+    """
+    rank, size, local_rank = (read_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank >= size:
+        raise InputError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks are numbered from 0 to WORLD_SIZE - 1")
+    if size > 1 and not 1 <= read_number("MASTER_PORT") <= 65535:
+        raise InputError(f"MASTER_PORT is {os.environ['MASTER_PORT']}; give a port from 1 to 65535")
+    return rank, size, local_rank
+
+
 def _fill_environment() -> None:
     """What torch.distributed asks for, where the launcher did not set it.
 
@@ -228,6 +233,11 @@ def _fill_environment() -> None:
         if environment.get("SLURM_STEP_NUM_NODES") == "1":
             environment["MASTER_ADDR"] = "127.0.0.1"
         return
+    if environment.get("WORLD_SIZE", "1") != "1":
+        raise InputError(
+            f"WORLD_SIZE is {environment['WORLD_SIZE']!r}, RANK is not set; start with deepspeed or torchrun, which set all, or "
+            f"unset WORLD_SIZE for one process"
+        )
     environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 

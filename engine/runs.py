@@ -86,7 +86,8 @@ class RunFolder:
             self._lock = open_lock(self.path / LOCK)
             if self._lock is not None:
                 os.pwrite(self._lock, MARK, 0)
-                clear_temporaries(self.path)
+                for folder in (self.path, self.pictures):
+                    clear_temporaries(folder)
         except OSError as error:
             self.release()
             raise InputError(

@@ -5,7 +5,7 @@
 #
 # * "Connection refused" or a start that hangs: the ranks chose a wrong network interface. Name it, as `ip -br address` does:
 #   export NCCL_SOCKET_IFNAME=eth0 GLOO_SOCKET_IFNAME=eth0
-# * All nodes must start within 10 minutes; DEEPSPEED_TIMEOUT (minutes) is without effect.
+# * All nodes must start within 10 minutes, or --engine.timeout seconds; DEEPSPEED_TIMEOUT is without effect.
 # * `kill` of the deepspeed process leaves its ranks alive. Signal the process group: kill -TERM -- -PGID, or Ctrl-C.
 
 set -euo pipefail

@@ -6,7 +6,7 @@
 # * Every rank is warned 120 s before the time is over (no "B:" in --signal, which would warn this script alone). It then
 #   saves, and the job is queued again. Large models on slow storage need more than 120 s.
 # * "Connection refused" or a start that hangs: the ranks chose a wrong network interface. Name it, as `ip -br address` does:
-#   export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0. DEEPSPEED_TIMEOUT (minutes) is without effect: all nodes have 10.
+#   export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0. All nodes have 10 minutes, or --engine.timeout seconds.
 #
 #SBATCH --job-name=alliance
 #SBATCH --nodes=1

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from alliance.errors import InputError
 from alliance.model import AllianceConfig
 from alliance.ranges import Ranged, ranged
+from datasets.shards.download import TIMEOUT
 from datasets.shards.loader import SourceConfig
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
@@ -28,6 +29,8 @@ class DataConfig(Ranged):
     """Compare every sample with the checksum in its shard's index."""
     allow_pipe: bool = False
     """Whether a source may be a command (pipe:...), which is run; only the command line can say so, no file."""
+    timeout: float = ranged(TIMEOUT, 0, 600, above=True)
+    """Seconds that a download of shards may stall; it is then tried once more, and its samples count as broken."""
     max_broken: float = ranged(0.05, 0, 1)
     """The run stops when a larger share of the samples read is broken (judged from 1,000 on)."""
 

@@ -35,6 +35,7 @@ NOT_LEARNT = (
     "workers",
     "verify",
     "allow_pipe",
+    "timeout",
     "max_broken",
 )  # of the data settings: may change when a run goes on
 PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
@@ -55,6 +56,7 @@ class Inputs:
         loading = LoaderConfig(
             seed=config.run.seed, micro=batching.micro, accumulation=batching.accumulation,
             workers=data.workers, crop=data.crop, flips=data.augment, verify=data.verify,
+            timeout=data.timeout,
         )  # fmt: skip
         self.batching = batching
         self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size, allow_pipe=data.allow_pipe)

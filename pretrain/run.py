@@ -11,8 +11,10 @@ from torch import Tensor
 from alliance.checkpoint import SavedDecoder, save_encoder
 from alliance.losses import STAGES
 from alliance.model import Alliance
+from alliance.passwords import holds_password
 from alliance.tokens import draw_groups, mask_noise, token_grid_shape
 from datasets.shards.loader import Batch
+from datasets.shards.stream import is_remote
 from engine.checkpoints import full_weights
 from engine.command import run_command
 from engine.errors import AgreedError
@@ -114,6 +116,10 @@ class Pretraining(Job[PretrainConfig]):
         for source in self.inputs.loader.sources:
             logger.info("%s: %d samples in %d shards, %.1f steps an epoch; none is dropped, a batch may span two epochs",
                         source.folder, source.samples, len(source.counts), source.samples / batch)  # fmt: skip
+        for place in dict.fromkeys(source.shards for source in self.config.data.sources):
+            if is_remote(place) and holds_password(place):
+                logger.warning("%s holds a password as it is, which launchers print and `ps` shows; write ${NAME} in its "
+                               "place, and export NAME", place)  # fmt: skip
         for fault in self.inputs.missing:
             logger.warning("%s; its samples will be left out", fault)
 

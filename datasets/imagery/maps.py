@@ -5,13 +5,10 @@ A map holds class indices as uint8, 255 where nothing is known, with a colour ta
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from glob import escape
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -25,9 +22,8 @@ from rasterio.io import DatasetWriter
 from rasterio.shutil import copy
 from rasterio.transform import Affine
 
-from alliance.errors import InputError
 from alliance.files import sync
-from datasets.descriptors import only_writer
+from datasets.descriptors import clear_scratch, scratch_folder
 from datasets.imagery.labels import IGNORE, Colour
 
 FULL = 250  # stored value of probability 1
@@ -103,14 +99,10 @@ def cloud_optimised(
     That one lies in a folder of its own, in which the writer may keep other files until then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left(path)
-    with (
-        TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
-        only_writer(Path(folder)),
-        warnings.catch_warnings(),
-    ):
+    clear_scratch(path)
+    with scratch_folder(path) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        windows, whole = Path(folder) / "windows.tif", Path(folder) / path.name
+        windows, whole = folder / "windows.tif", folder / path.name
         with rasterio.open(windows, "w", **tiff_profile(grid, count, stored)) as target:
             yield target
         form = {
@@ -124,13 +116,6 @@ def cloud_optimised(
             raise OSError(f"{path} cannot be written whole; make room, then give the same command again")
         sync(whole)
         os.replace(whole, path)
-
-
-def _clear_left(path: Path) -> None:
-    """Remove the folders of writers of this map that were killed; one that lives has a lock on its own."""
-    for left in path.parent.glob(f".{escape(path.name)}.*"):
-        with suppress(InputError, OSError), only_writer(left):
-            shutil.rmtree(left)
 
 
 def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:

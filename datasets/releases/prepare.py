@@ -13,9 +13,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from alliance.errors import InputError
-from alliance.files import clear_temporaries, regular, replace_file
+from alliance.files import clear_temporaries, final_name, regular, replace_file
 from datasets.contents import digest_files
-from datasets.descriptors import only_writer
+from datasets.descriptors import LOCK, only_writer
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, LabelSource
 from datasets.imagery.scenes import Skipped, Unreadable, summarise
@@ -71,23 +71,19 @@ def prepare(release: Release, root: Path, out: Path, options: Options) -> dict[s
     scenes, counts = _find_scenes(release, home, folders, work)
     published = _published(release, root, options, {files.key for files in scenes}, work)
     contents = {files.key: digest_files(files.paths, limit=0) for files in scenes}
-    prepare_folder(out, record, contents, overwrite=options.overwrite)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder to write")
+    out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
-        for role in ROLES:
-            clear_temporaries(out / role)
+        prepare_folder(out, record, contents, overwrite=options.overwrite)
         _cut(release, scenes, set().union(*published.values()) if published else None, out, options.grid, work)
-    splits = _split_tiles(release, published, options, work)
-    pairs, surveyed = _describe(release, out, splits, options, work)
-    write_set(pairs, out / NAME)
-    manifest = record | {
-        "contents": contents,
-        "complete": True,
-        "split": options.split,
-        "seed": options.seed,
-        "files": counts,
-    }
-    manifest |= _report(pairs, splits, surveyed, work)
-    _write_manifest(out, manifest)
+        splits = _split_tiles(release, published, options, work)
+        pairs, surveyed = _describe(release, out, splits, options, work)
+        write_set(pairs, out / NAME)
+        manifest = record | {"contents": contents, "complete": True}
+        manifest |= {"split": options.split, "seed": options.seed, "files": counts}
+        manifest |= _report(pairs, splits, surveyed, work)
+        _write_manifest(out, manifest)
     return manifest
 
 
@@ -114,18 +110,17 @@ def find_home(root: Path, release: Release) -> Path:
 
 
 def prepare_folder(out: Path, record: dict[str, Any], contents: dict[str, str], *, overwrite: bool) -> None:
-    """Make the folder, or see that it holds an earlier run with the same tiles, or remove those.
+    """See that the folder is empty or holds an earlier run with the same tiles, or remove those; and what a kill left.
 
     Args:
         contents: checksum of every scene; one whose tiles may be there must have the same as then.
     Raises:
         InputError: it holds anything else.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder to write")
     earlier = _earlier(out, record)
-    if earlier is None and out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} holds other files ({next(out.iterdir()).name}); name another folder")
+    others = [path.name for path in out.iterdir() if path.name == MANIFEST or final_name(path) not in (MANIFEST, LOCK)]
+    if earlier is None and others:
+        raise InputError(f"{out} holds other files ({others[0]}); name another folder")
     differing = [key for key, value in record.items() if earlier is not None and earlier[key] != value]
     if earlier is not None and differing and not overwrite:
         key = differing[0]
@@ -142,7 +137,8 @@ def prepare_folder(out: Path, record: dict[str, Any], contents: dict[str, str], 
     if earlier is not None and overwrite:
         for role in ROLES:
             shutil.rmtree(out / role, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, *(out / role for role in ROLES)):
+        clear_temporaries(folder)
     _write_manifest(out, record | {"contents": then | contents, "complete": False})
 
 

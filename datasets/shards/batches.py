@@ -20,6 +20,7 @@ from alliance.sensors import Sensor
 from datasets.sampling.faults import BrokenSample, Fault
 from datasets.sampling.order import SampleOrder
 from datasets.sampling.placement import Placement, draw_placements
+from datasets.shards.download import TIMEOUT
 from datasets.shards.read import MEND, Samples, ShardSource
 from datasets.shards.stream import Lane, StreamSource
 
@@ -48,6 +49,8 @@ class LoaderConfig:
     """Random mirrors and quarter turns."""
     verify: bool = True
     """Compare every sample with its checksum."""
+    timeout: float = TIMEOUT
+    """Seconds that a download may stall."""
 
 
 class Step(NamedTuple):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.files import TEMPORARY, final_name
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
 from alliance.sensors.plausible import faults, recall
@@ -71,6 +72,9 @@ def index_folder(
     jobs = [ScanJob(tar, fingerprint) for tar in tars]
     with only_writer(folder):
         _check_index_ours(folder)
+        for left in folder.glob("*.tmp"):  # by a kill
+            if TEMPORARY.fullmatch(left.name) and final_name(left).endswith((".npz", NAME)):
+                left.unlink(missing_ok=True)
         run_jobs(jobs, partial(_scan_shard, sensor=sensor, field=field, shape=shape), workers)
         index = held_to_sensor(collect(tars, {sensor.name: sensor}, {sensor.name: shape}), folder, force=force)
         index = replace(index, foreign=True)

@@ -25,7 +25,9 @@ class SourceConfig(Ranged):
     """One set of shards."""
 
     shards: str
-    """Folder of shards, or a place to stream from: https://..., s3://..., pipe:COMMAND {}."""
+    """Folder of shards, or a place to stream from: https://..., s3://..., pipe:COMMAND {}. ${NAME} in it stands for what
+    the environment holds: a password.
+    """
     weight: float = ranged(1.0, 0, LARGE, above=True)
     """Its part of the steps, relative to the other sources."""
     sensors: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ class ShardLoader:
             raise InputError("no shards given; pass data.sources '[{shards: DIR, weight: 1.0}]'")
         self.config = config
         self.batch = config.micro * config.accumulation * world
-        self.sources = [_open(source.shards, allow_pipe) for source in sources]
+        self.sources = [_open(source.shards, allow_pipe, config.timeout) for source in sources]
         own = [source for source in self.sources if isinstance(source, ShardSource)]
         for source in own:
             source.keep_open(share_out(allowed(), len(own) * max(config.workers, 1), OPEN_SHARDS))
@@ -167,8 +169,8 @@ class ShardLoader:
         return source, names[int(raw[1]) % len(names)]
 
 
-def _open(place: str, allow_pipe: bool) -> Source:
-    return StreamSource(place, allow_pipe=allow_pipe) if is_remote(place) else ShardSource(place)
+def _open(place: str, allow_pipe: bool, timeout: float) -> Source:
+    return StreamSource(place, allow_pipe=allow_pipe, timeout=timeout) if is_remote(place) else ShardSource(place)
 
 
 def _sensor_names(config: SourceConfig, source: Source) -> list[str]:

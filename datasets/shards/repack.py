@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from tarfile import TarInfo
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any, BinaryIO
 
 from webdataset.writer import TarWriter
@@ -15,6 +15,7 @@ from webdataset.writer import TarWriter
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
+from datasets.descriptors import clear_scratch, scratch_folder
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
@@ -62,6 +63,7 @@ def repack_folder(
         InputError: no tars or images, several images to choose from, a tar with none of this sensor, tiles of several
             sizes, or a folder in use.
     """
+    clear_scratch(_scratch())
     tars = find_tars(folder)
     sensor = find_sensor(sensor_name)
     fields = image_fields(tars, member)
@@ -115,13 +117,13 @@ Sample = tuple[
 
 def _samples(tar: Path, field: str, sensor: Sensor, options: CubeOptions, skipped: list[Skipped]) -> Iterator[Sample]:
     """The samples of a tar with their image as an array of the sensor's bands."""
-    with tar.open("rb") as stream, TemporaryDirectory() as scratch:
+    with tar.open("rb") as stream, scratch_folder(_scratch()) as scratch:
         for key, group in groupby(members(stream, tar, skipped), key=lambda entry: entry[0]):
             parts = {name: info for _, name, info in group}
             if field not in parts:
                 continue
             try:
-                image, shape = _image(stream, parts[field], field, Path(scratch), sensor, options)
+                image, shape = _image(stream, parts[field], field, scratch, sensor, options)
             except (Unreadable, InputError) as error:
                 skipped.append(Skipped(f"{tar.name}: {parts[field].name}", str(error)))
                 yield {"__key__": key}, None
@@ -129,6 +131,11 @@ def _samples(tar: Path, field: str, sensor: Sensor, options: CubeOptions, skippe
             image["json"]["source"] = {sensor.name: [f"{tar.name}/{parts[field].name}"]}
             described = json.dumps(image.pop("json")).encode()
             yield {"__key__": key, **image, "json": described, **_others(stream, parts, field)}, shape
+
+
+def _scratch() -> Path:
+    """Beside what the members of tars lie while they are read."""
+    return Path(gettempdir()) / "alliance-shards"
 
 
 def _image(

@@ -3,10 +3,8 @@
 import io
 import itertools
 import math
-import os
 import queue
 import random
-import select
 import shlex
 import tarfile
 import threading
@@ -17,20 +15,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from webdataset.filters import shuffle
-from webdataset.gopen import gopen, gopen_schemes
+from webdataset.gopen import gopen_schemes
 from webdataset.handlers import ignore_and_continue
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from alliance.errors import InputError
 from alliance.passwords import hide_passwords
-from datasets.descriptors import FULL, too_many
 from datasets.sampling.faults import Fault
 from datasets.sampling.order import Cache, shuffled
+from datasets.shards.download import TIMEOUT, Download, address_of, filled_in
 from datasets.shards.index import NAME, Index
 from datasets.shards.read import Samples
 from datasets.shards.scan import read_header
 
 TRIES = 8  # shards in a row without a sample at which reading stops
+ATTEMPTS = 2  # at a download that stalls, unless the one before did so too
 
 
 class StreamedSample(NamedTuple):
@@ -51,11 +50,13 @@ def is_remote(place: str) -> bool:
 class StreamSource:
     """The shards under a place such as `https://host/folder` or `pipe:ssh host cat /folder/{}`."""
 
-    def __init__(self, place: str, *, allow_pipe: bool = True) -> None:
+    def __init__(self, place: str, *, allow_pipe: bool = True, timeout: float = TIMEOUT) -> None:
         """Fetch the index.
 
         Args:
+            place: `${NAME}` in it stands for what the environment holds when a file is fetched.
             allow_pipe: whether the place may be a command that is run.
+            timeout: seconds that a download may stall.
         Raises:
             InputError: it cannot be had or is refused, or a pipe has no `{}` or is not allowed.
         """
@@ -66,17 +67,27 @@ class StreamSource:
         if place.startswith("pipe:") and "{}" not in place:
             raise InputError(f"{place} has no {{}}, where file names go; write pipe:ssh host cat /folder/{{}}")
         self.folder = hide_passwords(place)  # as it may be shown
-        self._place, where = place, hide_passwords(_address(place, NAME))
-        with _Download(_address(place, NAME), 1 << 30) as download:
-            text = download.readall().decode(errors="replace")
-        if download.failure:
-            raise InputError(f"{where} cannot be fetched: {download.failure}; correct the place, or fetch it by hand")
-        self.index = Index.parse(text, where)
+        self._place, self._timeout, self._stalled = place, timeout, False
+        where = hide_passwords(address_of(place, NAME))
+        self.index = Index.parse(self._fetch(NAME, where), where)
         self.counts = np.array([shard.samples for shard in self.index.shards], dtype=np.int64)
         self.sensors, self.samples = self.index.sensors, self.index.samples
         for name in (shard.name for shard in self.index.shards):
             if shlex.quote(name) != name or name.startswith("-"):  # ssh hands its words to a second shell
                 raise InputError(f"{where} names {name!r}, unfit for a command; rename it to letters and digits")
+
+    def _fetch(self, name: str, where: str) -> str:
+        for _ in range(ATTEMPTS):
+            with self._download(name, 1 << 30) as download:
+                text = download.readall().decode(errors="replace")
+            if not download.failure:
+                return text
+            if not download.stalled:
+                break
+        raise InputError(f"{where} cannot be fetched: {download.failure}; correct the place, or fetch it by hand")
+
+    def _download(self, name: str, limit: int, stop: threading.Event | None = None) -> Download:
+        return Download(address_of(filled_in(self._place), name), limit, self._timeout, stop)
 
     def shape(self, sensor: str) -> tuple[int, int, int]:
         """(c, h, w) of this sensor's arrays."""
@@ -95,37 +106,49 @@ class StreamSource:
     def open(self, shard: int, sensors: Sequence[str], stop: threading.Event | None = None) -> Iterator[Slot]:
         """Read one shard in tar order, as many samples as the index says; a fault stands for each that is not there.
 
-        A sample needs arrays of all these sensors. Setting `stop` ends the reading early.
+        A sample needs arrays of all these sensors. Setting `stop` ends the reading early. A download that stalls is tried
+        once more; the samples that came before are not given again.
         """
         name, expected, size, _ = self.index.shards[shard]
-        fields = {f"{sensor}.npy": sensor for sensor in sensors}
-        keys: dict[str, None] = {}  # of all members so far, in tar order
-        told, good = set[str](), 0
-        errors: list[Exception] = []
+        fields, seen, failure = {f"{sensor}.npy": sensor for sensor in sensors}, _Seen(), ""
+        limit = 2 * size + (1 << 20)  # a tar that somebody appended to is read, an endless one is not
+        for _ in range(1 if self._stalled else ATTEMPTS):
+            with self._download(name, limit, stop) as download:
+                yield from self._unpack(download, shard, fields, seen)
+                failure, self._stalled = download.failure, download.stalled
+            if seen.good == expected:
+                return
+            if not download.stalled:
+                break
+        keys = list(seen.keys)
+        if keys and (seen.errors or failure or len(keys) < expected):
+            keys.pop()  # the tar was cut in this sample or behind it
+        untold = [key for key in keys if key not in seen.told]
+        yield from (Fault("member", name, key, f"does not hold {' and '.join(fields)}") for key in untold)
+        reason = failure or f"ends after {len(seen.told) + len(untold)} of {expected} samples"
+        for number in range(len(seen.told) + len(untold), expected):
+            yield Fault("shard" if failure else "truncated", name, f"sample {number}", reason)
+
+    def _unpack(self, download: Download, shard: int, fields: dict[str, str], seen: "_Seen") -> Iterator[Slot]:
+        """The samples of one download of a shard, without those that an earlier one gave."""
+        name, expected, _, _ = self.index.shards[shard]
+        before = set(seen.told)
+        seen.errors.clear()
 
         def wanted(member: str) -> bool:
             key, field = base_plus_ext(member)
-            keys[key or member] = None
+            seen.keys[key or member] = None
             return field in fields
 
-        limit = 2 * size + (1 << 20)  # a tar that somebody appended to is read, an endless one is not
-        with _Download(_address(self._place, name), limit, stop) as download:
-            tar: Any = [{"url": name, "stream": io.BufferedReader(download, 1 << 16)}]
-            members: Any = tar_file_expander(tar, handler=errors.append, select_files=wanted)  # pyright: ignore
-            for sample in group_by_keys(members, lcase=False, handler=ignore_and_continue):
-                if fields.keys() <= sample.keys():
-                    yield (item := self._decode(name, sample, fields))
-                    told.add(item.key)
-                    good += isinstance(item, StreamedSample)
-                    if good == expected:
-                        return
-        if keys and (errors or download.failure or len(keys) < expected):
-            keys.popitem()  # the tar was cut in this sample or behind it
-        untold = [key for key in keys if key not in told]
-        yield from (Fault("member", name, key, f"does not hold {' and '.join(fields)}") for key in untold)
-        reason = download.failure or f"ends after {len(told) + len(untold)} of {expected} samples"
-        for number in range(len(told) + len(untold), expected):
-            yield Fault("shard" if download.failure else "truncated", name, f"sample {number}", reason)
+        tar: Any = [{"url": name, "stream": io.BufferedReader(download, 1 << 16)}]
+        members: Any = tar_file_expander(tar, handler=seen.errors.append, select_files=wanted)  # pyright: ignore
+        for sample in group_by_keys(members, lcase=False, handler=ignore_and_continue):
+            if fields.keys() <= sample.keys() and sample["__key__"] not in before:
+                yield (item := self._decode(name, sample, fields))
+                seen.told.add(item.key)
+                seen.good += isinstance(item, StreamedSample)
+                if seen.good == expected:
+                    return
 
     def _decode(self, shard: str, members: dict[str, Any], fields: dict[str, str]) -> Slot:
         key, arrays = members["__key__"], {}
@@ -139,6 +162,16 @@ class StreamSource:
             except Exception as error:  # numpy's header parser lets through more than ValueError
                 return Fault("array", shard, key, f"{field}: {error!r:.200}")
         return StreamedSample(key, arrays)
+
+
+class _Seen:
+    """What came of a shard so far."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, None] = {}  # of all members, in tar order
+        self.told: set[str] = set()  # of samples that were given, or their faults
+        self.good = 0
+        self.errors: list[Exception] = []  # of the last download
 
 
 class Lane:
@@ -216,46 +249,6 @@ class Lane:
                 raise InputError(f"{self.source.folder}: {reason}; see that they are there, or copy them again")
 
 
-class _Download(io.RawIOBase):
-    """The bytes of a file, by webdataset's opener. What went wrong stands in `failure`, but for too many open files."""
-
-    def __init__(self, address: str, limit: int, stop: threading.Event | None = None) -> None:
-        self.failure, self._left, self._stop = "", limit, stop or threading.Event()
-        self._process = self._file = None
-        self._poll = select.poll()
-        try:
-            self._pipe: Any = gopen(address)  # held, because it closes its file when it goes
-            self._process, self._file = getattr(self._pipe, "proc", None), getattr(self._pipe, "stream", self._pipe)
-            self._poll.register(self._file, select.POLLIN)
-        except Exception as error:  # of another kind for each scheme
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise too_many(error) from error
-            self.failure = hide_passwords(" ".join(str(error).split()))[:200]
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        """As of any raw stream; it also ends at the limit, after a failure and when told to stop."""
-        while self._file and not self._stop.is_set():
-            if self._poll.poll(100):  # milliseconds
-                count = os.readv(self._file.fileno(), [memoryview(buffer)[: self._left]])
-                self._left -= count
-                if not count and self._left and self._process and self._process.wait():
-                    self.failure = f"its opener ended with status {self._process.returncode}"
-                return count
-        return 0
-
-    def close(self) -> None:
-        """End the opener's command, however far it is."""
-        super().close()
-        if self._file:
-            self._file.close()
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-
 def _read_ahead(slots: Iterator[Slot], ahead: queue.Queue[Any], stop: threading.Event) -> None:
     """Put the slots into the queue until told to stop; an exception goes there too and ends it."""
     slot = None
@@ -277,14 +270,6 @@ def _samples(items: Iterable[Slot], lost: list[Fault]) -> Iterator[StreamedSampl
             lost.append(item)
         else:
             yield item
-
-
-def _address(place: str, name: str) -> str:
-    """What webdataset's opener takes for a file under a place."""
-    if place.startswith("pipe:"):
-        return place.replace("{}", shlex.quote(name))
-    address = f"{place.rstrip('/')}/{name}"
-    return f"pipe:aws s3 cp {shlex.quote(address)} -" if place.startswith("s3:") else address
 
 
 def _batch(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,12 +14,13 @@ SENSOR = "one-band"
 
 def write_tiny_shards(
     folder: Path, sizes: Sequence[int], *, side: int = 2, dtype: str = "uint8", nodata: float | None = None,
-    extra: Sequence[str] = (),
+    extra: Sequence[str] = (), member: str = "image",
 ) -> Path:  # fmt: skip
     """Tars of `sizes` samples with one band, indexed; sample n of shard s is called `s<s>-<n>` and holds 16 s + n.
 
     Args:
         extra: keys of further samples in the first tar.
+        member: what the arrays are called; those that are streamed are called by their sensor.
     """
     folder.mkdir(parents=True)
     for shard, size in enumerate(sizes):
@@ -27,7 +28,7 @@ def write_tiny_shards(
             keys = [f"s{shard}-{sample}" for sample in range(size)] + list(extra if shard == 0 else ())
             for number, key in enumerate(keys):
                 image = np.full((1, side, side), 16 * shard + number, dtype)
-                tar.write({"__key__": key, "image.npy": image})
+                tar.write({"__key__": key, f"{member}.npy": image})
     band = {"name": "grey", "wavelength": 600.0, "bandwidth": 100.0, "unit": "digital number"}
     sensor = {"name": SENSOR, "gsd_m": 1.0, "bands": [band], "nodata": nodata}
     (folder / "sensor.yaml").write_text(yaml.safe_dump(sensor))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alliance.errors import InputError
-from alliance.passwords import hide_in, hide_passwords
+from alliance.passwords import hide_in, hide_passwords, holds_password
 from datasets.shards import LoaderConfig, ShardLoader, SourceConfig
 from engine.log import Metrics, setup_logging
 from engine.runs import RunFolder
@@ -56,6 +56,38 @@ def test_text_without_secrets_stays_as_it_is(text: str) -> None:
     assert hide_passwords(text) == text
 
 
+REFERENCES = [
+    "https://user:${PW}@host/shards", "https://${USER}:${PW}@host/shards", "https://${TOKEN}@host/x", "sftp://a:${P}@host:22/x",
+    "https://host/shards?sig=${SIG}", "https://host/{}?v=3&X-Amz-Signature=${SIG}", "s3://${BUCKET}/a",
+    "pipe:curl -u me:${PW} https://host/{}", "pipe:curl --user 'me:${PW}' https://host/{}",
+    "pipe:curl -H 'Authorization: Bearer ${TOKEN}' https://host/{}", "pipe:curl -H 'X-Auth-Token: ${TOKEN}' https://host/{}",
+    "pipe:wget --password=${PW} -O - host/{}", "pipe:wget --http-password ${PW} -O - host/{}",
+    "pipe:AWS_SECRET_ACCESS_KEY=${KEY} aws s3 cp s3://b/{} -", "pipe:sshpass -p ${PW} ssh host cat /folder/{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", REFERENCES)
+def test_a_reference_to_the_environment_is_no_secret_and_stays(place: str) -> None:
+    for text in (place, json.dumps([{"shards": place}]), f"[{{shards: {place}}}]", f"{place}: cannot be fetched"):
+        assert hide_passwords(text) == text
+    assert not holds_password(place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"https://user:{PASSWORD}${{PW}}@host/shards", f"https://${{USER}}:{PASSWORD}@host/shards",
+        f"https://user:${{PW}}@host:{PASSWORD}@other/shards", f"https://user:${{PW}}{PASSWORD}@host/x",
+        f"https://u:${{PW}}@host/a https://u:{PASSWORD}@host/b", f"https://host/x?v=${{V}}&X-Amz-Signature={PASSWORD}",
+        f"https://host/x?v=${{V}}&sig={PASSWORD}", f"pipe:curl -u ${{USER}}:{PASSWORD} https://host/{{}}",
+        f"pipe:wget --password=${{PW}}{PASSWORD} -O - host/{{}}", f"pipe:sshpass -p {PASSWORD}${{PW}} ssh host cat {{}}",
+    ],
+)  # fmt: skip
+def test_a_secret_beside_a_reference_is_hidden_all_the_same(place: str) -> None:
+    assert PASSWORD not in hide_passwords(place)
+    assert holds_password(place)
+
+
 class Closed(SimpleHTTPRequestHandler):
     """Serves files to whoever has the password."""
 
@@ -77,22 +109,26 @@ def closed(sar_shards: Path, monkeypatch: pytest.MonkeyPatch):
         server.shutdown()
 
 
-@pytest.mark.parametrize("mode", ["good", "bad", "misspelt"])
+@pytest.mark.parametrize("mode", ["good", "reference", "bad", "misspelt"])
 def test_a_password_is_used_and_stands_in_no_file_or_line(mode: str, closed: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    user = "user" if mode == "good" else "nobody"
+    user = "user" if mode in ("good", "reference") else "nobody"
+    password = "${SHARDS_PASSWORD}" if mode == "reference" else PASSWORD
     arguments = arguments_of(
-        folder, [f"http://{user}:{PASSWORD}@{closed}"], "--run.steps", "1", "--run.wandb", "offline"
+        folder, [f"http://{user}:{password}@{closed}"], "--run.steps", "1", "--run.wandb", "offline"
     )
     if mode == "misspelt":
         arguments = [each.replace('"shards"', '"shard"') for each in arguments]
-    ((code, output),) = Ranks(arguments, 1, environ={"no_proxy": "127.0.0.1"}).wait()
-    assert code == (0 if mode == "good" else 2), output
+    given = {"no_proxy": "127.0.0.1", "SHARDS_PASSWORD": PASSWORD}
+    ((code, output),) = Ranks(arguments, 1, environ=given).wait()
+    assert code == (0 if mode in ("good", "reference") else 2), output
+    assert output.count("holds a password as it is") == (mode == "good")
     assert PASSWORD not in output
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
-    if mode == "good":
-        assert "http://***@127.0.0.1" in (folder / "config.yaml").read_text()
+    if mode in ("good", "reference"):
+        kept = "***" if mode == "good" else "user:${SHARDS_PASSWORD}"
+        assert f"http://{kept}@127.0.0.1" in (folder / "config.yaml").read_text()
 
 
 def test_logs_and_metrics_hide_what_they_are_told(tmp_path: Path) -> None:
