@@ -51,7 +51,7 @@ def _await_parent() -> None:
 class Guarded(NamedTuple):
     """A program that ends when this process does, even if this one is killed."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[Any]"
     target: int  # for `kill`: the process, or minus its group
 
     def end(self) -> None:
@@ -72,12 +72,12 @@ def start(command: Sequence[str] | str, **options: Any) -> Guarded:
     return _guard(process, -process.pid)
 
 
-def guard(process: "subprocess.Popen[bytes]") -> Guarded:
+def guard(process: "subprocess.Popen[Any]") -> Guarded:
     """Let a program that is running, and starts no other, end with this process."""
     return _guard(process, process.pid)
 
 
-def _guard(process: "subprocess.Popen[bytes]", target: int) -> Guarded:
+def _guard(process: "subprocess.Popen[Any]", target: int) -> Guarded:
     _tell(f"+{target}")
     return Guarded(process, target)
 

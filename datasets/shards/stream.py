@@ -77,14 +77,16 @@ class StreamSource:
                 raise InputError(f"{where} names {name!r}, unfit for a command; rename it to letters and digits")
 
     def _fetch(self, name: str, where: str) -> str:
+        failure = ""
         for _ in range(ATTEMPTS):
             with self._download(name, 1 << 30) as download:
                 text = download.readall().decode(errors="replace")
-            if not download.failure:
+            failure = download.failure
+            if not failure:
                 return text
             if not download.stalled:
                 break
-        raise InputError(f"{where} cannot be fetched: {download.failure}; correct the place, or fetch it by hand")
+        raise InputError(f"{where} cannot be fetched: {failure}; correct the place, or fetch it by hand")
 
     def _download(self, name: str, limit: int, stop: threading.Event | None = None) -> Download:
         return Download(address_of(filled_in(self._place), name), limit, self._timeout, stop)
