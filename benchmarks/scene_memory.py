@@ -22,19 +22,22 @@ from torch import Tensor
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from datasets.imagery.images import ImageSource  # noqa: E402
 from finetune.mapping.images import ImageFile  # noqa: E402
 from finetune.mapping.networks import SegmentationNetwork  # noqa: E402
 from finetune.mapping.scene import SceneOptions, predict_scene  # noqa: E402
-from finetune.model_files import ImageInput, Inputs, nameless, standardised_by  # noqa: E402
+from finetune.model_files import Inputs, image_input, nameless  # noqa: E402
 from finetune.pad.model import Pad, PadConfig, PadOutput  # noqa: E402
 
 CLASSES = 7
 BLOCK = 512  # pixels, side of the blocks in which the scenes are stored
 INPUTS = Inputs(
     classes=nameless(CLASSES),
-    images={name: ImageInput(preprocessing=standardised_by([128] * count, [64] * count), bands=tuple(range(1, count + 1)))
-            for name, count in (("optical", 3), ("sar", 1))},
-)  # fmt: skip
+    images={
+        name: image_input(ImageSource(bands=tuple(range(1, count + 1)), mean=(128,) * count, std=(64,) * count))
+        for name, count in (("optical", 3), ("sar", 1))
+    },
+)
 
 
 def main() -> None:

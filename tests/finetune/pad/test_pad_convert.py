@@ -197,7 +197,7 @@ def test_the_command_refuses_in_one_message(
     monkeypatch.setattr(sys, "path", ["launch", *sys.path])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(script, run_name="__main__")
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'a.pth'} is not a checkpoint file")
+    assert capsys.readouterr().err.startswith(f"error: there is no file '{tmp_path / 'a.pth'}'")
     assert not (tmp_path / "out").exists()
 
 
