@@ -167,23 +167,30 @@ def find_export(path: str | Path) -> Path:
 def load_weights(
     module: torch.nn.Module, weights: Mapping[str, Tensor], *, allow: Collection[str] = (), source: str = "weights"
 ) -> None:
-    """Copy weights into a module; refuse, with a table, names or shapes that differ and are not in `allow`."""
+    """Copy weights into a module; refuse, with a table, what differs from its own and is not in `allow`."""
     own = module.state_dict()
-    refused = [row for row in differences(own, weights) if row.split()[1] not in allow]
+    rows = {row.split()[1]: row for row in differences(own, weights)}
+    refused = [row for name, row in rows.items() if name not in allow]
     if refused:
         raise InputError(
             f"{source} does not fit the model; name what may differ with allow=[...]:\n" + "\n".join(refused)
         )
-    fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    fitting = {name: value for name, value in weights.items() if name not in rows}
     module.load_state_dict(fitting, strict=False)
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """One row, to be shown, for every name that is missing, unexpected or of another shape."""
+    """One row, to be shown, for every name that is missing, unexpected, of another shape or kind, or not finite."""
     rows = [f"  missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
     rows += [f"  unexpected  {name} {tuple(found[name].shape)}" for name in found if name not in expected]
     shapes = [(name, tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found]
-    return rows + [f"  reshaped    {name} {seen} -> {wanted}" for name, seen, wanted in shapes if seen != wanted]
+    rows += [f"  reshaped    {name} {seen} -> {wanted}" for name, seen, wanted in shapes if seen != wanted]
+    for name in (name for name, seen, wanted in shapes if seen == wanted and expected[name].is_floating_point()):
+        if not found[name].is_floating_point():
+            rows.append(f"  not-floating-point  {name} {found[name].dtype}")
+        elif not found[name].isfinite().all():
+            rows.append(f"  not-finite  {name} {tuple(found[name].shape)}")
+    return rows
 
 
 def _read_config(path: Path) -> EncoderConfig:

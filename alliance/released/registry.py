@@ -74,8 +74,8 @@ def convert_released(format: str, path: str | Path, options: Options) -> Convers
     """An encoder out of a file that another project released.
 
     Raises:
-        InputError: the file cannot be read, holds values that are not finite, or its names and shapes are not those of
-            this family: then with a table of what is missing, unexpected or reshaped.
+        InputError: the file cannot be read, or its weights are not those of this family: with a table of what is missing,
+            unexpected, reshaped or no finite floating-point numbers.
     """
     family = FAMILIES[format]
     weights = family.prepare(read_weights(path))
@@ -84,21 +84,13 @@ def convert_released(format: str, path: str | Path, options: Options) -> Convers
     own = {name: value for name, value in weights.items() if name not in beyond}
     with torch.device("meta"):
         rows = differences({name: torch.empty(shape) for name, shape in wanted.items()}, own)
+    rows += [f"  not-finite  {name}" for name in beyond if not weights[name].isfinite().all()]
     if rows:
         more = [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
         raise InputError("\n".join([f"{path} is no file of {format} ({family.title}):", *rows[:SHOWN], *more]))
-    _refuse_odd(weights, wanted, path)
     released = family.build(own, options)
     encoder = assemble(released)
     return Conversion(encoder, _report(own, beyond, weights, released, encoder), released.notes)
-
-
-def _refuse_odd(weights: Weights, wanted: Shapes, path: str | Path) -> None:
-    for name, value in weights.items():
-        if name in wanted and not value.is_floating_point():
-            raise InputError(f"{path}: {name} holds {value.dtype}, not floating-point weights; fetch the original file")
-        if not torch.isfinite(value).all():
-            raise InputError(f"{path}: {name} holds values that are not finite; fetch the file again")
 
 
 def assemble(released: Released) -> AllianceEncoder:

@@ -22,6 +22,7 @@ EVEN = 0.05  # dB, spread of an image that has no speckle left
 CIRRUS = (1340.0, 1420.0)  # nm: water vapour swallows the ground there, so reflectance is near 0 but for high clouds
 BASELINE = 0.1  # reflectance: the offset of Sentinel-2 from processing baseline 04.00 on
 SQUASHED = 8e-3  # spread of an image in units of the training data's: divided by 255 or more
+NO_SPREAD = 1e-6  # of the same, that no image has: the statistics are wrong, whatever it holds
 ASTRAY = 20.0  # training deviations of an image's median, where the unit has no limits of its own
 
 
@@ -132,6 +133,8 @@ def astray(seen: Seen, mean: Tensor, std: Tensor) -> str:
     """
     gap = ((seen.median - mean) / std).abs().nanmedian()
     shrunk = (seen.std / std).nanmedian()
+    if 0 < shrunk < NO_SPREAD:
+        return f"spread {shrunk:.2g} of what the statistics say: they are not of such images"
     if 0 < shrunk < SQUASHED and gap > 0.2:
         return f"spread {shrunk:.2g} of the training images': scaled down once too often"
     if gap > ASTRAY:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import alliance
 from alliance import AllianceEncoder, Band, InputError, Sensor, load_encoder, save_encoder
+from alliance.checkpoint import load_weights
 from tests.helpers.models import ABLATIONS, FOUR_BANDS, natural_image, sensor_of, tiny_model
 
 ROOT = Path(alliance.__file__).resolve().parents[1]
@@ -409,3 +411,24 @@ def test_special_tokens_take_gradients_where_they_are_wanted(tmp_path):
         encoder.special_tokens()
     encoder.special_tokens().cls.sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.special.parameters())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "row"),
+    [
+        (lambda weight: torch.full_like(weight, math.nan), "not-finite"),
+        (lambda weight: weight.index_fill(0, torch.tensor([0]), math.inf), "not-finite"),
+        (lambda weight: weight.int(), "not-floating-point"),
+        (lambda weight: weight.bool(), "not-floating-point"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(spoil, row):
+    module = torch.nn.Linear(3, 2)
+    before = module.weight.detach().clone()
+    weights = {"weight": spoil(torch.ones(2, 3)), "bias": torch.zeros(2)}
+    with pytest.raises(InputError, match=rf"does not fit the model.*\n  {row} +weight"):
+        load_weights(module, weights)
+    load_weights(module, weights, allow=["weight"])
+    assert torch.equal(module.weight, before)
+    load_weights(module, {"weight": torch.ones(2, 3).half(), "bias": torch.zeros(2)})
+    assert torch.equal(module.weight, torch.ones(2, 3))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from alliance.errors import InputError
 from alliance.sensors import Band, Sensor, read_sensor
+from alliance.sensors.plausible import drift, look
 from datasets.synthetic.landscapes import WAVELENGTHS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -351,3 +352,12 @@ def test_automatic_groups_are_contiguous_by_wavelength_and_hold_each_band_once(w
 
 def test_the_synthetic_cubes_have_the_wavelengths_of_their_sensor() -> None:
     assert [band.wavelength for band in shipped("synthetic-hsi").bands] == list(WAVELENGTHS)
+
+
+@pytest.mark.parametrize("std", [1e7, 1e30])
+def test_statistics_that_no_image_has_are_told(std: float) -> None:
+    sensor = Sensor(name="own", bands=(Band(name="a", mean=0.0, std=std), Band(name="b", mean=0.0, std=std)))
+    image = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (2, 32, 32)))
+    assert "they are not of such images" in drift(sensor, look(sensor, image))[0]
+    wider = sensor.with_statistics([0.0, 0.0], [2.0, 2.0])
+    assert not drift(wider, look(wider, image))

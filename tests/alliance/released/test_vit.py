@@ -213,7 +213,7 @@ def test_no_weight_of_the_encoder_may_be_missing_or_longer(format: str, tmp_path
 
 def test_a_part_that_is_left_out_must_be_finite_too(tmp_path: Path):
     torch.save(mae_file() | {"decoder_embed.weight": torch.full((32, 48), torch.inf)}, tmp_path / "file.pth")
-    with pytest.raises(InputError, match="decoder_embed.weight holds values that are not finite"):
+    with pytest.raises(InputError, match="not-finite  decoder_embed.weight"):
         convert_released("mae", tmp_path / "file.pth", Options(heads=3))
 
 
