@@ -17,6 +17,7 @@ from datasets.imagery.scenes import Box, Scene
 IGNORE = 255  # class index of a pixel that is left out of losses and scores
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 Indices = NDArray[np.int64]  # class indices 0, 1, ..., and IGNORE
+LARGEST = 2.0**53  # from which on not every whole number is a float
 
 PALETTE: tuple[Colour, ...] = (  # of classes without a colour of their own; it repeats after 20
     *((46, 139, 61), (166, 217, 106), (0, 184, 169), (20, 90, 36), (169, 113, 75)),
@@ -165,7 +166,7 @@ def _stored(
         raise InputError(f"{path} has {len(stored)} bands, label.band is {source.band}; mend it")
     absent = ~np.isfinite(stored[band])
     absent = absent if missing is None else absent | missing[band]
-    numbers = whole_numbers(path, stored[band])
+    numbers = whole_numbers(path, stored[band], absent)
     if colours and not source.told and header.palette and _distinct(classes):
         painted = _painted(numbers, header, source, classes)
         if painted is not None and (painted[absent] == IGNORE).all():
@@ -173,16 +174,29 @@ def _stored(
     return _Stored(numbers, absent, header)
 
 
-def whole_numbers(path: Path, stored: NDArray) -> Indices:
-    """Stored numbers (h, w) of any kind as integers; what is not finite becomes 0.
+def whole_numbers(path: Path, stored: NDArray, missing: NDArray | None = None) -> Indices:
+    """Stored numbers (h, w) of any kind as integers; what is not finite, or missing and beyond all labels, becomes 0.
 
+    Args:
+        missing: (h, w), what the file calls so.
     Raises:
         InputError: they are not whole.
     """
     finite = np.where(np.isfinite(stored), stored, 0)
+    beyond = np.abs(finite) >= LARGEST
+    huge = finite[beyond if missing is None else beyond & ~missing]
+    if huge.size:
+        raise InputError(
+            f"{path} holds {huge[0]:.8g}, which marks missing pixels and is not declared; say so in the file: gdal_edit.py "
+            f"-a_nodata {float(huge[0])!r} {path.name}"
+        )
+    finite = np.where(beyond, 0, finite)
     numbers = finite.astype(np.int64)
     if (numbers != finite).any():
-        raise InputError(f"{path} holds the value {finite[numbers != finite][0]:g}; a label map has whole numbers")
+        raise InputError(
+            f"{path} holds the value {finite[numbers != finite][0]:g}; a label map has whole numbers: gdal_calc.py -A "
+            f"{path.name} --calc='rint(A * FACTOR)' --type=Byte --outfile=OUT.tif, FACTOR such that classes are whole"
+        )
     return numbers
 
 

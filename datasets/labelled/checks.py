@@ -102,8 +102,11 @@ def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts], left
         raise InputError(f"{described.name}: no label map of {split} can be read: {first.reason}")
     if not any(pixels[split][name] for name in names if name not in left_out):
         others = " but of classes that are left out" if any(pixels[split].values()) else ""
+        binary = set(first.pixels) == {IGNORE} and len(names) == 2
+        meant = f"{{0: 0, {IGNORE}: 1}}" if binary else _proposal(sorted(first.pixels), len(names))
         raise InputError(
-            f"{described.name}: no pixel of {split} has a label{others}; it holds {sorted(first.pixels)[:12]}, mend `label`"
+            f"{described.name}: no pixel of {split} has a label{others}; it holds {sorted(first.pixels)[:12]}, where {IGNORE} and "
+            f"what files call nodata means no label; say what values mean, such as label: {{values: {meant}}}"
         )
     absent = [name for name in names if not pixels[split][name] and name not in left_out]
     lines = [f"no pixel of {split} is labelled {', '.join(absent)}: that cannot be learnt"] if absent else []

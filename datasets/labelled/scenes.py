@@ -116,7 +116,7 @@ def _read_map(path: Path, key: str | None, role: str) -> _Map:
     missing = ~np.isfinite(window.stored[0])
     if window.missing is not None:
         missing |= window.missing[0]
-    values = np.where(missing, 0, whole_numbers(path, window.stored[0]))
+    values = np.where(missing, 0, whole_numbers(path, window.stored[0], missing))
     return _Map(values, missing, header)
 
 

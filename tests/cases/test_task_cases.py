@@ -222,7 +222,8 @@ def test_undeclared_holes_are_refused_and_the_mend_works(make_case: Make) -> Non
 @pytest.mark.parametrize("kind", ["full", "few"])
 def test_lists_of_rows_and_columns_have_one_origin(make_case: Make, kind: str) -> None:
     folder = make_case("tasks", "09", kind)
-    truth = np.load(folder / "truth.npz")
+    with np.load(folder / "truth.npz") as stored:
+        truth = dict(stored)
     described = find_set(folder / "mine.yaml", folder)
     try:
         (scene,) = read_scenes(described)

@@ -324,3 +324,30 @@ def test_a_label_file_keeps_its_place(tmp_path: Path) -> None:
     found = read_label(tmp_path / "gt.tif", LabelSource(), dict.fromkeys(CLASSES, (0, 0, 0)), colours=False)
     with rasterio.open(tmp_path / "gt.tif") as file:
         assert found.header.transform == tuple(file.transform)[:6] and found.header.crs == file.crs.to_string()
+
+
+def test_masks_of_0_and_255_whose_0_is_declared_missing_are_told_apart_when_followed(tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: (255 * label).astype(np.uint8), classes=2)
+    for name in NAMES:
+        with rasterio.open(tmp_path / "labels" / f"{name}.tif", "r+") as file:
+            file.nodata = 0
+    two = dict(list(CLASSES.items())[:2])
+    with pytest.raises(InputError, match=r"no pixel of train has a label.*label: \{values: \{0: 0, 255: 1\}\}"):
+        check(described(tmp_path, classes=two))
+    found = described(tmp_path, classes=two, label={"files": "labels", "values": {0: 0, 255: 1}})
+    check(found)
+    assert np.array_equal(Tiles(found, "train").label(1), truth(1, 2))
+
+
+def test_labels_that_are_no_whole_numbers_say_how_to_mend_them(tmp_path: Path) -> None:
+    lowest = float(np.finfo("f4").min)
+    write_set_of(tmp_path, lambda label: np.where(label == 2, np.float32(lowest), label.astype("f4")))
+    with pytest.raises(InputError, match=r"holds -3.4028235e\+38, which marks missing .*gdal_edit.py -a_nodata -3.4"):
+        check(described(tmp_path))
+    for name in NAMES:
+        with rasterio.open(tmp_path / "labels" / f"{name}.tif", "r+") as file:
+            file.nodata = lowest
+    assert (Tiles(described(tmp_path), "train").label(1) == 255).sum() == (truth(1) == 2).sum()
+    write_set_of(tmp_path, lambda label: label.astype("f4") / 2)
+    with pytest.raises(InputError, match=r"holds the value 0.5; .*gdal_calc.py.*rint\(A \* FACTOR\)"):
+        check(described(tmp_path))
