@@ -182,7 +182,7 @@ def wait_for_step(folder: Path, step: int) -> None:
     [
         ({"nodata": 77}, "bands, scale, offset and nodata"),
         ({"scale": 0.5}, "bands, scale, offset and nodata"),
-        ({"mean": 0.125}, "statistics"),
+        ({"mean": 1.001}, "statistics"),
     ],
 )
 def test_shards_that_are_indexed_otherwise_are_other_data(
@@ -196,7 +196,9 @@ def test_shards_that_are_indexed_otherwise_are_other_data(
     name = index["sensors"][0]["name"]
     for field, value in change.items():
         if field == "mean":
-            index["statistics"][name][field] = [value] * len(index["statistics"][name][field])
+            index["statistics"][name][field] = [value * mean for mean in index["statistics"][name][field]]
+            for band in index["sensors"][0]["bands"]:
+                band[field] *= value
         else:
             index["sensors"][0][field] = value
             for band in index["sensors"][0]["bands"] if field == "scale" else []:
