@@ -3,7 +3,11 @@
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+from alliance.files import regular
 
 WHOLE = 1 << 30  # bytes of all files together up to which every byte counts; of more, ends and middles
 PART = 1 << 16  # bytes of each of these
@@ -14,27 +18,48 @@ def digest_files(files: Mapping[str, Path], *, limit: int | None = None) -> str:
     """One checksum of files by their names: of names, sizes and contents, not of places and times.
 
     Of more than 1 GiB in all, 64 KiB at the beginning, in the middle and at the end of every file are read, so that large
-    sets begin without delay.
+    sets begin without delay. A file that cannot be read counts as such: what reads it says so.
 
     Args:
         limit: bytes, in place of that 1 GiB.
-    Raises:
-        OSError: a file cannot be read.
     """
-    sizes = {path: path.stat().st_size for path in set(files.values())}
-    whole = sum(sizes.values()) <= (WHOLE if limit is None else limit)
+    stamps = {path: _stamp(path) for path in set(files.values())}
+    whole = sum(stamp.size for stamp in stamps.values()) <= (WHOLE if limit is None else limit)
     with ThreadPoolExecutor(THREADS, "contents") as threads:
-        contents = dict(
-            zip(sizes, threads.map(lambda path: _digest(path, sizes[path], whole=whole), sizes), strict=True)
-        )
+        found = threads.map(lambda path: _digest(path, stamps[path], whole=whole), stamps)
+        contents = dict(zip(stamps, found, strict=True))
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
-        total.update(f"{name}\0{sizes[path]}\0".encode() + contents[path])
+        total.update(f"{name}\0{stamps[path].size}\0".encode() + contents[path])
     return total.hexdigest()[:32]
 
 
-def _digest(path: Path, size: int, *, whole: bool) -> bytes:
-    with path.open("rb") as file:
+class _Stamp(NamedTuple):
+    """By which a file is known to be the same as a moment ago."""
+
+    size: int
+    time: int  # ns
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        found = regular(path).stat()
+    except OSError:
+        return _Stamp(0, 0)
+    return _Stamp(found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, stamp: _Stamp, *, whole: bool) -> bytes:
+    """Of one file; the several runs of a command read it once."""
+    try:
+        return _read(path, stamp.size, whole=whole)
+    except OSError:
+        return b"cannot be read"
+
+
+def _read(path: Path, size: int, *, whole: bool) -> bytes:
+    with regular(path).open("rb") as file:
         if whole or size <= 3 * PART:
             return hashlib.file_digest(file, "sha256").digest()
         found = hashlib.sha256()

@@ -3,15 +3,26 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from alliance.errors import InputError
 from datasets.children import safe_path
 from datasets.commands import KNOWN, MISTAKE, explain
 from datasets.interrupts import INTERRUPTED
+from engine.build import EngineConfig
 from engine.errors import AgreedError
-from engine.job import Config
 from engine.ranks import World, finish, leave, start
 from engine.settings import parse_settings
+
+
+class Commanded(Protocol):
+    """What is needed of the settings of any command, of one run or of several."""
+
+    @property
+    def engine(self) -> EngineConfig: ...
+
+
+Config = TypeVar("Config", bound=Commanded)
 
 
 def run_command(

@@ -97,14 +97,14 @@ def raw_statistics(images: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode and without gradients; afterwards every part has its own mode again."""
-    training = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        for module, training in modes.items():
+            module.training = training
 
 
 def _regression(strength: float) -> "LogisticRegression":

@@ -4,12 +4,14 @@ its images must be and become before it gets them. Neither file is ever half the
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from alliance.checkpoint import CONFIG, WEIGHTS, differences, read_tensors, save_tensors
@@ -193,6 +195,22 @@ def read_inputs(folder: Path, used: Mapping[str, int], classes: int) -> Inputs:
     if names and len(names) != classes:
         raise InputError(f"{path}: the network tells {classes} classes apart, 'classes' names {len(names)}")
     return Inputs(classes=names or nameless(classes), images=images)
+
+
+@contextmanager
+def described_network(folder: Path, kind: str) -> Iterator[None]:
+    """Inside, a network is built from its configuration, without initialising what its weights will overwrite.
+
+    Args:
+        kind: in words, such as "a dense network".
+    Raises:
+        InputError: the configuration is not that of such a network.
+    """
+    try:
+        with torch.device("meta"):
+            yield
+    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for sizes that there cannot be
+        raise InputError(f"{folder / CONFIG} is not the configuration of {kind} ({error}); train it again") from error
 
 
 def fill_model(model: Model, folder: Path) -> Model:

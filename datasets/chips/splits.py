@@ -11,6 +11,7 @@ from alliance.errors import InputError
 from datasets.chips.chip import Chip
 from datasets.imagery.duplicates import find_copies
 from datasets.sampling.order import shuffled
+from datasets.sampling.splits import tell_shared
 
 STREAM, FEW = 6, 7  # keep these draws apart from others with the same seed
 PARTS = ("train", "validation", "test")
@@ -101,12 +102,7 @@ def refuse_shared(parts: Mapping[str, Sequence[Chip]], train: str, others: Itera
     for name in others:
         shared = shared_chips(parts[train], parts[name])
         if shared:
-            named = ", ".join(one if one == two else f"{one} = {two}" for one, two in shared[:3])
-            raise InputError(
-                f"{len(shared)} of {len(parts[name])} images of {name} also stand in {train} ({named}"
-                f"{', ...' if len(shared) > 3 else ''}): scores on them say nothing; take them out of one of the two, or set "
-                f"data.overlap to count"
-            )
+            raise InputError(tell_shared(shared, f"{len(shared)} of {len(parts[name])} images of {name}", train))
 
 
 def _counts(wanted: NDArray[np.float64], owed: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

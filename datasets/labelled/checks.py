@@ -16,6 +16,7 @@ from datasets.imagery.labels import IGNORE, stored_values
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.find import SampleFiles
 from datasets.labelled.tiles import Tiles
+from datasets.sampling.splits import tell_shared
 
 THREADS = 4
 HEAD = 1 << 16  # bytes that are compared first
@@ -136,12 +137,8 @@ def refuse_shared(train: Tiles, other: Tiles) -> None:
         return
     shared = shared_samples(train, other)
     if shared:
-        named = ", ".join(one if one == two else f"{one} = {two}" for one, two in shared[:3])
-        raise InputError(
-            f"{train.described.name}: {len(shared)} of {len(other.images)} samples of {other.split} also stand in {train.split} "
-            f"({named}{', ...' if len(shared) > 3 else ''}): scores on them say nothing; take them out of one of the two, or "
-            f"set data.overlap to count"
-        )
+        told = f"{train.described.name}: {len(shared)} of {len(other.images)} samples of {other.split}"
+        raise InputError(tell_shared(shared, told, train.split))
 
 
 def _count(tiles: Tiles, number: int, described: LabelledSet) -> LabelCounts:

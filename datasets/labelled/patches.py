@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,10 +94,11 @@ class PatchSet(PixelTables):
     def __len__(self) -> int:
         return len(self.label)
 
+    @cached_property
     def digest(self) -> str:
         """One checksum of the images and of the labelled pixels."""
         found = hashlib.sha256()
-        for table in (self.spectral, self.passive, self.active):
+        for table in (self.spectral, self.active):  # components follow from the bands
             found.update(table.contiguous().numpy().data)
         for numbers in (self.place, self.label, np.array(self.numbers)):
             found.update(np.ascontiguousarray(numbers).data)

@@ -48,6 +48,20 @@ class Draw:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
+def tell_shared(shared: Sequence[tuple[str, str]], what: str, train: str) -> str:
+    """Why samples that also stand in training are refused for evaluation.
+
+    Args:
+        shared: their names in both.
+        what: how many of which part they are.
+    """
+    named = ", ".join(one if one == two else f"{one} = {two}" for one, two in shared[:3])
+    return (
+        f"{what} also stand in {train} ({named}{', ...' if len(shared) > 3 else ''}): scores on them say nothing; take them "
+        f"out of one of the two, or set data.overlap to count"
+    )
+
+
 def random_split(label: NDArray, draw: Draw) -> Split:
     """Draw pixels of every class at random; all others are test pixels, at least one of every class.
 

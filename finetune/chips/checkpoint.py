@@ -12,7 +12,15 @@ from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
 from alliance.records import as_type, from_record, require_present
 from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
-from finetune.model_files import ImageInput, Inputs, fill_model, read_inputs, read_record, write_model
+from finetune.model_files import (
+    ImageInput,
+    Inputs,
+    described_network,
+    fill_model,
+    read_inputs,
+    read_record,
+    write_model,
+)
 
 ChipTaskName = Literal["scene", "multilabel"]
 TASKS: tuple[ChipTaskName, ...] = ("scene", "multilabel")  # in config.json: one label of an image, or several
@@ -61,16 +69,11 @@ def load_chips(folder: str | Path, *, device: str | torch.device = "cpu") -> Lab
     record = read_record(folder)
     if record["task"] not in TASKS:
         raise InputError(f"{folder / CONFIG} is of a network of task {record['task']}; needed is {' or '.join(TASKS)}")
-    try:
+    with described_network(folder, "a network that labels images"):
         require_present(record, ("model", "channels", "classes", "size", "encoder"), "it")
         config = from_record(ChipConfig, record["model"], "model")
         channels, size = (as_type(int, record[name], name) for name in ("channels", "size"))
         classes = tuple(as_type(dict[str, Any], record["classes"], "classes"))
-        with torch.device("meta"):  # nothing is initialised that is overwritten
-            model = ChipNetwork(config, channels, len(classes), size, record=record["encoder"])
-    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for sizes that there cannot be
-        raise InputError(
-            f"{folder / CONFIG} is not the configuration of a network that labels images ({error}); train it again"
-        ) from error
+        model = ChipNetwork(config, channels, len(classes), size, record=record["encoder"])
     image = read_inputs(folder, {IMAGE: model.channels}, len(classes)).images[IMAGE]
     return Labeller(fill_model(model, folder).to(device).eval(), image, classes, record["task"])

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import CONFIG
-from alliance.errors import InputError
 from alliance.records import as_type, from_record, require_present
 from finetune.dense.model import DenseConfig, DenseNetwork, Joining
-from finetune.model_files import Inputs, fill_model, read_inputs, read_record, write_model
+from finetune.model_files import Inputs, described_network, fill_model, read_inputs, read_record, write_model
 
 TASK = "dense"  # in config.json
 
@@ -42,18 +40,13 @@ def load_dense(folder: str | Path, *, device: str | torch.device = "cpu") -> Den
     """
     folder = Path(folder)
     record = read_record(folder, TASK)
-    try:
+    with described_network(folder, "a dense network"):
         require_present(record, ("model", "channels", "classes", "joining", "encoder"), "it")
         config = from_record(DenseConfig, record["model"], "model")
         channels = as_type(dict[str, int], record["channels"], "channels")
         classes = len(as_type(dict[str, Any], record["classes"], "classes"))
         joining = as_type(Joining, record["joining"], "joining")
-        with torch.device("meta"):  # nothing is initialised that is overwritten
-            model = DenseNetwork(config, channels, classes, joining=joining, record=record["encoder"])
-    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for sizes that there cannot be
-        raise InputError(
-            f"{folder / CONFIG} is not the configuration of a dense network ({error}); train it again"
-        ) from error
+        model = DenseNetwork(config, channels, classes, joining=joining, record=record["encoder"])
     return fill_model(model, folder).to(device).eval()
 
 

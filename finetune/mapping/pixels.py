@@ -19,8 +19,8 @@ from datasets.imagery.maps import write_class_map
 from datasets.labelled import Footprint, PatchSet, SceneGrid
 from datasets.labelled.patches import PixelTables
 from datasets.sampling.splits import Indices, Split
+from engine.probing import evaluating
 from finetune.mapping.images import grid_of
-from finetune.tasks.evaluate import evaluating
 
 ROLES = ("none", *Split._fields)  # what a pixel serves for: none, train, validation, test
 
@@ -65,12 +65,14 @@ def place_logits(
     """Logits (b, k) of places, batch by batch, in evaluation mode; see `predict_places`."""
     if batch < 1:
         raise InputError(f"a batch of {batch} pixels was asked for; give at least 1")
-    with evaluating(model):
-        for start in range(0, len(place), batch):
-            inputs = tables.around(place[start : start + batch])
-            with torch.inference_mode():
-                logits = model(*(image.to(device) for image in inputs)).logits
-            yield logits
+    for start in range(0, len(place), batch):
+        inputs = tables.around(place[start : start + batch])
+        with (
+            evaluating(model),
+            torch.inference_mode(),
+        ):  # not around the yield: who takes the logits has modes of its own
+            logits = model(*(image.to(device) for image in inputs)).logits
+        yield logits
 
 
 def classify_scenes(

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import CONFIG
-from alliance.errors import InputError
 from alliance.records import as_type, from_record, require_present
-from finetune.model_files import Inputs, fill_model, read_inputs, read_record, write_model
+from finetune.model_files import Inputs, described_network, fill_model, read_inputs, read_record, write_model
 from finetune.s2fin.network import S2Fin, S2FinConfig
 
 TASK = "s2fin"  # in config.json
@@ -46,16 +44,12 @@ def load_network(folder: str | Path, *, device: str | torch.device = "cpu") -> S
     """
     folder = Path(folder)
     record = read_record(folder, TASK)
-    try:
+    with described_network(folder, "an S2Fin network"):
         require_present(record, ("model", "sizes", "classes", "encoder"), "it")
         config = from_record(S2FinConfig, record["model"], "model")
         sizes = from_record(_Sizes, record["sizes"], "sizes")
         classes = len(as_type(dict[str, Any], record["classes"], "classes"))
-        with torch.device("meta"):  # nothing is initialised that is overwritten
-            model = S2Fin(config, **sizes._asdict(), classes=classes, record=record["encoder"])
-    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for sizes that there cannot be
-        message = f"{folder / CONFIG} is not the configuration of an S2Fin network ({error}); write it again"
-        raise InputError(message) from error
+        model = S2Fin(config, **sizes._asdict(), classes=classes, record=record["encoder"])
     return fill_model(model, folder).to(device).eval()
 
 

@@ -15,10 +15,11 @@ from sklearn.metrics import davies_bouldin_score, silhouette_score
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.tiles import Tiles
+from engine.probing import evaluating
 from finetune.pad.fusion import STAGES
 from finetune.pad.model import Pad
 from finetune.studies.report import draw_features, write_rows
-from finetune.tasks.evaluate import evaluating, network_images
+from finetune.tasks.evaluate import network_images
 
 STREAM = 5  # keeps these draws apart from those of other modules with the same seed
 COMPONENTS = 50  # that PCA leaves
@@ -125,7 +126,7 @@ def cell_features(model: Pad, tiles: Tiles, cells: Cells, stage: int) -> dict[st
     parameter = next(model.parameters())
     names = [*model.config.in_channels, "fused"]
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         for image in np.unique(cells.image):
             here = cells.image == image
             rows, columns = (torch.from_numpy(axis[here]) for axis in (cells.row, cells.column))

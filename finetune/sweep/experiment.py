@@ -1,5 +1,6 @@
 """What a task brings to be run with several seeds, and the settings of that."""
 
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -132,6 +133,28 @@ class Experiment(ABC, Generic[Config]):
 
     def draw(self, config: Config, data: Any, device: torch.device) -> None:  # noqa: B027
         """Draw finished seeds."""
+
+
+class ScoredSeeds(Experiment[Config]):
+    """Seeds of a task whose scores.json holds its scores in percent.
+
+    Attributes:
+        overall: names there of the scores of the table.
+        by_class: name there of those per class.
+    """
+
+    overall: ClassVar[tuple[str, ...]]
+    by_class: ClassVar[str]
+
+    def scores(self, seed: int, record: Mapping[str, Any]) -> SeedScores:
+        overall = {name: _share(record[name]) for name in self.overall}
+        per_class = [_share(score) for score in record[self.by_class].values()]
+        return SeedScores(seed, overall, per_class, torch.tensor(record["confusion"]))
+
+
+def _share(percent: float | None) -> float:
+    """From 0 to 1; nan where a score is not defined."""
+    return math.nan if percent is None else percent / 100
 
 
 def of_seed(config: Any, seed: int) -> Any:

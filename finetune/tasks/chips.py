@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from datasets.imagery.scenes import summarise
 from engine.job import Running
 from engine.log import logger, report_disk_errors
 from engine.loop import digest
+from engine.probing import evaluating
 from engine.ranks import World, gather, together
 from engine.settings import to_record
 from finetune.chips.checkpoint import ChipTaskName, load_chips, probabilities, save_chips
@@ -34,7 +34,6 @@ from finetune.pictures import colour_channels
 from finetune.task import MODEL, Task
 from finetune.tasks.chips_config import ChipTaskConfig
 from finetune.tasks.chips_data import contents_of, open_parts, usual_size, write_splits
-from finetune.tasks.evaluate import evaluating
 
 Config = TypeVar("Config", bound=ChipTaskConfig)
 PREDICTIONS, SPLIT = "predictions.csv", "splits.csv"
@@ -150,7 +149,7 @@ class ChipTask(Task[Config]):
         for fault in batch.faults if say else ():
             logger.error("not scored: %s", fault)
         dtype = next(model.parameters()).dtype
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             logits = model(batch.image.to(self.world.device, dtype)).logits
         return probabilities(logits, self.kind).cpu().numpy(), batch.weight.numpy()
 

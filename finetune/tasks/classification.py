@@ -55,7 +55,7 @@ class Classification(Task[Any]):
         self.identity = {
             **{name: record[name] for name in ("model", "checkpoint", "optim", "epochs")},
             "data": {name: record["data"][name] for name in ("set", "components", "drop_classes")}
-            | {"contents": patches.digest()},
+            | {"contents": patches.digest},
             "weights": {"checkpoint": digest_of(config.checkpoint)} if config.checkpoint else {},
             "split": {part: digest(list(map(str, pixels))) for part, pixels in split._asdict().items()},
             "seed": self.seed,

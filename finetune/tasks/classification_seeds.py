@@ -46,7 +46,7 @@ class ClassificationSeeds(Experiment[ClassifyConfig]):
         return open_data(config)
 
     def contents(self, config: ClassifyConfig, data: PatchSet) -> dict[str, str]:
-        return {"data": data.digest()} | ({"checkpoint": digest_of(config.checkpoint)} if config.checkpoint else {})
+        return {"data": data.digest} | ({"checkpoint": digest_of(config.checkpoint)} if config.checkpoint else {})
 
     def check(self, config: ClassifyConfig, data: PatchSet) -> None:
         network_for(config.model, data)

@@ -1,16 +1,16 @@
 """Scoring a network that labels pixels: one image after the other, as PAD's paper tests (no resizing, no padding, batch 1)."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from alliance.errors import InputError
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import Sample, Tiles, blank_sample
+from engine.probing import evaluating
 from finetune.pixel_network import SMALLEST, HasRoles, PixelNetwork
 from finetune.scores import image_confusions
 
@@ -72,7 +72,7 @@ def predict(
     images = network_images(sample, described, model)
     h, w = sample.label.shape[-2:]
     margins = (0, max(SMALLEST - w, 0), 0, max(SMALLEST - h, 0))
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         output = model(**{name: functional.pad(image, margins).to(device, dtype) for name, image in images.items()})
         return output.logits[..., :h, :w].argmax(dim=1).cpu()
 
@@ -87,15 +87,3 @@ def network_images(sample: Sample, described: LabelledSet, network: HasRoles) ->
         name: rearrange(described.image(role).standardise(sample.images[role]), "c h w -> 1 c h w")
         for name, role in network.roles.items()
     }
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every part returns to its own mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

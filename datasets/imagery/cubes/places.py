@@ -1,4 +1,4 @@
-"""Where an array lies: the CRS and the transform that a file's grid mapping and coordinates give (CF, chapters 4, 5)."""
+"""Where an array lies: by a file's grid mapping and coordinates (CF, chapters 4, 5), else as its product tells it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from rasterio.errors import CRSError
 
 from datasets.imagery.cubes.arrays import Arrays
 from datasets.imagery.cubes.axes import letter
+from datasets.imagery.cubes.told import told_place
 
 EVENNESS = 0.05  # of a step: coordinates in float32 are that uneven
 TEXTS = ("crs_wkt", "spatial_ref", "proj4", "proj4text", "epsg_code", "epsg", "crs")
@@ -31,7 +32,11 @@ def georeference(
         (top, down), (left, right) = rows, cols
         transform = (right, 0.0, left - right / 2, 0.0, down, top - down / 2)
         return crs or _geographic(arrays, key, axes), transform
-    return crs, _transform(mapping) if crs else None
+    transform = _transform(mapping) if crs else None
+    if transform is not None:
+        return crs, transform
+    told, transform = told_place(arrays, key, shape)
+    return told or crs, transform
 
 
 def coordinate_grids(arrays: Arrays) -> frozenset[tuple[int, int]]:

@@ -16,7 +16,7 @@ from datasets.imagery.cubes.bands import BandFacts, band_counts, band_facts
 from datasets.imagery.cubes.choice import choose
 from datasets.imagery.cubes.packing import Packing, find_packing
 from datasets.imagery.cubes.places import coordinate_grids, georeference
-from datasets.imagery.cubes.told import swath_points, told_place
+from datasets.imagery.cubes.told import swath_points
 from datasets.imagery.scenes import Read, Scene, Unreadable, Window, check_dtype, find_date, readable
 
 
@@ -132,9 +132,6 @@ def _scene(path: Path, root: Path, arrays: Arrays, found: Sequence[_Described]) 
     places = _places(found)
     first = found[0].part
     crs, transform = georeference(arrays, first.key, first.axes, (height, width))
-    if transform is None:
-        told = told_place(arrays, first.key, (height, width))
-        crs, transform = (told[0] or crs, told[1]) if told[1] else (crs, None)
     wavelengths = [found[part].facts.wavelengths[band] for part, band in places if found[part].facts.wavelengths]
     return CubeScene(
         root=root,
