@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 
 from alliance.errors import InputError
 from datasets.imagery.maps import BLOCK, Grid, Stored, cloud_optimised, forget_statistics, tiff_profile
+from datasets.imagery.rasters import open_quietly
 
 Dtype = Literal["float16", "int8"]
 TILE = 16 * 2**20  # bytes of a tile of a file, as numbers of four bytes
@@ -69,7 +69,7 @@ def feature_map(
             yield FeatureRows(target)
         else:
             beside = Path(target.name).with_name("features.tif")
-            with rasterio.open(beside, "w+", **tiff_profile(grid, count, floats)) as features:
+            with open_quietly(beside, "w+", **tiff_profile(grid, count, floats)) as features:
                 rows = FeatureRows(features)
                 yield rows
                 _quantise(features, target, rows.largest)

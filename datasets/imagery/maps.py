@@ -5,7 +5,6 @@ A map holds class indices as uint8, 255 where nothing is known, with a colour ta
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetWriter
 from rasterio.shutil import copy
 from rasterio.transform import Affine
@@ -25,6 +23,7 @@ from rasterio.transform import Affine
 from alliance.files import sync
 from datasets.descriptors import clear_scratch, scratch_folder
 from datasets.imagery.labels import IGNORE, Colour
+from datasets.imagery.rasters import open_quietly
 
 FULL = 250  # stored value of probability 1
 BLOCK = 512  # pixels
@@ -100,10 +99,9 @@ def cloud_optimised(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_scratch(path)
-    with scratch_folder(path) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with scratch_folder(path) as folder:
         windows, whole = folder / "windows.tif", folder / path.name
-        with rasterio.open(windows, "w", **tiff_profile(grid, count, stored)) as target:
+        with open_quietly(windows, "w", **tiff_profile(grid, count, stored)) as target:
             yield target
         form = {
             "compress": "deflate",
@@ -122,7 +120,7 @@ def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
     """Copy a file as a cloud optimised one and read it back: GDAL does not always tell that a disk is full."""
     try:
         copy(source, target, driver="COG", **form)
-        with rasterio.open(source) as first, rasterio.open(target) as second:
+        with open_quietly(source) as first, open_quietly(target) as second:
             return all(
                 np.array_equal(first.read(window=window), second.read(window=window), equal_nan=True)
                 for _, window in first.block_windows(1)

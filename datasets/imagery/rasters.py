@@ -134,11 +134,16 @@ def opened(path: Path, root: Path | None = None, page: int | None = None) -> Ite
         if driver == "VRT":
             vrt_files(path, root or path.parent)
         name = path if page is None else f"GTIFF_DIR:{page}:{path.absolute()}"
-        with OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(name, driver=driver)
+        dataset = open_quietly(name, driver=driver)
     with dataset:
         yield dataset
+
+
+def open_quietly(name: str | Path, mode: str = "r", **profile: Any) -> Any:
+    """`rasterio.open` without the warning that a file has no place; in all threads, one at a time."""
+    with OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(name, mode, **profile)
 
 
 def _palette(dataset: rasterio.DatasetReader) -> dict[int, tuple[int, int, int]]:

@@ -1,6 +1,5 @@
 """Cut registered scenes into tiles, window by window, and refuse scenes that are not what they should be."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from alliance.files import new_file, sync
 from datasets.imagery.grids import compare_grids
 from datasets.imagery.images import describe
 from datasets.imagery.labels import IGNORE, Colour, to_indices
-from datasets.imagery.rasters import opened
+from datasets.imagery.rasters import open_quietly, opened
 from datasets.imagery.scenes import Unreadable, readable
 from datasets.labelled.find import SampleFiles
 
@@ -180,9 +179,7 @@ def _write_tile(
         profile |= {"crs": source.crs, "transform": source.window_transform(window)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as part:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            tile = rasterio.open(part, "w", **profile)
+        tile = open_quietly(part, "w", **profile)
         with suppress(RasterioError, CPLE_BaseError), tile:  # told by what can be read
             tile.write(pixels)
             if colours is None:
@@ -198,9 +195,7 @@ def _write_tile(
 def _holds(path: Path, pixels: np.ndarray) -> bool:
     """Whether a GeoTIFF can be read and holds these pixels."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as tile:
-                return np.array_equal(tile.read(), pixels)
+        with open_quietly(path) as tile:
+            return np.array_equal(tile.read(), pixels)
     except (RasterioError, CPLE_BaseError):
         return False

@@ -1,13 +1,11 @@
 """Synthetic files in the layouts of WHU-OPT-SAR and DDHR-SK, with the defects of the real ones. NOTHING HERE IS MEASURED."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning
 
+from datasets.imagery.rasters import open_quietly
 from datasets.synthetic.pairs import SyntheticPair, make_pair
 
 WHU_SCENES = ("NH49E001013", "NH49E001014", "NH49E002014", "NH49E004013", "NH50E007002")  # train test train train test
@@ -21,10 +19,8 @@ def write_plain(path: Path, pixels: np.ndarray, **profile: Any) -> None:
     driver = {".tif": "GTiff", ".jpg": "JPEG", ".png": "PNG"}[path.suffix]
     count, height, width = pixels.shape
     form = {"driver": driver, "count": count, "height": height, "width": width, "dtype": pixels.dtype}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", **(form | profile)) as file:
-            file.write(pixels)
+    with open_quietly(path, "w", **(form | profile)) as file:
+        file.write(pixels)
 
 
 def write_whu(root: Path, *, height: int = 80, width: int = 112, seed: int = 0) -> dict[str, SyntheticPair]:

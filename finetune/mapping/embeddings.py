@@ -29,6 +29,7 @@ from alliance.sensors import Sensor
 from datasets.imagery.feature_maps import Dtype, feature_map
 from datasets.imagery.images import SensorSource
 from datasets.imagery.maps import Grid
+from datasets.imagery.rasters import open_quietly
 from datasets.labelled.normalise import Preprocessing
 from finetune.mapping.blending import Cover, Strip, cover
 from finetune.mapping.centroids import centroid_table
@@ -224,7 +225,7 @@ def read_components(path: Path, tags: dict[str, str]) -> Components:
         InputError: no such file, or its features are others.
     """
     try:
-        with rasterio.open(path) as file:
+        with open_quietly(path) as file:
             found = file.tags()
     except RasterioError as error:
         raise InputError(f"{path} cannot be read ({error}); give --pca a number, or a file of embeddings") from error

@@ -9,7 +9,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rasterio
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from datasets.figures import save_figure
 from datasets.imagery.feature_maps import read_features
 from datasets.imagery.labels import IGNORE
+from datasets.imagery.rasters import open_quietly
 from datasets.labelled import PatchSet
 from datasets.sampling.splits import Split
 from finetune.mapping.pixels import ROLES, ClassMap, class_colours, classify_scenes, is_placed, write_geotiff
@@ -97,7 +97,7 @@ def draw_map(path: Path, found: ClassMap, patches: PatchSet) -> None:
 
 def draw_features(path: Path, features: Path) -> None:
     """Write a PNG of the first three bands of a feature map as red, green and blue, each stretched; missing ones white."""
-    with rasterio.open(features) as file:
+    with open_quietly(features) as file:
         thinning = max(1.0, max(file.shape) / (LARGEST * DPI))
         height, width = (max(1, round(side / thinning)) for side in file.shape)
         bands = [1, 2, 3] if file.count >= 3 else [1, 1, 1]
