@@ -66,25 +66,48 @@ class SelectiveScan(nn.Module):
         return rearrange(y + rearrange(self.skip.float(), "e -> e 1") * x, "b n e p -> b n (e p)")
 
 
-class ScanMixer(nn.Module):
-    """Pre-norm residual mixer, raster order there and back: Z + W (scan(x) + reversed scan(x)) silu(g), [x, g] = W' LN Z.
-
-    A plain-torch stand-in for the Mamba blocks of the paper, whose variant is not known to us.
-    """
+class GatedNorm(nn.Module):
+    """Mamba-2's: y silu(g), divided by its rms over the channels, times a weight per channel; float32 like the scan."""
 
     def __init__(self, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d))
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Two of (b, n, d) -> (b, n, d) float32."""
+        y = y.float() * functional.silu(gate.float())
+        return y * (y.square().mean(dim=-1, keepdim=True) + 1e-5).rsqrt() * self.weight.float()
+
+
+class ScanMixer(nn.Module):
+    """Pre-norm residual mixer, raster order there and back: Z + W norm((scan(x) + reversed scan(x)) silu(g)), [x, g] = W' LN Z.
+
+    A plain-torch stand-in for the Mamba blocks of the paper, whose variant is not known to us: Mamba-2's, with its RMS norm
+    behind the gate, so that the update does not grow with the scan's sums over the pixels.
+
+    Args:
+        norm: that norm, and a projection W that starts at zero, so that the mixer begins as the identity; without it the
+            update is several times as large as the tokens.
+    """
+
+    def __init__(self, d: int, *, norm: bool = True) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(d)
         self.inward = nn.Linear(d, 2 * d, bias=False)
         self.there, self.back = SelectiveScan(d), SelectiveScan(d)
+        self.gated_norm = GatedNorm(d) if norm else None
         self.outward = nn.Linear(d, d, bias=False)
+        if norm:
+            nn.init.zeros_(self.outward.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(b, n, d) -> (b, n, d)."""
         x, gate = self.inward(self.norm(tokens)).chunk(2, dim=-1)
         x = functional.silu(x)
         scanned = self.there(x) + self.back(x.flip(1)).flip(1)
-        return tokens + self.outward(scanned.to(gate.dtype) * functional.silu(gate))
+        if self.gated_norm is None:
+            return tokens + self.outward(scanned.to(gate.dtype) * functional.silu(gate))
+        return tokens + self.outward(self.gated_norm(scanned, gate).to(gate.dtype))
 
 
 class GruMixer(nn.Module):

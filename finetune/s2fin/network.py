@@ -49,6 +49,8 @@ class S2FinConfig(Ranged):
     """HFRM in the shallow place, AFCM in the deep one."""
     mixer: Literal["scan", "gru", "none"] = "scan"
     """Long-range mixing of the pixels: a selective scan, a GRU, or none."""
+    mixer_norm: bool = True
+    """Mamba-2's norm behind the gate of the scan, whose output then starts at zero; off: neither."""
     temperature: float = ranged(0.05, 0, LARGE, above=True)
     """Softness of all high-pass edges, in units of Nyquist."""
     dropout: float = ranged(0.3, 0, 1, below=True)
@@ -96,8 +98,9 @@ class Stages(NamedTuple):
 
 
 def _mixer(config: S2FinConfig) -> nn.Module:
-    kinds = {"scan": ScanMixer, "gru": GruMixer, "none": lambda d: nn.Identity()}
-    return kinds[config.mixer](config.width)
+    if config.mixer == "scan":
+        return ScanMixer(config.width, norm=config.mixer_norm)
+    return GruMixer(config.width) if config.mixer == "gru" else nn.Identity()
 
 
 class S2Fin(nn.Module):

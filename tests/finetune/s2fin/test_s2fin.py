@@ -57,6 +57,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "passive alone": {"inputs": "passive"},
     "active alone": {"inputs": "active"},
     "gru": {"mixer": "gru"},
+    "scan without norm": {"mixer_norm": False},
     "no mixer": {"mixer": "none"},
     "auxiliary heads": {"auxiliary": 0.3, "label_smoothing": 0.05},
     "none of the four": {
@@ -443,16 +444,69 @@ def test_the_decay_loses_no_digits_behind_a_long_past():
 
 def test_one_direction_sees_the_past_and_both_see_all():
     tokens = random(1, 9, 32).requires_grad_()
-    for module, seen in ((SelectiveScan(32), 5), (ScanMixer(32), 9), (GruMixer(32), 9)):
+    mixer = ScanMixer(32)
+    randomise(mixer.outward)  # starts at zero
+    for module, seen in ((SelectiveScan(32), 5), (mixer, 9), (GruMixer(32), 9)):
         (slope,) = torch.autograd.grad(module(tokens)[0, 4].square().sum(), tokens)
         assert (slope[0].abs().sum(-1) > 0).tolist() == [True] * seen + [False] * (9 - seen)
 
 
 def test_reversing_the_pixels_swaps_the_directions():
     mixer, tokens = ScanMixer(32), random(2, 9, 32)
+    randomise(mixer.outward)
     forth = mixer(tokens)
     mixer.there, mixer.back = mixer.back, mixer.there
     torch.testing.assert_close(mixer(tokens.flip(1)).flip(1), forth, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_mixer_is_its_formula(norm):
+    """In float64, with the scan as a recurrence; Mamba-2's norm y / sqrt(mean y^2 + 1e-5) acts behind the gate."""
+    mixer, tokens = ScanMixer(32, norm=norm), random(2, 9, 32)
+    randomise(mixer)
+    weights = {name: value.detach().double() for name, value in mixer.state_dict().items()}
+    z = tokens.double()
+    z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    x, gate = ((z * weights["norm.weight"] + weights["norm.bias"]) @ weights["inward.weight"].T).chunk(2, dim=-1)
+    x = x * torch.sigmoid(x)
+
+    def scan(name: str, x: Tensor) -> Tensor:
+        write, read, step = (x @ weights[f"{name}.select.weight"].T).split([48, 48, 2], dim=-1)
+        heads = rearrange(x, "b n (e p) -> b n e p", e=2)
+        step = torch.log1p(torch.exp(step + weights[f"{name}.step"]))
+        y = recurrence(heads, step, -weights[f"{name}.log_decay"].exp(), write, read)
+        return (y + weights[f"{name}.skip"][:, None] * heads).flatten(2)
+
+    y = (scan("there", x) + scan("back", x.flip(1)).flip(1)) * gate * torch.sigmoid(gate)
+    if norm:
+        y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights["gated_norm.weight"]
+    expected = tokens + y @ weights["outward.weight"].T
+    torch.testing.assert_close(mixer(tokens).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_mixer_begins_as_the_identity_and_learns_from_the_first_step():
+    mixer, tokens = ScanMixer(32), random(2, 49, 32)
+    found = mixer(tokens)
+    assert torch.equal(found, tokens)
+    found.square().sum().backward()
+    assert mixer.outward.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+@pytest.mark.parametrize("n", [9, 121])
+def test_the_update_of_the_mixer_stays_below_the_tokens(n, size):
+    """What the norm gives has rms 1, whatever its input and however many pixels are summed over; a matrix of deviation 1 / sqrt(3 d), torch's usual, takes
+    it to 1 / sqrt(3)."""
+    torch.manual_seed(0)
+    mixer, tokens, seen = ScanMixer(64), size * random(8, n, 64), []
+    with torch.no_grad():
+        mixer.inward.weight.mul_(size)
+    nn.init.uniform_(mixer.outward.weight, -(64**-0.5), 64**-0.5)
+    mixer.gated_norm.register_forward_hook(lambda module, args, output: seen.append(output))
+    update = mixer(tokens) - tokens
+    loud = seen[0].square().mean(-1)
+    assert loud.mean().item() == pytest.approx(1, abs=0.02)
+    assert update.square().mean().sqrt().item() == pytest.approx(3**-0.5, rel=0.1)
 
 
 # The network
@@ -461,6 +515,8 @@ def test_reversing_the_pixels_swaps_the_directions():
 @each_ablation
 def test_every_ablation_predicts_and_gives_all_its_parameters_gradient(changes):
     model = network(changes)
+    if isinstance(model.mixer, ScanMixer):
+        randomise(model.mixer.outward)  # from zero, what lies before it learns from the second step on
     prediction = model(*patches(model.config))
     assert prediction.logits.shape == (4, 3)
     assert len(prediction.auxiliary) == (3 if model.config.auxiliary else 0)

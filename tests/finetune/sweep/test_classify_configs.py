@@ -89,6 +89,7 @@ CLAIMS = {
     "no_mixer": lambda model: isinstance(model.mixer, nn.Identity),
     "gru_mixer": lambda model: has(model, GruMixer) and not has(model, ScanMixer),
     "scan_mixer": lambda model: has(model, ScanMixer) and not has(model, GruMixer),
+    "scan_without_norm": lambda model: model.mixer.gated_norm is None and model.mixer.outward.weight.any(),
     "no_all_four": lambda model: (
         model.hfset.filter is None and model.ssaf is None and not has(model, AdaptiveFrequencyChannels)
         and not has(model, HighFrequencyResonance)
