@@ -16,7 +16,7 @@ from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
 from engine.runs import write_whole
 
-OVERALL = ("oa", "miou", "mf1", "mkappa", "kappa")  # of a segmentation
+OVERALL = ("oa", "miou", "mf1", "mkappa", "mkappa_release", "kappa")  # of a segmentation
 
 
 class Scores(NamedTuple):
@@ -73,7 +73,8 @@ class SegmentationScores(NamedTuple):
     oa: float  # overall accuracy
     miou: float
     mf1: float
-    mkappa: float  # mean over images of Cohen's kappa of each, as PAD publishes it
+    mkappa: float  # mean over images of Cohen's kappa of each, as PAD's paper defines it
+    mkappa_release: float  # the same as PAD's public code computes it, without images whose kappa is negative
     kappa: float  # Cohen's kappa of all pixels together
     iou: Tensor  # (k,) float64, intersection over union
     f1: Tensor  # (k,)
@@ -117,6 +118,7 @@ def segmentation_scores(confusions: Tensor) -> SegmentationScores:
         miou=iou.nanmean().item(),
         mf1=f1.nanmean().item(),
         mkappa=mean_kappa(counts).item(),
+        mkappa_release=mean_kappa(counts, negative=False).item(),
         kappa=cohen_kappa(total).item(),
         iou=iou,
         f1=f1,
@@ -126,14 +128,17 @@ def segmentation_scores(confusions: Tensor) -> SegmentationScores:
     )
 
 
-def mean_kappa(confusions: Tensor) -> Tensor:
-    """Mean of each image's kappa (equation 23 of PAD) over (n, k, k), with the exceptions of PAD's public code.
+def mean_kappa(confusions: Tensor, *, negative: bool = True) -> Tensor:
+    """Mean of each image's kappa (equation 23 of PAD) over (n, k, k); nan where no image has one.
 
-    Left out are images without labelled pixels, those where truth and prediction are one and the same class, and those
-    with a negative kappa.
+    Left out are images whose kappa is 0 / 0: those without labelled pixels, and those where truth and prediction are one and
+    the same class.
+
+    Args:
+        negative: take images with a negative kappa, which the equation does and PAD's public code does not.
     """
     kappas = cohen_kappa(confusions.double())
-    return kappas[kappas >= 0].mean()
+    return kappas[~kappas.isnan() if negative else kappas >= 0].mean()
 
 
 def segmentation_record(scores: SegmentationScores, classes: Sequence[str]) -> dict[str, Any]:

@@ -58,6 +58,16 @@ class ConvNeXtV2(Backbone):
         """Image (b, c, h, w) -> maps (b, channels[i], h / s, w / s), see `Backbone`."""
         return self.run_stages(self.stem(image))
 
+    def draw_biases(self, std: float) -> None:
+        """Biases of all convolutions and linear layers from N(0, std^2), in place of 0.
+
+        A place of zeros, such as a margin, otherwise gives the stem's layer norm a vector of zeros, and every such norm
+        multiplies the gradient by 1 / sqrt(eps) = 1000.
+        """
+        for layer in (*self.stem.modules(), *self.stages.modules()):
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+                nn.init.normal_(layer.bias, std=std)
+
     def run_stages(self, running: Tensor, *, start: int = 1, stop: int = 4) -> list[Tensor]:
         """What feeds stage `start`, (b, d, h, w) -> the maps of the stages `start` to `stop`, (b, d_i, h_i, w_i) each."""
         maps = []

@@ -42,6 +42,10 @@ class PadConfig(Ranged):
     """Where the norm of a stage acts: inline, so that the next stage gets the normalised map as in the release, or
     on the output alone as usual.
     """
+    encoder_bias: float = ranged(0.02, 0, 1)
+    """Deviation of the biases that both ConvNeXt V2 encoders begin with, where no weights are loaded; 0: none, as usual,
+    and pixels of zeros, such as the margin of a tile, blow the first gradients up (docs/model.md 13.9).
+    """
     drop_path: float = ranged(0.4, 0, 1, below=True)
     """Share of samples that skip the last block in training, rising linearly from 0."""
     dropout: float = ranged(0.1, 0, 1, below=True)
@@ -88,7 +92,7 @@ class PadConfig(Ranged):
 
 
 class PadOutput(NamedTuple):
-    """logits and auxiliary (b, classes, h, w) at the size of the image; penalty () float32, summed over the stages."""
+    """logits and auxiliary (b, classes, h, w) at the size of the image; penalty (4,) float32, of each stage."""
 
     logits: Tensor
     auxiliary: Tensor
@@ -121,6 +125,10 @@ class Pad(PixelNetwork):
         )
         self.decoder = UPerHead(channels, config.classes, dropout=config.dropout)
         self.auxiliary = FCNHead(channels[2], config.classes, dropout=config.dropout)
+        with torch.random.fork_rng(devices=[]):  # what is drawn after this is the same without it
+            for encoder in self.encoders.values():
+                if isinstance(encoder, ConvNeXtV2) and config.encoder_bias:
+                    encoder.draw_biases(config.encoder_bias)
 
     @property
     def transferred(self) -> TransferredEncoder | None:
@@ -158,19 +166,19 @@ class Pad(PixelNetwork):
         return [list(self.encoders[name](image)) for name, image in images.items()]
 
     def fuse(self, pyramids: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], Tensor]:
-        """What `encode` gives -> four maps, and the sum of the penalties () float32."""
+        """What `encode` gives -> four maps, and the penalty of each stage (4,) float32, 0 where nothing is fused."""
         maps = []
-        penalty = torch.zeros((), device=pyramids[0][0].device)
+        none = torch.zeros((), device=pyramids[0][0].device)
+        penalties = [none] * len(STAGES)
         for stage, features in enumerate(zip(*pyramids, strict=True), start=1):
             if str(stage) in self.fusions:
-                fused, change = self.fusions[str(stage)](*features)
-                penalty = penalty + change
+                fused, penalties[stage - 1] = self.fusions[str(stage)](*features)
             else:
                 fused = sum(features[1:], start=features[0])
             maps.append(fused)
         if self.config.early_fusion:
             maps += cast(ConvNeXtV2, self.encoders["rgb"]).run_stages(maps[0], start=2)
-        return maps, penalty
+        return maps, torch.stack(penalties)
 
 
 def build_backbones(

@@ -24,8 +24,7 @@ from alliance.frequency import (
 SpectrumLayout = Literal["release", "true_radius"]
 
 SHARPNESS = 10.0  # of the high-pass mask's edge, equation 16
-NOISE_POWER = 1e-12  # relative to the strongest bin of a map: below it the phase is rounding noise
-TINY_POWER = 1e-24  # the same for a map without any strong bin
+FLOOR = 1e-6  # of a bin's power next to the strongest one of its map, or to 1: the slope of its phase grows no further
 
 
 @uncompiled
@@ -93,12 +92,12 @@ def high_pass(distance: Tensor, radius: Tensor) -> Tensor:
 
 
 def _phase(spectrum: Tensor, real_bins: Tensor) -> Tensor:
-    """The angle, with a gradient that stays bounded in bins without amplitude."""
+    """The angle; of weak bins with a gradient that is bounded: sqrt(1 / floor) at most, 0 where there is no amplitude."""
     # Rounding must not choose between pi and -pi for a negative number that is real.
     real, imaginary = spectrum.real, spectrum.imag.masked_fill(real_bins, 0.0)
     x, y = real.detach(), imaginary.detach()
     power = x.square() + y.square()
-    floor = NOISE_POWER * power.amax(dim=(-2, -1), keepdim=True) + TINY_POWER
+    floor = FLOOR * power.amax(dim=(-2, -1), keepdim=True).clamp(min=1.0)
     # The second term is zero and carries the derivative (x dy - y dx) / (x^2 + y^2).
     return torch.atan2(y, x) + (x * imaginary - y * real) / torch.maximum(power, floor)
 

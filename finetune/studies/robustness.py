@@ -11,7 +11,7 @@ from alliance.errors import InputError
 from datasets.labelled.corrupt import cloud_mask, cover, without
 from datasets.labelled.tiles import Sample, Tiles
 from finetune.pad.model import Pad
-from finetune.scores import SegmentationScores, segmentation_scores
+from finetune.scores import OVERALL, SegmentationScores, segmentation_scores
 from finetune.tasks.evaluate import Corruption, evaluate
 
 CLEAN, NO_RGB, NO_SAR = "clean", "no rgb", "no sar"
@@ -85,7 +85,7 @@ def score_rows(scores: Mapping[str, SegmentationScores], classes: Sequence[str])
     """A row per condition: its name, then percentages: overall scores and the IoU of every class."""
     return [
         {"condition": name}
-        | {column: 100 * getattr(each, column) for column in ("oa", "miou", "mf1", "mkappa", "kappa")}
+        | {column: 100 * getattr(each, column) for column in OVERALL}
         | {f"iou_{label}": 100 * iou for label, iou in zip(classes, each.iou.tolist(), strict=True)}
         for name, each in scores.items()
     ]

@@ -16,6 +16,7 @@ TITLES = {
     "miou": "mIoU",
     "mf1": "mF1",
     "mkappa": "mKappa",
+    "mkappa_release": "mKappa, released code",
     "iou": "IoU",
     "precision": "precision",
     "recall": "recall",

@@ -112,7 +112,7 @@ def test_a_converted_network_computes_what_the_release_does(tmp_path: Path, weig
     assert output.logits.std() > 0.05
     assert torch.allclose(output.logits.double(), logits, atol=1e-4 * logits.std().item())
     assert torch.allclose(output.auxiliary.double(), auxiliary, atol=1e-4 * auxiliary.std().item())
-    assert output.penalty.item() == pytest.approx(penalty, rel=1e-4)
+    assert output.penalty.sum().item() == pytest.approx(penalty, rel=1e-4)
 
 
 def test_the_command_writes_weights_and_settings(

@@ -120,6 +120,19 @@ def test_gradients_are_finite_for_any_map(scale: float, constant: bool) -> None:
     assert features.grad is not None and features.grad.isfinite().all() and fused.isfinite().all()
 
 
+@pytest.mark.parametrize("level", [0.0, 1e-4, 1.0, 30.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-6, 1e-4])
+def test_the_gradient_of_the_phase_is_bounded_on_nearly_flat_maps(level: float, noise: float) -> None:
+    """A phase moves by 1 / amplitude, an amplitude of sqrt(1e-6) of the strongest bin's or of 1 being the least that counts;
+    the orthonormal transform hands a gradient on without making it longer."""
+    features = (level + noise * natural_image(1, 2, 64, 64)).requires_grad_()
+    phase = decouple(features)[1]
+    weights = torch.randn(phase.shape, generator=torch.Generator().manual_seed(0))
+    (slope,) = torch.autograd.grad(phase, features, weights)
+    strongest = max(level * 64, 1.0)  # of the flat part: level * sqrt(64 * 64)
+    assert slope.norm() <= 1.01 * weights.norm() / (1e-3 * strongest)
+
+
 # The mask of high frequencies
 
 

@@ -69,6 +69,10 @@ def test_an_overlay_changes_what_its_name_says_alone():
         assert replace(overlaid(overlay), model=base.model) == base
     assert {overlaid(f"v_1{row}").loss.auxiliary for row in "abc"} == {0.2, 0.4, 0.8}
     assert {overlaid(f"v_2{row}").loss.amplitude for row in "abc"} == {0.05, 0.1, 0.2}
+    rising = overlaid("depth_weights").loss
+    assert list(rising.amplitude_stages) == sorted(set(rising.amplitude_stages))  # w_1 < w_2 < w_3 < w_4
+    assert replace(rising, amplitude_stages=base.loss.amplitude_stages) == base.loss
+    assert overlaid("zero_biases").model == replace(base.model, encoder_bias=0.0)
     assert [overlaid(f"vi_{row}").model.fusion.radius for row in "abcde"] == [0.05, 0.1, 0.2, 0.3, 0.5]
 
 
@@ -114,7 +118,7 @@ def test_after_an_early_fusion_both_images_reach_every_map():
     other = {"rgb": natural_image(2, 3, 64, 64, seed=3), "sar": natural_image(2, 3, 64, 64, seed=4)}
     maps, penalty = model.fuse(model.encode({"rgb": RGB, "sar": SAR}))
     assert [tuple(each.shape[1:]) for each in maps] == [(40, 16, 16), (80, 8, 8), (160, 4, 4), (320, 2, 2)]
-    assert penalty > 0
+    assert penalty[0] > 0 and not penalty[1:].any()
     for name, image in other.items():
         changed, _ = model.fuse(model.encode({"rgb": RGB, "sar": SAR, name: image}))
         assert all(not torch.allclose(one, two, atol=1e-3) for one, two in zip(maps, changed, strict=True))

@@ -59,15 +59,19 @@ def test_mean_kappa_is_that_of_scikit_learn_image_by_image():
         for labels, guesses in zip(truth, predicted, strict=True)
     ]
     assert min(kappas) > 0
-    assert segmentation_scores(image_confusions(truth, predicted, 4)).mkappa == pytest.approx(sum(kappas) / 5)
+    scores = segmentation_scores(image_confusions(truth, predicted, 4))
+    assert scores.mkappa == scores.mkappa_release == pytest.approx(sum(kappas) / 5)
 
 
-def test_mean_kappa_leaves_out_what_pad_leaves_out():
-    """One class in both maps, kappa below 0, no labelled pixel: left out. One true class with an error: scored 0."""
+def test_mean_kappa_takes_negative_ones_as_equation_23_does_and_as_pads_code_does_not():
+    """One class in both maps or no labelled pixel: 0 / 0, left out. One true class with an error: scored 0. All wrong: -1."""
     perfect_single, single_with_error = [[4, 0], [0, 0]], [[3, 1], [0, 0]]
     worse_than_chance, empty, half = [[0, 2], [2, 0]], [[0, 0], [0, 0]], [[3, 1], [1, 3]]
     cases = torch.tensor([perfect_single, single_with_error, worse_than_chance, empty, half])
-    assert mean_kappa(cases).item() == pytest.approx((0 + 0.5) / 2)
+    assert mean_kappa(cases).item() == pytest.approx((0 - 1 + 0.5) / 3)
+    assert mean_kappa(cases, negative=False).item() == pytest.approx((0 + 0.5) / 2)
+    scores = segmentation_scores(cases)
+    assert (scores.mkappa, scores.mkappa_release) == pytest.approx((-1 / 6, 1 / 4))
     assert math.isnan(mean_kappa(cases[:1]).item())
 
 
