@@ -12,21 +12,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
-from alliance.files import new_file, regular, remove_tree, replace_file, sync
+from alliance.export_files import (
+    CONFIG,
+    DECODER,
+    SENSORS,
+    WEIGHTS,
+    differences,
+    read_sensors,
+    read_tensors,
+    save_tensors,
+)
+from alliance.files import remove_tree, replace_file
 from alliance.hub import fetch, is_hub_id, snapshot_of
 from alliance.json_files import read_json
 from alliance.records import from_record, shown
-from alliance.sensors import Sensor
 
 FORMAT = 1
-WEIGHTS, CONFIG, SENSORS = "model.safetensors", "config.json", "sensors.json"
-DECODER = "decoder.safetensors"
 FOREIGN = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # weights of other projects, as they are called
 
 
@@ -72,17 +77,6 @@ def save_encoder(
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().float().cpu().contiguous().clone() for name, value in weights.items()}
-
-
-def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, whole and on the disk, with the rights that the umask gives.
-
-    Raises:
-        OSError: it cannot be written; an older file stays.
-    """
-    with new_file(path) as part:
-        save_file(dict(weights), part)
-        sync(part)
 
 
 def load_encoder(
@@ -132,18 +126,6 @@ def digest_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def read_tensors(path: Path, mend: str = "export the encoder again") -> dict[str, Tensor]:
-    """All tensors of a safetensors file, of any shape, by name.
-
-    Raises:
-        InputError: it cannot be read; the message ends with the mend.
-    """
-    try:
-        return load_file(regular(path))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {mend}") from error
-
-
 def find_export(path: str | Path) -> Path:
     """The folder that holds an export, given the folder, its weights file, a run folder or an id of the hub."""
     if is_hub_id(path):
@@ -179,20 +161,6 @@ def load_weights(
     module.load_state_dict(fitting, strict=False)
 
 
-def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """One row, to be shown, for every name that is missing, unexpected, of another shape or kind, or not finite."""
-    rows = [f"  missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
-    rows += [f"  unexpected  {name} {tuple(found[name].shape)}" for name in found if name not in expected]
-    shapes = [(name, tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found]
-    rows += [f"  reshaped    {name} {seen} -> {wanted}" for name, seen, wanted in shapes if seen != wanted]
-    for name in (name for name, seen, wanted in shapes if seen == wanted and expected[name].is_floating_point()):
-        if not found[name].is_floating_point():
-            rows.append(f"  not-floating-point  {name} {found[name].dtype}")
-        elif not found[name].isfinite().all():
-            rows.append(f"  not-finite  {name} {tuple(found[name].shape)}")
-    return rows
-
-
 def _read_config(path: Path) -> EncoderConfig:
     record = _read_mapping(path)
     if not isinstance(record.get("encoder"), dict):
@@ -216,18 +184,6 @@ def _refuse_growth(config: EncoderConfig, numbers: int, folder: Path) -> None:
         raise InputError(
             f"{folder / CONFIG} is of a larger encoder than the {numbers} weights in {WEIGHTS}; export the encoder again"
         )
-
-
-def read_sensors(path: Path) -> list[Sensor]:
-    """The sensors of an export, from its `sensors.json`."""
-    try:
-        record = read_json(path)
-        if not isinstance(record, list):
-            raise InputError(f"it holds {shown(record)}")
-        return [Sensor.from_dict(entry, source=str(path)) for entry in record]
-    except InputError as error:
-        message = str(error).removeprefix(f"{path}: ")
-        raise InputError(f"{path} is not a list of sensors ({message}); export the encoder again") from error
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from alliance.checkpoint import WEIGHTS
 from alliance.errors import InputError
+from alliance.export_files import WEIGHTS
 from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.labelled.inspection import describe_set, set_images

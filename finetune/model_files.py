@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alliance.checkpoint import CONFIG, WEIGHTS, differences, read_tensors, save_tensors
 from alliance.errors import InputError
+from alliance.export_files import CONFIG, WEIGHTS, differences, read_tensors, save_tensors
 from alliance.json_files import read_json
 from alliance.records import as_type, from_record, require_present, shown
 from datasets.imagery.images import ImageSource

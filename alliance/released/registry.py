@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import differences, load_weights
+from alliance.checkpoint import load_weights
 from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
+from alliance.export_files import differences
 from alliance.foreign import read_weights
 from alliance.released import galileo, generated, prithvi, satmae, vit
 from alliance.released.fitting import fit_embedding

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alliance.checkpoint import SENSORS, WEIGHTS, read_sensors
 from alliance.errors import InputError
+from alliance.export_files import SENSORS, WEIGHTS, read_sensors
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, sensor_names
 from alliance.sensors.plausible import statistics_fit

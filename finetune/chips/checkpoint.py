@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import CONFIG
 from alliance.errors import InputError
+from alliance.export_files import CONFIG
 from alliance.records import as_type, from_record, require_present
 from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
 from finetune.model_files import (

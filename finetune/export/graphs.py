@@ -10,10 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alliance import __version__
-from alliance.checkpoint import SENSORS, WEIGHTS, load_encoder
+from alliance.checkpoint import load_encoder
 from alliance.embedding import TokenPosition
 from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
+from alliance.export_files import SENSORS, WEIGHTS
 from alliance.hub import is_hub_id
 from alliance.sensors import Sensor
 from alliance.sensors.plausible import limits

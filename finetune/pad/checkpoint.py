@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import CONFIG, WEIGHTS, load_weights
+from alliance.checkpoint import load_weights
 from alliance.errors import InputError
+from alliance.export_files import CONFIG, WEIGHTS
 from alliance.records import from_record, require_present
 from finetune.backbones.alliance_encoder import TransferredEncoder
 from finetune.model_files import fill_model, read_model_weights, read_record, write_model

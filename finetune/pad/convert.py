@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alliance.checkpoint import differences
 from alliance.errors import InputError
+from alliance.export_files import differences
 from alliance.foreign import as_mapping, read_checkpoint, read_weights
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import Colour, as_colour, palette_colour

@@ -8,8 +8,8 @@ from timm.models import adapt_input_conv
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor
 
-from alliance.checkpoint import WEIGHTS, differences, read_tensors
 from alliance.errors import InputError
+from alliance.export_files import WEIGHTS, differences, read_tensors
 from alliance.foreign import read_weights
 from datasets.contents import digest_files
 from engine.log import logger

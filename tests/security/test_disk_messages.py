@@ -12,7 +12,7 @@ PROGRAM = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
 import torch
-from alliance.checkpoint import save_tensors
+from alliance.export_files import save_tensors
 from alliance.files import naming, replace_file
 path, values = Path({path!r}), torch.zeros(1_000_000)
 def by_torch():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alliance.checkpoint import save_encoder, save_tensors
+from alliance.checkpoint import save_encoder
+from alliance.export_files import save_tensors
 from alliance.files import clear_temporaries, new_file, replace_file
 from alliance.model import create_model
 from engine.runs import write_whole

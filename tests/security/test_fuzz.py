@@ -16,9 +16,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alliance.checkpoint import CONFIG, SENSORS, load_encoder, read_sensors, save_encoder
+from alliance.checkpoint import load_encoder, save_encoder
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.errors import InputError
+from alliance.export_files import CONFIG, SENSORS, read_sensors
 from alliance.sensors import Band, Sensor, read_sensor
 from alliance.yaml_files import read_yaml
 from datasets.imagery.images import describe

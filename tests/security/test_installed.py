@@ -47,7 +47,18 @@ def test_every_dependency_has_a_lowest_version_and_deepspeed_a_range() -> None:
 def test_sensors_are_public() -> None:
     assert "sentinel2-l2a" in alliance.list_sensors()
     assert alliance.find_sensor("sentinel2-l2a").name == "sentinel2-l2a"
-    assert set(alliance.__all__) <= set(vars(alliance))
+    assert set(alliance.__all__) <= set(dir(alliance))
+
+
+def test_what_a_command_does_not_need_is_not_imported() -> None:
+    code = (
+        "import sys, alliance; print([m for m in ('torch', 'timm') if m in sys.modules]);"
+        "import datasets.shards.command, datasets.releases.command;"
+        "print([m for m in ('timm', 'torchvision', 'deepspeed', 'wandb') if m in sys.modules]);"
+        "print(sorted(name for name in alliance.__all__ if not hasattr(alliance, name)), hasattr(alliance, 'nothing'))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == ["[]", "[]", "[] False"]
 
 
 @pytest.mark.long

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alliance.checkpoint import load_encoder, read_sensors, read_tensors
+from alliance.checkpoint import load_encoder
 from alliance.errors import InputError
+from alliance.export_files import read_sensors, read_tensors
 from alliance.foreign import read_checkpoint, read_weights
 from alliance.released.parts import read_record as read_foreign_record
 from alliance.sensors.catalog import find_sensor
