@@ -1,13 +1,11 @@
 """Figures of matplotlib as files of pictures."""
 
-import ctypes
-import gc
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alliance.errors import InputError
 from alliance.files import naming, replacing
+from datasets.memory import give_back
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,11 +30,4 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 90) -> None:
     finally:
         pyplot.close(figure)
         figure.clear()
-        _give_back()
-
-
-def _give_back() -> None:
-    """Free what figures leave, now: they hold themselves in cycles, found late, and meanwhile the heap grows around them."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library than that of GNU
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        give_back()  # figures hold themselves in cycles, found late, and meanwhile the heap grows around them

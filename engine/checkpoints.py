@@ -15,6 +15,7 @@ from alliance.errors import InputError
 from alliance.files import naming, remove_tree, sync
 from alliance.json_files import read_json
 from alliance.records import as_type, from_record, require_present
+from datasets.memory import give_back
 from engine.deepspeed_internals import save_checkpoint
 from engine.log import report_disk_errors
 from engine.ranks import World, gather
@@ -77,6 +78,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
             sync(folder)
         for other in _superseded(folder, final, keep):
             remove_tree(other)
+    give_back()
     return final
 
 
