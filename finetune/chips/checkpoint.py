@@ -30,9 +30,18 @@ class Labeller(NamedTuple):
     """A trained network, and what it needs to know of new images."""
 
     network: ChipNetwork
-    image: ImageInput
-    classes: tuple[str, ...]
+    inputs: Inputs
     task: ChipTaskName
+
+    @property
+    def image(self) -> ImageInput:
+        """What it takes."""
+        return self.inputs.images[IMAGE]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In the order of their indices."""
+        return tuple(self.inputs.classes)
 
 
 def probabilities(logits: Tensor, task: ChipTaskName) -> Tensor:
@@ -73,7 +82,7 @@ def load_chips(folder: str | Path, *, device: str | torch.device = "cpu") -> Lab
         require_present(record, ("model", "channels", "classes", "size", "encoder"), "it")
         config = from_record(ChipConfig, record["model"], "model")
         channels, size = (as_type(int, record[name], name) for name in ("channels", "size"))
-        classes = tuple(as_type(dict[str, Any], record["classes"], "classes"))
-        model = ChipNetwork(config, channels, len(classes), size, record=record["encoder"])
-    image = read_inputs(folder, {IMAGE: model.channels}, len(classes)).images[IMAGE]
-    return Labeller(fill_model(model, folder).to(device).eval(), image, classes, record["task"])
+        classes = len(as_type(dict[str, Any], record["classes"], "classes"))
+        model = ChipNetwork(config, channels, classes, size, record=record["encoder"])
+    inputs = read_inputs(folder, {IMAGE: model.channels}, classes)
+    return Labeller(fill_model(model, folder).to(device).eval(), inputs, record["task"])

@@ -15,6 +15,7 @@ from alliance.yaml_files import read_yaml
 from datasets.shards.index import Index
 from engine.log import REPORTS, read_metrics
 from engine.summary import summarise
+from finetune.chips.checkpoint import TASKS
 from finetune.model_files import Inputs
 from finetune.task import SCORES
 
@@ -70,12 +71,14 @@ def network_card(inputs: Inputs, task: str, run: Run | None, licence: str | None
         f"{f', stored as {image.source.dtype}' if image.source.dtype else ''}"
         for role, image in inputs.images.items()
     ]
-    given = " ".join(f"--image {role}=FILE" for role in inputs.images)
+    given = " ".join(f"--image {role}=FILE" for role in inputs.images) + " --out map.tif"
+    if task in TASKS:
+        given = "--images FOLDER --out labels.csv"
     return _card(name, licence, run, {
         "What it is": [f"A network of task `{task}` of Alliance, for {len(inputs.classes)} classes."],
         "Images": images,
         "Classes": [", ".join(inputs.classes)],
-        "Use": ["```sh", f"python finetune/predict.py --checkpoint FOLDER {given} --out map.tif", "```"],
+        "Use": ["```sh", f"python finetune/predict.py --checkpoint FOLDER {given}", "```"],
     })  # fmt: skip
 
 
@@ -103,6 +106,8 @@ def _data(run: Run | None) -> list[str]:
     data = _part(run, "data")
     if isinstance(data.get("set"), str) and data["set"]:
         return [f"Labelled images: `{Path(data['set']).stem}`."]
+    if isinstance(data.get("labels"), str) and isinstance(data.get("path"), str):  # of whole images
+        return [f"Labelled images: `{Path(data['path']).name}`, labels from {data['labels']}."]
     rows = [
         f"| {_name_of(source['shards'])} | {source.get('weight', 1)} | {' | '.join(_index_of(source['shards']))} |"
         for source in data.get("sources") or ()

@@ -89,9 +89,7 @@ def _sizes(given: Sequence[str], wanted: Exportable) -> list[Sides | None]:
     if wanted.sides is not None:
         if given:
             h, w = wanted.sides
-            raise InputError(
-                f"--size {given[0]}: the network takes patches of {h} x {w} pixels alone; leave --size out"
-            )
+            raise InputError(f"--size {given[0]}: the network takes images of {h} x {w} pixels alone; leave --size out")
         return [wanted.sides]
     if not given and wanted.fixed:
         raise InputError(

@@ -18,9 +18,10 @@ from alliance.export_files import SENSORS, WEIGHTS
 from alliance.hub import is_hub_id
 from alliance.sensors import Sensor
 from alliance.sensors.plausible import limits
+from finetune.chips.checkpoint import TASKS, ChipTaskName, Labeller, load_chips
 from finetune.export.folding import for_sensor
 from finetune.export.stored import Components, StoredImage, marks, scales
-from finetune.mapping.networks import PatchNetwork, SegmentationNetwork, open_network
+from finetune.mapping.networks import PatchNetwork, SceneNetwork, SegmentationNetwork, open_network
 from finetune.model_files import ImageInput, Inputs, find_network, read_record
 
 Sides = tuple[int, int]  # rows and columns, pixels
@@ -78,15 +79,23 @@ def open_exportable(path: str, sensor: str | None = None) -> Exportable:
         return encoder_for(load_encoder(path), sensor)
     if sensor is not None:
         raise InputError(f"--sensor {sensor}: the network in {folder} has its own images; leave --sensor out")
-    opened = open_network(folder, "cpu")
+    opened = open_trained(folder)
+    if isinstance(opened, Labeller):
+        return whole_images(opened)
     task = read_record(folder)["task"]
     if isinstance(opened, SegmentationNetwork):
         return segmentation(opened, task)
-    if isinstance(opened, PatchNetwork):
-        return patches(opened, task)
-    raise InputError(
-        f"{folder} holds a network of task {task}, which cannot be exported; give a network that makes maps"
-    )
+    assert isinstance(opened, PatchNetwork), "the only other kind of network that makes maps"
+    return patches(opened, task)
+
+
+def open_trained(folder: Path) -> SceneNetwork | Labeller:
+    """The network of a folder, whatever its task.
+
+    Raises:
+        InputError: nothing to load there, damaged files, or a task that is not known.
+    """
+    return load_chips(folder) if read_record(folder)["task"] in TASKS else open_network(folder, "cpu")
 
 
 def network_folder(path: str) -> Path | None:
@@ -198,6 +207,31 @@ def patches(opened: PatchNetwork, task: str) -> Exportable:
         "logits": f"(batch, {len(opened.inputs.classes)}) before softmax, of the pixel in the middle of the patch"
     }
     return _of_images(PatchGraph(opened), opened.inputs, outputs, task, multiple=side, sides=(side, side))
+
+
+LOGITS: Mapping[ChipTaskName, str] = {
+    "scene": "before softmax; the largest is the label",
+    "multilabel": "before the sigmoid, one for each label; those from 0 on have a probability of 0.5 or more",
+}
+
+
+class ChipGraph(nn.Module):
+    """Stored numbers of images (b, c, size, size) -> logits (b, classes) of the whole image."""
+
+    def __init__(self, opened: Labeller) -> None:
+        super().__init__()
+        self.network, self.image = opened.network, StoredImage(opened.image, whole=True)
+
+    def forward(self, *stored: Tensor) -> Tensor:
+        (image,) = stored
+        return self.network(self.image(image)).logits
+
+
+def whole_images(opened: Labeller) -> Exportable:
+    """A network that labels whole images, of its own size alone."""
+    size = opened.network.size
+    outputs = {"logits": f"(batch, {len(opened.classes)}) {LOGITS[opened.task]}"}
+    return _of_images(ChipGraph(opened), opened.inputs, outputs, opened.task, multiple=size, sides=(size, size))
 
 
 def _of_images(

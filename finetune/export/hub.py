@@ -10,8 +10,7 @@ from alliance.errors import InputError
 from alliance.files import replace_file, require_empty
 from alliance.hub import ID
 from finetune.export.card import encoder_card, network_card, read_run
-from finetune.export.graphs import network_folder
-from finetune.mapping.networks import open_network
+from finetune.export.graphs import network_folder, open_trained
 from finetune.model_files import read_model_weights, read_record, write_model
 
 YAML = (".yaml", ".yml")
@@ -36,7 +35,7 @@ def write_folder(path: str, out: Path, *, licence: str | None = None, push: str 
         save_encoder(encoder, out, decoder=load_decoder(path))
     else:
         record = _portable(read_record(folder), folder)
-        inputs = open_network(folder, "cpu").inputs
+        inputs = open_trained(folder).inputs
         card = network_card(inputs, record["task"], read_run(folder), licence, name)
         write_model(out, record, read_model_weights(folder))
     replace_file(out / "README.md", card.encode())
