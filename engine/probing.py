@@ -3,7 +3,7 @@
 Every function is deterministic and takes its randomness as a seed, so that a run that probes itself is not disturbed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -67,18 +67,44 @@ def nearest(train: Labelled, queries: Tensor, neighbours: int = NEIGHBOURS) -> L
     return torch.cat(answers).numpy()
 
 
-def linear(train: Labelled, queries: Tensor, *, seed: int = 0) -> Labels:
-    """Classes of queries (m, f) by logistic regression on standardised features: (m,).
+class LinearProbe(NamedTuple):
+    """Logistic regression on standardised features, as `fit_linear` learns it."""
 
-    The strength of its penalty is the one that is best on a held-out part of the training features, every class alike.
+    mean: NDArray[np.float64]  # (f,), of the training features
+    std: NDArray[np.float64]
+    model: "LogisticRegression"
+
+    def classes(self, queries: Tensor) -> Labels:
+        """Of features (m, f): (m,)."""
+        return np.asarray(self.model.predict(self._standardised(queries)))
+
+    def chances(self, queries: Tensor) -> NDArray[np.float64]:
+        """Probabilities of the classes that occur in training, rising: (m, f) -> (m, k)."""
+        return np.asarray(self.model.predict_proba(self._standardised(queries)))
+
+    def _standardised(self, queries: Tensor) -> NDArray[np.float64]:
+        return (queries.double().numpy() - self.mean) / self.std
+
+
+def fit_linear(train: Labelled, *, seed: int = 0, strengths: Sequence[float] = STRENGTHS) -> LinearProbe:
+    """Logistic regression of features of two classes at least.
+
+    Args:
+        train: features (n, f) and their classes.
+        strengths: inverse ones of the penalty; the one is taken that is best on a held-out part of the training features,
+            every class alike.
     """
     features = train.features.double().numpy()
     mean, std = features.mean(0), features.std(0)
     std[std <= 1e-6 * np.abs(mean)] = 1.0
     features = (features - mean) / std
-    strength = _best_strength(features, train.labels, seed)
-    model = _regression(strength).fit(features, train.labels)
-    return model.predict((queries.double().numpy() - mean) / std)
+    strength = _best_strength(features, train.labels, seed, strengths)
+    return LinearProbe(mean, std, _regression(strength).fit(features, train.labels))
+
+
+def linear(train: Labelled, queries: Tensor, *, seed: int = 0) -> Labels:
+    """Classes of queries (m, f) by `fit_linear`: (m,)."""
+    return fit_linear(train, seed=seed).classes(queries)
 
 
 def interval(right: NDArray[np.bool_], *, seed: int = 0, draws: int = DRAWS) -> Found:
@@ -113,7 +139,7 @@ def _regression(strength: float) -> "LogisticRegression":
     return LogisticRegression(C=strength, max_iter=ITERATIONS)
 
 
-def _best_strength(features: NDArray[np.float64], labels: Labels, seed: int) -> float:
+def _best_strength(features: NDArray[np.float64], labels: Labels, seed: int, strengths: Sequence[float]) -> float:
     """The strongest penalty among the best; the usual one where a class has too few features to hold some out."""
     counts = np.bincount(labels)
     kinds = int((counts > 0).sum())
@@ -124,5 +150,5 @@ def _best_strength(features: NDArray[np.float64], labels: Labels, seed: int) -> 
 
     parts = train_test_split(features, labels, test_size=held, stratify=labels, random_state=seed)
     own, other, own_labels, other_labels = parts
-    scores = [float(_regression(strength).fit(own, own_labels).score(other, other_labels)) for strength in STRENGTHS]
-    return STRENGTHS[int(np.argmax(scores))]
+    scores = [float(_regression(strength).fit(own, own_labels).score(other, other_labels)) for strength in strengths]
+    return strengths[int(np.argmax(scores))]

@@ -13,11 +13,11 @@ from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
 from alliance.readout import ReadOut, read_map
 from alliance.sensors import Sensor
-from datasets.imagery.images import SensorSource
+from datasets.imagery.images import ImageSource, SensorSource
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import Tiles
-from engine.probing import DRAWS, ENDS, Found, Labelled, linear
+from engine.probing import DRAWS, ENDS, Found, Labelled, fit_linear
 from finetune.scores import image_confusions, segmentation_scores
 
 MOST = 20_000  # patches to learn from
@@ -44,13 +44,17 @@ def open_mask_set(described: LabelledSet, sensor: Sensor, role: str = "") -> Mas
         InputError: it has no such images or splits.
     """
     role = role or next(iter(described.images))
-    given = described.image(role)
-    source = SensorSource(known=sensor, **{name: getattr(given, name) for name in KEPT})
+    source = of_sensor(described.image(role), sensor)
     if not described.splits:
         raise InputError(f"{described.name} has no splits of images; a dense probe needs train and test")
     own = dataclasses.replace(described, images={**described.images, role: source})
     train, test = (Tiles(own, split) for split in ("train", "test"))
     return MaskSet(sensor, role, tuple(described.classes), train, test)
+
+
+def of_sensor(source: ImageSource, sensor: Sensor) -> SensorSource:
+    """Images read as those of a sensor, whatever their description says of bands and numbers."""
+    return SensorSource(known=sensor, **{name: getattr(source, name) for name in KEPT})
 
 
 def probe_masks(masks: MaskSet, patch: int, describe: Describe, *, seed: int = 0) -> Found:
@@ -70,11 +74,11 @@ def probe_masks(masks: MaskSet, patch: int, describe: Describe, *, seed: int = 0
         raise InputError(f"{masks.train.described.name}: the training images have one class or none; give others")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(train.labels))[:MOST])
     train = Labelled(train.features[chosen], train.labels[chosen])
-    confusions = []
+    learnt, confusions = fit_linear(train, seed=seed), []
     for index in range(len(masks.test)):
         image, label = _cut(masks, masks.test, index, patch)
         rows = label.shape[0] // patch
-        answers = torch.from_numpy(linear(train, describe(image), seed=seed))
+        answers = torch.from_numpy(learnt.classes(describe(image)))
         predicted = repeat(answers, "(y x) -> (y i) (x j)", y=rows, i=patch, j=patch)
         confusions.append(image_confusions(label[None], predicted[None], len(masks.classes)))
     return mean_iou(torch.cat(confusions), seed=seed)
