@@ -48,7 +48,7 @@ def test_every_task_is_understood(path):
 
 
 def test_all_data_sets_have_a_task():
-    names = "houston2013_patches houston2013 augsburg yellow_river_estuary lcz_hk idtrees_mlbs terramesh"
+    names = "houston2013_patches houston2013 augsburg yellow_river_estuary lcz_hk idtrees_mlbs terramesh indian_pines"
     assert {path.stem for path in TASKS} == {f"classify_{name}" for name in names.split()}
 
 

@@ -1,0 +1,104 @@
+"""Tasks whose labels are of whole images: one label, or several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alliance.encoder import AllianceEncoder
+from alliance.sensors import Sensor
+from benchmarks.yardsticks.describing import whole_images
+from benchmarks.yardsticks.scoring import average_precision, share_right, summarise
+from datasets.chips.chip import Chip, ChipSet
+from datasets.chips.labels import find_chips
+from datasets.chips.reading import Chips, resized
+from datasets.chips.splits import choose_few, draw_splits, given_splits
+from datasets.imagery.images import ImageSource, SensorSource
+from engine.probing import Labelled, fit_linear
+
+BATCH = 32
+SPLIT_SEED = 0  # of what is scored, where nothing tells: the same for all draws of labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipTask:
+    """Labels of whole images, as `data` of finetune/scene.py and multilabel.py describes them."""
+
+    title: str
+    sensor: str
+    data: ChipSet
+    size: int  # pixels, to which images are resized
+    per_class: int | None = None  # labelled images of a draw
+    share: float = 1.0  # the same, of those to learn from
+    several: bool = False
+
+    def parts(self, folder: Path) -> dict[str, list[Chip]]:
+        """Images to learn from and to score: as their source tells, else halves drawn once."""
+        found = find_chips(replace(self.data, path=str(folder)), several=self.several).chips
+        given = given_splits(found) or draw_splits(found, (0.5, 0.0, 0.5), SPLIT_SEED)
+        return {part: given[part] for part in ("train", "test")}
+
+    def score(
+        self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The record of the task; see `benchmarks.yardsticks.imagery`."""
+        sensor, parts = sensors[self.sensor], self.parts(folder)
+        classes = tuple(sorted({label for chips in parts.values() for chip in chips for label in chip.labels}))
+        source = SensorSource(known=sensor, sensor=self.data.image.sensor)
+        features, targets = {}, {}
+        for part, chips in parts.items():
+            opened = Chips(part, chips, classes, source)
+            features[part], targets[part] = _described(opened, self.size, encoders, sensor), opened.targets
+        number = {chip.name: at for at, chip in enumerate(parts["train"])}
+        rows: dict[str, list[Tensor]] = {row: [] for row in features["train"]}
+        learnt = 0
+        for seed in seeds:
+            few = choose_few(parts["train"], seed, per_class=self.per_class, share=self.share)
+            chosen, learnt = [number[chip.name] for chip in few], len(few)
+            for row, own in rows.items():
+                train = features["train"][row][chosen], targets["train"][chosen]
+                answer = several_labels if self.several else one_label
+                own.append(answer(*train, features["test"][row], targets["test"], seed))
+        measure = average_precision if self.several else share_right
+        return [{
+            "task": self.title, "measure": "mAP micro" if self.several else "OA", "classes": len(classes),
+            "learnt": f"{learnt} images", "scored": f"{len(parts['test'])} images", "rows": summarise(rows, measure),
+        }]  # fmt: skip
+
+
+def image_of(sensor: str) -> ImageSource:
+    """Images of a shipped sensor, to find them by."""
+    return ImageSource(sensor=sensor, statistics="dataset")
+
+
+def one_label(train: Tensor, targets: Tensor, test: Tensor, truth: Tensor, seed: int) -> Tensor:
+    """Where a linear probe of features (n, f) with targets (n, k) is right on others: (m,)."""
+    learnt = fit_linear(Labelled(train, targets.argmax(1).numpy()), seed=seed)
+    return torch.from_numpy(learnt.classes(test) == truth.argmax(1).numpy()).double()
+
+
+def several_labels(train: Tensor, targets: Tensor, test: Tensor, truth: Tensor, seed: int) -> Tensor:
+    """Truth and probabilities (m, 2, k) by a linear probe of every class; one that varies not in training has its share."""
+    chances = torch.zeros(truth.shape, dtype=torch.float64)
+    for place, column in enumerate(targets.T):
+        chances[:, place] = column.mean()
+        if 0 < column.mean() < 1:
+            learnt = fit_linear(Labelled(train, column.numpy().astype(np.int64)), seed=seed)
+            chances[:, place] = torch.from_numpy(learnt.chances(test)[:, 1])
+    return torch.stack([truth.double(), chances], dim=1)
+
+
+def _described(chips: Chips, size: int, encoders: Mapping[str, AllianceEncoder], sensor: Sensor) -> dict[str, Tensor]:
+    """Numbers of every image (n, f), by row."""
+    makers = whole_images(encoders, sensor)
+    found: dict[str, list[Tensor]] = {row: [] for row in makers}
+    for first in range(0, len(chips), BATCH):
+        numbers = range(first, min(first + BATCH, len(chips)))
+        images = torch.stack([resized(chips.read(number).numbers, size) for number in numbers])
+        for row, describe in makers.items():
+            found[row].append(describe(images))
+    return {row: torch.cat(parts) for row, parts in found.items()}

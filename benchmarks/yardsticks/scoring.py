@@ -1,0 +1,98 @@
+"""What is told of a task: the score of every row, its interval, and what it is above another row on the same images."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from engine.probing import ENDS
+from finetune.scores import percent, segmentation_scores
+
+RAW, PIXELS, UNTRAINED, TRAINED, RELEASED = (
+    "raw",
+    "pixels",
+    "untrained",
+    "pretrained",
+    "released",
+)  # rows, in their order
+DRAWS = 400  # of the scored images, for an interval
+LEAST = 4  # images, below which there is none
+Measure = Callable[[Tensor], float]  # outcomes of some images, an entry each -> share
+
+
+class Interval(NamedTuple):
+    """A share, and the ends between which it lies for 95 in 100 drawings of the scored images; nan for too few images."""
+
+    value: float
+    low: float
+    high: float
+
+    def record(self) -> list[float | None]:
+        """In percent."""
+        return [percent(each) for each in self]
+
+
+def summarise(rows: Mapping[str, Sequence[Tensor]], measure: Measure, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Of every row its mean score over draws of labels, and how much that is above raw statistics and no training, in percent.
+
+    Args:
+        rows: outcomes (n, ...) of the n scored images for each draw of labels, the same draws and images in all rows.
+    """
+    count = len(next(iter(rows.values()))[0])
+    picks = torch.from_numpy(np.random.default_rng(seed).integers(count, size=(DRAWS if count >= LEAST else 0, count)))
+    own = {row: [measure(outcome) for outcome in draws] for row, draws in rows.items()}
+    drawn = {row: np.array([[measure(each[pick]) for pick in picks] for each in draws]) for row, draws in rows.items()}
+    value = {row: float(np.mean(each)) for row, each in own.items()}
+    resampled = {row: each.mean(0) for row, each in drawn.items()}
+    found = {}
+    for row in rows:
+        found[row] = {
+            "score": interval(value[row], resampled[row]).record(),
+            "draws": [percent(each) for each in own[row]],
+        }
+        for other in (RAW, UNTRAINED):
+            if other in rows and row != other:
+                gain = interval(value[row] - value[other], resampled[row] - resampled[other])
+                found[row][f"above {other}"] = gain.record()
+    return found
+
+
+def interval(value: float, drawn: np.ndarray) -> Interval:
+    """A value with the quantiles of what it is in other drawings (m,)."""
+    if not len(drawn):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.nanquantile(drawn, ENDS)
+    return Interval(value, float(low), float(high))
+
+
+def share_right(outcomes: Tensor) -> float:
+    """Of images (n,), 1 where the answer is right."""
+    return outcomes.mean().item()
+
+
+def average_precision(outcomes: Tensor) -> float:
+    """Micro average precision of images (n, 2, k), truth and probabilities; nan where nothing is true."""
+    truth, chances = (each.flatten().numpy() for each in outcomes.unbind(1))
+    return float(average_precision_score(truth, chances)) if truth.any() else math.nan
+
+
+def mean_iou(outcomes: Tensor) -> float:
+    """Of confusion matrices (n, k, k), rows truth."""
+    return segmentation_scores(outcomes).miou
+
+
+def change_f1(outcomes: Tensor) -> float:
+    """F1 of the second class of confusion matrices (n, 2, 2); 0 where it occurs nowhere."""
+    return float(segmentation_scores(outcomes).f1[1].nan_to_num())
+
+
+def pixel_accuracy(outcomes: Tensor) -> float:
+    """Share of right pixels of confusion matrices (n, k, k)."""
+    return segmentation_scores(outcomes).oa
+
+
+MEASURES: Mapping[str, Measure] = {"mIoU": mean_iou, "F1 of change": change_f1, "OA": pixel_accuracy}  # of pixels
