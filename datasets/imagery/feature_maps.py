@@ -101,6 +101,11 @@ def _quantise(features: DatasetReader, target: DatasetWriter, largest: NDArray[n
         target.write(np.where(np.isnan(values), MISSING, values).astype(np.int8), window=window)
 
 
+def row_of_blocks(grid: Grid, count: int) -> int:
+    """Bytes of a row of the file's tiles, as numbers of four bytes."""
+    return 4 * count * _block(count) * grid.width
+
+
 def _block(count: int) -> int:
     """Side of a tile: smaller for many bands, so that a few tiles fit into memory."""
     block = BLOCK

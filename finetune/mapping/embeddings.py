@@ -26,7 +26,7 @@ from alliance.encoder import AllianceEncoder, shift_patches
 from alliance.errors import InputError
 from alliance.model import patch_validity
 from alliance.sensors import Sensor
-from datasets.imagery.feature_maps import Dtype, feature_map
+from datasets.imagery.feature_maps import Dtype, feature_map, row_of_blocks
 from datasets.imagery.images import SensorSource
 from datasets.imagery.maps import Grid
 from datasets.imagery.rasters import open_quietly
@@ -35,7 +35,7 @@ from finetune.mapping.blending import Cover, Strip, cover
 from finetune.mapping.centroids import centroid_table
 from finetune.mapping.components import Components, fit_components
 from finetune.mapping.images import ImageFile, SceneImages, opened_images
-from finetune.mapping.scene import CACHE, check_targets
+from finetune.mapping.scene import cache_size, check_targets
 from finetune.model_files import ImageInput
 
 USUAL_WINDOW = 256  # pixels, about
@@ -176,7 +176,6 @@ def embed_scene(
     tags |= {"GROUPS": options.groups, "POSITIONS": options.positions}
     components = read_components(options.pca, tags) if isinstance(options.pca, Path) else None
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
         wanted = {sensor.name: _input(sensor)}
         scene = stack.enter_context(opened_images({sensor.name: file}, wanted, force=options.force))
         grid = patch_grid(scene.grid, patch, encoder.config.patch_offset)
@@ -193,6 +192,8 @@ def embed_scene(
         tags |= {PCA_TAG: components.to_text()} if components else {}
         kind = "feature" if components is None else "component"
         names = [f"{kind} {index}" for index in range(1, kept + 1)]
+        written = row_of_blocks(grid, kept)
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_size(scene, rows.size * patch, written)))
         points = stack.enter_context(centroid_table(table, grid, kept)) if table else None
         target = stack.enter_context(feature_map(out, grid, names, options.dtype, tags | {"PATCH": str(patch)}))
         writers = [target.write, *([points.write] if points else [])]

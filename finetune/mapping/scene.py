@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from alliance.errors import InputError
 from datasets.imagery.labels import IGNORE
-from datasets.imagery.maps import FULL, class_map, probability_map
+from datasets.imagery.maps import BLOCK, FULL, class_map, probability_map
 from finetune.mapping.blending import Strip, cover
 from finetune.mapping.images import ImageFile, SceneImages, opened_images
 from finetune.mapping.networks import SceneNetwork
 
-CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL keeps; its default is a share of the machine's memory
+CACHE = 32 * 2**20, 256 * 2**20  # least and most bytes of decoded blocks that GDAL keeps
+BLOCKS = 1024  # rows above and below a row of windows that blocks of up to 512 pixels bring along
 SUFFIXES = (".tif", ".tiff")
 
 
@@ -90,8 +91,10 @@ def predict_scene(
     overlap, batch = options.suited_to(network)
     check_targets([out, probabilities] if probabilities else [out], [file.path for file in files.values()])
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
         scene = stack.enter_context(opened_images(files, network.inputs.images, force=options.force))
+        written = sum(1 if path == out else len(classes) for path in makers) * BLOCK * scene.grid.width
+        cache = cache_size(scene, options.window, written)
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
         writers = [stack.enter_context(make(path, scene.grid, classes)) for path, make in makers.items()]
         rows, cols = (cover(side, options.window, overlap) for side in (scene.grid.height, scene.grid.width))
         strip = Strip(len(classes), rows, cols, network.device)
@@ -106,6 +109,20 @@ def predict_scene(
                 bar.update(len(numbers))
             _write(writers, strip, top, below - top)
             strip.advance(below - top)
+
+
+def cache_size(scene: SceneImages, window: int, written: int) -> int:
+    """How many bytes of decoded blocks GDAL shall keep: those of a row of windows, so that none is decoded for every window,
+    and not those of rows that are done. GDAL's default is a share of the machine's memory, which a tall scene fills.
+
+    Args:
+        window: its rows, pixels.
+        written: bytes of a row of blocks of the files that are written.
+    """
+    headers = [image.header for image in scene.images.values()]
+    pixel = sum(header.shape[0] * np.dtype(header.dtype).itemsize for header in headers)
+    least, most = CACHE
+    return min(max((window + BLOCKS) * scene.grid.width * pixel + 2 * written, least), most)
 
 
 def _predict(network: SceneNetwork, scene: SceneImages, strip: Strip, row: int, numbers: range, batch: int) -> None:
