@@ -1,0 +1,17 @@
+"""A run as a page, or several side by side:  python launch/report.py runs/mine"""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
+
+    from datasets.interrupts import end_at_once
+
+    end_at_once()  # at Ctrl-C, without a traceback, while libraries are imported
+
+    from engine.reporting.command import main
+
+    main()
