@@ -34,7 +34,7 @@ SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help pretrain test lint clean install shards unused-run
+.PHONY: help pretrain test lint docs clean install shards unused-run
 
 # No process of theirs runs code that lies in the current folder.
 pretrain shards data/synthetic: export PYTHONSAFEPATH = 1
@@ -51,10 +51,14 @@ lint: install ## ruff and pyright, as in pre-commit
 	$(VENV)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/pyright
 
+docs: install ## build the pages of docs/ as a site in site/; warnings are errors
+	$(VENV)/python -c 'import material' 2>/dev/null || $(VENV)/python -m pip install -e '.[docs]'
+	$(VENV)/python -m mkdocs build --strict
+
 # Fixed places alone, whatever SHARDS and RUN say: what lies elsewhere is for its owner to remove.
 clean: ## remove what `make pretrain` made of the synthetic scenes in its usual places, and caches; keeps .venv and other runs
 	rm -rf -- 'runs/quickstart' 'data/synthetic' 'data/synthetic.part' 'data/shards/optical' 'data/shards/sar'
-	rm -rf -- .pytest_cache .ruff_cache .hypothesis build 'alliance_rs.egg-info'
+	rm -rf -- .pytest_cache .ruff_cache .hypothesis build site 'alliance_rs.egg-info'
 
 help: ## list the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
