@@ -72,7 +72,7 @@ def run(imagery: Imagery, folder: Path, keep: Path, options: argparse.Namespace)
     if (weights / "encoder.pt").exists():
         encoders[RELEASED] = load_encoder(convert("galileo", weights / "encoder.pt", keep / "galileo"))
     seeds, known = range(options.seeds), dict(trained.sensors)
-    tasks = [record for task in imagery.tasks for record in task.score(folder, encoders, known, seeds)]
+    tasks = [each.record() for task in imagery.tasks for each in task.answers(folder, encoders, known, seeds)]
     return {
         "budget": options.budget,
         "unlabelled": {name: len(each) for name, each in files.items()},

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from alliance.encoder import AllianceEncoder
 from alliance.sensors import Sensor
 from benchmarks.yardsticks.describing import whole_images
-from benchmarks.yardsticks.scoring import average_precision, share_right, summarise
+from benchmarks.yardsticks.scoring import Answers, average_precision, share_right
 from datasets.chips.chip import Chip, ChipSet
 from datasets.chips.labels import find_chips
 from datasets.chips.reading import Chips, resized
@@ -42,10 +41,10 @@ class ChipTask:
         given = given_splits(found) or draw_splits(found, (0.5, 0.0, 0.5), SPLIT_SEED)
         return {part: given[part] for part in ("train", "test")}
 
-    def score(
+    def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """The record of the task; see `benchmarks.yardsticks.imagery`."""
+    ) -> list[Answers]:
+        """Of this one task; see `benchmarks.yardsticks.imagery`."""
         sensor, parts = sensors[self.sensor], self.parts(folder)
         classes = tuple(sorted({label for chips in parts.values() for chip in chips for label in chip.labels}))
         source = SensorSource(known=sensor, sensor=self.data.image.sensor)
@@ -63,11 +62,9 @@ class ChipTask:
                 train = features["train"][row][chosen], targets["train"][chosen]
                 answer = several_labels if self.several else one_label
                 own.append(answer(*train, features["test"][row], targets["test"], seed))
-        measure = average_precision if self.several else share_right
-        return [{
-            "task": self.title, "measure": "mAP micro" if self.several else "OA", "classes": len(classes),
-            "learnt": f"{learnt} images", "scored": f"{len(parts['test'])} images", "rows": summarise(rows, measure),
-        }]  # fmt: skip
+        measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
+        size = (len(classes), f"{learnt} images", f"{len(parts['test'])} images")
+        return [Answers(self.title, measured, measure, *size, rows)]
 
 
 def image_of(sensor: str) -> ImageSource:

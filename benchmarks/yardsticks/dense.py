@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from alliance.encoder import AllianceEncoder
 from alliance.sensors import Sensor
 from benchmarks.yardsticks.describing import Places, all_places
-from benchmarks.yardsticks.scoring import MEASURES, summarise
+from benchmarks.yardsticks.scoring import MEASURES, Answers
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.tiles import Sample
 from engine.probing import Labelled, LinearProbe, fit_linear
@@ -62,10 +62,10 @@ class DenseTask:
     patch: int  # pixels, of raw statistics
     per_class: int | None = None  # labelled pixels of a draw; None: of half the pieces, `MOST` in all
 
-    def score(
+    def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """A record of every question; see `benchmarks.yardsticks.imagery`."""
+    ) -> list[Answers]:
+        """Of every question; see `benchmarks.yardsticks.imagery`."""
         own = {role: sensors[name] for role, name in self.sensors.items()}
         parts = self.open(folder, own)
         makers = all_places(encoders, own, self.patch)
@@ -84,15 +84,17 @@ class DenseTask:
             for row in makers
         }
         outcomes = _scored(parts, makers, probes)
-        units = len(set(parts.test.units))
+        size = (parts.classes, f"{len(draws[-1])} pixels", f"{len(set(parts.test.units))} images")
         return [
-            {
-                "task": question.title, "measure": question.measured, "classes": parts.classes,
-                "learnt": f"{len(draws[-1])} pixels", "scored": f"{units} images",
-                "rows": summarise({row: outcomes[question, row] for row in makers}, MEASURES[question.measured]),
-            }
+            Answers(
+                question.title,
+                question.measured,
+                MEASURES[question.measured],
+                *size,
+                {row: outcomes[question, row] for row in makers},
+            )
             for question in self.questions
-        ]  # fmt: skip
+        ]
 
 
 class Learnt(NamedTuple):

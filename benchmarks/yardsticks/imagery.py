@@ -6,7 +6,7 @@ No image that a task scores is among these.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import rasterio
@@ -18,6 +18,7 @@ from alliance.sensors.catalog import find_sensor
 from benchmarks.segmentation import ROOT
 from benchmarks.yardsticks.chips import ChipTask, image_of
 from benchmarks.yardsticks.dense import DenseTask, Parts, Pieces, Question
+from benchmarks.yardsticks.scoring import Answers
 from datasets.chips.chip import ChipSet
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.parse import find_set
@@ -53,9 +54,9 @@ Unlabelled = Callable[[Path, Path], Mapping[str, Sequence[Path]]]
 class Task(Protocol):
     """What is scored on a set of images."""
 
-    def score(
+    def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answers]:
         """Records of questions: their task, measure, sizes and rows.
 
         Args:

@@ -50,11 +50,25 @@ def pretrain(images: Images, minutes: float, folder: Path) -> Pretrained:
     if not (trial / "encoder").exists():
         _run(trial, sources, images, TRIAL, ["--run.resume", "auto"])
     speed = [each["samples_per_s"] for each in read_metrics(trial / "metrics.jsonl") if "samples_per_s" in each][-1]
-    steps, began = max(round(60 * minutes * speed / BATCH), 2), time.perf_counter()
+    began = time.perf_counter()
+    steps = max(round(60 * minutes * speed / BATCH), 2)
     _run(run, sources, images, steps, ["--run.resume", "auto"])
     found = {"steps": steps, "seconds": round(time.perf_counter() - began, 1)}
     record.write_text(json.dumps(found))
     return Pretrained(run / "encoder", **found)
+
+
+def pretrain_steps(images: Images, steps: int, folder: Path, run: str, settings: Sequence[str]) -> Path:
+    """A nano encoder trained for some steps with further settings of launch/pretrain.py; one that is there is taken as it is.
+
+    Args:
+        folder: for shards and runs.
+        run: name of the folder of this one.
+    """
+    sources = [{"shards": str(_shards(name, images, folder))} for name in images.files]
+    if not (folder / run / "encoder").exists():
+        _run(folder / run, sources, images, steps, ["--run.resume", "auto", *settings])
+    return folder / run / "encoder"
 
 
 def convert(form: str, weights: Path, out: Path) -> Path:

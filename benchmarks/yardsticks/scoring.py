@@ -36,11 +36,32 @@ class Interval(NamedTuple):
         return [percent(each) for each in self]
 
 
-def summarise(rows: Mapping[str, Sequence[Tensor]], measure: Measure, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Of every row its mean score over draws of labels, and how much that is above raw statistics and no training, in percent.
+class Answers(NamedTuple):
+    """What the rows said of the scored images of one task."""
+
+    task: str
+    measured: str
+    measure: Measure
+    classes: int
+    learnt: str
+    scored: str
+    rows: dict[str, list[Tensor]]  # outcomes (n, ...) of the n images for each draw of labels, the same in all rows
+
+    def record(self, others: Sequence[str] = (RAW, UNTRAINED)) -> dict[str, Any]:
+        """What is written of it; see `summarise`."""
+        told = {"task": self.task, "measure": self.measured, "classes": self.classes}
+        told |= {"learnt": self.learnt, "scored": self.scored}
+        return told | {"rows": summarise(self.rows, self.measure, others)}
+
+
+def summarise(
+    rows: Mapping[str, Sequence[Tensor]], measure: Measure, others: Sequence[str], *, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Of every row its mean score over draws of labels, and how much that is above other rows, in percent.
 
     Args:
-        rows: outcomes (n, ...) of the n scored images for each draw of labels, the same draws and images in all rows.
+        rows: as of `Answers`.
+        others: those rows.
     """
     count = len(next(iter(rows.values()))[0])
     picks = torch.from_numpy(np.random.default_rng(seed).integers(count, size=(DRAWS if count >= LEAST else 0, count)))
@@ -54,7 +75,7 @@ def summarise(rows: Mapping[str, Sequence[Tensor]], measure: Measure, *, seed: i
             "score": interval(value[row], resampled[row]).record(),
             "draws": [percent(each) for each in own[row]],
         }
-        for other in (RAW, UNTRAINED):
+        for other in others:
             if other in rows and row != other:
                 gain = interval(value[row] - value[other], resampled[row] - resampled[other])
                 found[row][f"above {other}"] = gain.record()
