@@ -7,11 +7,15 @@ HIDDEN = "***"
 REFERENCE = re.compile(r"\$\{(\w+)\}")  # what the environment holds, which is no secret itself
 NO_REFERENCE = r"(?!(?:(?:bearer|basic|token)\s+)?\$\{\w+\}(?:[\s'\"&;,@#}\]]|:\s|$))"
 NAME = r"[\w.-]*(?:passw(?:or)?d|passwd|secret|token|signature|credential|api[_-]?key|access[_-]?key|auth)[\w.-]*"
+HOST = r"(?:://|\b(?:https?|ftps?|sftp|ssh|s3|gs|gcs|az|abfss?|webdavs?):/(?!/))"  # before one; a path keeps one slash
 NO_LOGIN = r"(?!(?:[^\s'\"@:/]*:)?\$\{\w+\}@[^\s'\"@]*(?:[\s'\"]|$))"  # by reference alone
 LITERAL = r"(?![^\s'\"#]*=\$\{\w+\})"  # a query without references
 RULES = (
-    (re.compile(rf"(?<=://){NO_LOGIN}[^\s'\"]+(?=@)"), HIDDEN),  # user:password@host, and a token before a host
-    (re.compile(rf"(?<=://)(?P<kept>[^\s'\"?#]*\?){LITERAL}[^\s'\"#]+"), rf"\g<kept>{HIDDEN}"),  # signed addresses
+    (
+        re.compile(rf"(?P<kept>{HOST}){NO_LOGIN}[^\s'\"]+(?=@)"),
+        rf"\g<kept>{HIDDEN}",
+    ),  # user:password@host, and a token before a host
+    (re.compile(rf"(?P<kept>{HOST}[^\s'\"?#]*\?){LITERAL}[^\s'\"#]+"), rf"\g<kept>{HIDDEN}"),  # signed addresses
     (re.compile(rf"(?P<kept>authorization\s*:\s*(?:\w+\s+)?+){NO_REFERENCE}[^\s'\"]+", re.I), rf"\g<kept>{HIDDEN}"),
     (
         re.compile(
@@ -26,7 +30,7 @@ RULES = (
     ),
     (re.compile(rf"(?P<kept>\bsshpass\s+-p\s*['\"]?){NO_REFERENCE}[^\s'\"]+"), rf"\g<kept>{HIDDEN}"),
 )
-PLACE = re.compile(r"://|pipe:")  # only text that speaks of a place or a command holds any
+PLACE = re.compile(rf"{HOST}|pipe:")  # only text that speaks of a place or a command holds any
 
 
 def hide_passwords(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.ranges import OutOfRange
 
 T = TypeVar("T")
 SHORT = reprlib.Repr()
@@ -41,6 +42,8 @@ def from_record(cls: type[T], record: Any, where: str) -> T:
     values = {name: as_type(hints[name], value, f"{where}: {name}") for name, value in record.items()}
     try:
         return cls(**values)
+    except OutOfRange as error:
+        raise InputError(f"{where}: {error.named(error.field)}") from error
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

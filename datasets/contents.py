@@ -1,4 +1,7 @@
-"""What files hold, in one checksum: a run that goes on sees by it that its data are still the same, wherever they lie."""
+"""What files hold, in one checksum: a run that goes on sees by it that its data are still the same, wherever they lie.
+
+Of images the files count too that give their numbers a meaning or stand for them: ENVI's headers, parts of virtual rasters.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alliance.files import regular
+from datasets.imagery.parts import MARGIN, noted, parts
 
 WHOLE = 1 << 30  # bytes of all files together up to which every byte counts; of more, ends and middles
 PART = 1 << 16  # bytes of each of these
@@ -15,7 +19,7 @@ THREADS = 8
 
 
 def digest_files(files: Mapping[str, Path], *, limit: int | None = None) -> str:
-    """One checksum of files by their names: of names, sizes and contents, not of places and times.
+    """One checksum of files by their names, and of what belongs to them: of names, sizes and contents, not of places and times.
 
     Of more than 1 GiB in all, 64 KiB at the beginning, in the middle and at the end of every file are read, so that large
     sets begin without delay. A file that cannot be read counts as such: what reads it says so.
@@ -23,14 +27,16 @@ def digest_files(files: Mapping[str, Path], *, limit: int | None = None) -> str:
     Args:
         limit: bytes, in place of that 1 GiB.
     """
-    stamps = {path: _stamp(path) for path in set(files.values())}
-    whole = sum(stamp.size for stamp in stamps.values()) <= (WHOLE if limit is None else limit)
     with ThreadPoolExecutor(THREADS, "contents") as threads:
-        found = threads.map(lambda path: _digest(path, stamps[path], whole=whole), stamps)
-        contents = dict(zip(stamps, found, strict=True))
+        places = list(dict.fromkeys(files.values()))
+        stamps = dict(zip(places, threads.map(_stamps, places), strict=True))
+        sizes = {path: stamp.size for each in stamps.values() for path, stamp in each.items()}
+        whole = sum(sizes.values()) <= (WHOLE if limit is None else limit)
+        found = threads.map(lambda path: _contents(stamps[path], whole=whole), places)
+        contents = dict(zip(places, found, strict=True))
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
-        total.update(f"{name}\0{stamps[path].size}\0".encode() + contents[path])
+        total.update(f"{name}\0".encode() + contents[path])
     return total.hexdigest()[:32]
 
 
@@ -41,18 +47,35 @@ class _Stamp(NamedTuple):
     time: int  # ns
 
 
+def _stamps(path: Path) -> dict[Path, _Stamp]:
+    """Of a file and of what belongs to it."""
+    try:
+        return {each: _stamp(each) for each in (path, *parts(path))}
+    except OSError:  # of a folder that cannot be entered
+        return {path: _Stamp(0, 0)}
+
+
+def _contents(stamps: Mapping[Path, _Stamp], *, whole: bool) -> bytes:
+    """Sizes and checksums of a file and of what belongs to it."""
+    found = [(stamp.size, _digest(path, stamp, whole=whole)) for path, stamp in stamps.items()]
+    return b"".join(f"{size}\0".encode() + each for size, each in found if each)
+
+
 def _stamp(path: Path) -> _Stamp:
     try:
         found = regular(path).stat()
     except OSError:
         return _Stamp(0, 0)
-    return _Stamp(found.st_size, found.st_mtime_ns)
+    return _Stamp(0 if path.name.endswith(MARGIN) else found.st_size, found.st_mtime_ns)
 
 
 @cache
 def _digest(path: Path, stamp: _Stamp, *, whole: bool) -> bytes:
-    """Of one file; the several runs of a command read it once."""
+    """Of one file; the several runs of a command read it once. Empty: it says nothing of numbers."""
     try:
+        if path.name.endswith(MARGIN):
+            told = noted(path)
+            return hashlib.sha256(told).digest() if told else b""
         return _read(path, stamp.size, whole=whole)
     except OSError:
         return b"cannot be read"

@@ -24,7 +24,7 @@ from engine.runs import write_whole
 MANIFEST = "MANIFEST.json"
 LOOP = "loop.json"
 PREFIX = "step_"
-OURS = re.compile(rf"{PREFIX}\d{{8}}")  # any other name is a copy of the user's, which is neither read nor removed
+OURS = re.compile(rf"{PREFIX}[0-9]{{8}}")  # any other name is a copy of the user's, which is neither read nor removed
 LEFT_BY_A_KILL = re.compile(rf"{OURS.pattern}\.(partial|universal|universal\.log|log)")
 
 

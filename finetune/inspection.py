@@ -7,13 +7,19 @@ from pathlib import Path
 
 from alliance.errors import InputError
 from alliance.export_files import WEIGHTS
+from alliance.yaml_files import read_yaml
+from datasets.chips.chip import ChipSet
+from datasets.chips.inspection import describe_chips, folders_of_classes
 from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.labelled.inspection import describe_set, set_images
 from datasets.labelled.parse import find_set, set_names
 from datasets.shards.gather import AUTO, Request
 from datasets.shards.inspection import Look, describe, exported, look_at, look_into, show
+from engine.settings import parse_settings
+from engine.settings_tree import fields
 from finetune.model_files import ImageInput, find_network, read_model_weights, read_record
+from finetune.tasks.chips_config import MultilabelConfig, SceneConfig
 
 SHOWN = 20  # bands of a trained network
 
@@ -31,7 +37,10 @@ def inspect(request: Request, picture: Path | None = None, root: Path | None = N
     others: list[Path] = []
     for path in request.paths:
         if path.suffix in (".yaml", ".yml") or (not path.exists() and str(path) in set_names()):
-            found, said = _inspect_set(path, root)
+            found, said = _inspect_described(path, root)
+            looks, lines = [*looks, *found], [*lines, *said]
+        elif request.sensor == AUTO and (classes := folders_of_classes(path)) is not None:
+            found, said = _inspect_chips(classes)
             looks, lines = [*looks, *found], [*lines, *said]
         elif exported(path) is None and (network := _network(path)) is not None:
             lines += describe_network(network)
@@ -76,6 +85,24 @@ def describe_network(folder: Path) -> list[str]:
     return lines
 
 
+def _inspect_described(path: Path, root: Path | None) -> tuple[list[Look], list[str]]:
+    """A set of labelled images, or the images with labels that the settings of a task name."""
+    record = read_yaml(path) if path.is_file() else {}
+    if not isinstance(record.get("data"), dict) or "splits" in record:
+        return _inspect_set(path, root)
+    kinds = [kind for kind in (SceneConfig, MultilabelConfig) if set(record) <= {*fields(kind)}]
+    if not kinds:
+        raise InputError(f"{path} holds the settings of another task; give the description that its data.set names")
+    place = ["--data.path", str(root)] if root else []
+    return _inspect_chips(parse_settings(kinds[0], "", ["--config", str(path), "--run.dir", ".", *place]).data)
+
+
+def _inspect_chips(described: ChipSet) -> tuple[list[Look], list[str]]:
+    scene, told = describe_chips(described)
+    look = look_into(scene)
+    return [look], [*told, "", "image:", *describe(look)]
+
+
 def _inspect_set(path: Path, root: Path | None) -> tuple[list[Look], list[str]]:
     described = find_set(path, root)
     lines = [f"{described.name}: a set of labelled images in {described.root}"]
@@ -103,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "the picture that --out names.",
     )
     add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="files or folders of images, the YAML file or the name of a "
-        "set, or the folder of an encoder, a network or a run")  # fmt: skip
+    add("paths", nargs="+", type=Path, metavar="PATH", help="files or folders of images, a folder of classes, the YAML file or "
+        "the name of a set, settings of scene.py or multilabel.py, or the folder of an encoder, a network or a run")  # fmt: skip
     add("--sensor", default=AUTO, metavar="NAME", help="see whether this sensor fits (default: all of them)")
     add("--root", type=Path, metavar="DIR", help="folder of the files of a set (default: the description's)")
     add("--out", type=Path, metavar="FILE", help="picture (.png) with the histograms of the stored numbers")

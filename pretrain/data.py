@@ -137,8 +137,14 @@ def _pool(name: str, sources: Sequence[Source]) -> Sensor:
 
 
 def _refuse_unlike(name: str, sources: Sequence[Source]) -> None:
-    """Images of one unit may differ, summer from winter and sea from city; numbers of two units must not be mixed."""
-    if len(sources) < 2:
+    """Images of one unit may differ, summer from winter and sea from city; numbers of two units must not be mixed.
+
+    Numbers that are not what the sensor says may be learnt from alone, where they were taken for it on purpose.
+
+    Raises:
+        InputError: they are mixed, or nobody said that they are meant.
+    """
+    if len(sources) == 1 and sources[0].index.forced:
         return
     figures = [source.index.statistics[name] for source in sources]
     for source, one in zip(sources, figures, strict=True):
@@ -149,9 +155,11 @@ def _refuse_unlike(name: str, sources: Sequence[Source]) -> None:
         if found:
             others = ", ".join(str(other.folder) for other in sources if other is not source)
             raise InputError(
-                f"{source.folder} does not go with {others}: its {name} is none: {found[0]}; "
-                f"make it anew with the right sensor, or train on it alone"
+                f"{source.folder}{' does not go with ' * bool(others)}{others}: its {name} is none: {found[0]}; make it anew "
+                f"with the right sensor, or with --force, and train on it alone"
             )
+    if len(sources) == 1:
+        return
     means, stds = (np.array([one[field] for one in figures]) for field in ("mean", "std"))
     apart = np.abs(means[1:] - means[0]) / np.maximum(np.sqrt((stds[1:] ** 2 + stds[0] ** 2) / 2), 1e-12)
     gaps = np.median(np.where(means[1:] == means[0], 0.0, apart), axis=1)

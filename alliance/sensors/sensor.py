@@ -19,16 +19,18 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.images import as_tensor
+from alliance.ranges import GREATEST, LARGE, MANY, SMALLEST, Ranged, ranged, stated_ranges
 from alliance.sensors.checks import (
-    as_number,
-    as_numbers,
-    as_range,
+    BANDWIDTHS,
     as_text,
     as_texts,
-    check_bandwidth,
-    check_wavelength,
+    bandwidth_mend,
+    check_rising,
+    plain,
+    wavelength_mend,
 )
 from alliance.sensors.standardise import standardise
+from alliance.sensors.wavelengths import RANGE
 
 T = TypeVar("T")
 
@@ -42,22 +44,38 @@ DTYPES = (*INTEGERS, "float16", "float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Band:
+class Numbered(Ranged):
+    """A record whose numbers may be given as texts or as NumPy's, and are kept as Python's."""
+
+    def __post_init__(self) -> None:
+        for field, _ in stated_ranges(type(self)):
+            object.__setattr__(self, field, plain(getattr(self, field)))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band(Numbered):
     """One channel. Physical value = stored value * scale + offset."""
 
     name: str
     aliases: tuple[str, ...] = ()
-    wavelength: float | None = None  # centre, nm; None where a wavelength means nothing (SAR, elevation)
-    bandwidth: float | None = None  # full width at half maximum, nm
+    wavelength: float | None = ranged(None, *RANGE, mend=wavelength_mend)
+    """Centre, nm; None where a wavelength means nothing (SAR, elevation)."""
+    bandwidth: float | None = ranged(None, *BANDWIDTHS, mend=bandwidth_mend)
+    """Full width at half maximum, nm."""
     modality: str = "optical"
     unit: str = "reflectance"
-    scale: float = 1.0
-    offset: float = 0.0
-    valid: tuple[float, float] | None = None  # physical values that can occur; None: what the unit allows
-    typical: tuple[float, float] | None = None  # where the median of an image can lie; None: what the unit allows
-    mean: float | None = None  # of the physical values
-    std: float | None = None
-    spread: tuple[float, ...] | None = None  # rms of each frequency increment, in standard deviations
+    scale: float = ranged(1.0, SMALLEST, GREATEST)
+    offset: float = ranged(0.0, -GREATEST, GREATEST)
+    valid: tuple[float, float] | None = ranged(None, -GREATEST, GREATEST)
+    """Physical values that can occur; None: what the unit allows."""
+    typical: tuple[float, float] | None = ranged(None, -GREATEST, GREATEST)
+    """Where the median of an image can lie; None: what the unit allows."""
+    mean: float | None = ranged(None, -GREATEST, GREATEST)
+    """Of the physical values."""
+    std: float | None = ranged(None, SMALLEST, GREATEST)
+    spread: tuple[float, ...] | None = ranged(None, 0, GREATEST)
+    """Rms of each frequency increment, in standard deviations."""
 
     def __post_init__(self) -> None:
         as_text(self.name, "a band's name")
@@ -65,27 +83,16 @@ class Band:
         if self.modality not in MODALITIES:
             raise InputError(f"{here}: modality {self.modality!r} is not one of {', '.join(MODALITIES)}")
         as_text(self.unit, f"{here}: unit")
-        checked: dict[str, Any] = {"aliases": as_texts(self.aliases, f"{here}: aliases")}
-        for field in ("scale", "offset", "mean", "std"):
-            value = getattr(self, field)
-            checked[field] = (
-                None if value is None and field in ("mean", "std") else as_number(value, f"{here}: {field}")
-            )
-        if checked["scale"] == 0:
-            raise InputError(f"{here}: scale must not be 0, or every pixel is {checked['offset']:g}")
-        if checked["std"] is not None and not checked["std"] > 0:
-            raise InputError(f"{here}: std must be positive, got {checked['std']}")
-        own = {"wavelength": check_wavelength, "bandwidth": check_bandwidth}
-        checked |= {field: check(getattr(self, field), self.name) for field, check in own.items() if self._has(field)}
-        ranges = ("valid", "typical")
-        checked |= {field: as_range(getattr(self, field), f"{here}: {field}") for field in ranges if self._has(field)}
-        if self.spread is not None:
-            checked["spread"] = as_numbers(self.spread, f"{here}: spread")
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        object.__setattr__(self, "aliases", as_texts(self.aliases, f"{here}: aliases"))
+        super().__post_init__()
+        for field in ("valid", "typical"):
+            if getattr(self, field) is not None:
+                check_rising(getattr(self, field), f"{here}: {field}")
+        if self.spread is not None and not isinstance(self.spread, tuple):
+            raise InputError(f"{here}: spread must be a list of numbers, got {self.spread!r}")
 
-    def _has(self, field: str) -> bool:
-        return getattr(self, field) is not None
+    def _place(self, field: str) -> str:
+        return f"band {self.name}: {field}"
 
     @property
     def known_as(self) -> set[str]:
@@ -94,15 +101,18 @@ class Band:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensor:
+class Sensor(Numbered):
     """An ordered set of bands with one pixel size and one nodata value."""
 
     name: str
     bands: tuple[Band, ...]
-    gsd_m: float | None = None  # ground sampling distance, metres
-    nodata: float | None = None  # stored value that marks a missing pixel; NaN is always missing
+    gsd_m: float | None = ranged(None, 0, MANY, above=True)
+    """Ground sampling distance, metres."""
+    nodata: float | None = ranged(None)
+    """Stored value that marks a missing pixel; NaN is always missing."""
     groups: tuple[tuple[str, ...], ...] = ()  # bands of one token, by name; empty: windows by wavelength
-    clamp: float | None = CLAMP  # largest magnitude of a standardised value; None: any
+    clamp: float | None = ranged(CLAMP, 0, LARGE, above=True)
+    """Largest magnitude of a standardised value; None: any."""
     dtypes: tuple[str, ...] = ()  # in which the numbers may be stored; empty: in any
     product: str = ""  # regular expression that the paths of this product's files, and of no other, match
     description: str = ""
@@ -113,13 +123,7 @@ class Sensor:
         here = f"sensor {self.name}"
         if not self.bands:
             raise InputError(f"{here} has no bands")
-        for field in ("gsd_m", "nodata", "clamp"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, as_number(getattr(self, field), f"{here}: {field}"))
-        if self.gsd_m is not None and not self.gsd_m > 0:
-            raise InputError(f"{here}: gsd_m must be positive, got {self.gsd_m}")
-        if self.clamp is not None and not self.clamp > 0:
-            raise InputError(f"{here}: clamp must be positive, got {self.clamp}; null for none")
+        super().__post_init__()
         if not isinstance(self.description, str):
             raise InputError(f"{here}: description must be a text, got {self.description!r:.80}")
         object.__setattr__(self, "dtypes", as_texts(self.dtypes, f"{here}: dtypes"))
@@ -127,6 +131,9 @@ class Sensor:
         if unknown:
             raise InputError(f"{here}: dtypes holds {unknown[0]!r}, known are {', '.join(DTYPES)}")
         self._check_names()
+
+    def _place(self, field: str) -> str:
+        return f"sensor {self.name}: {field}"
 
     def _check_names(self) -> None:
         names = [band.name for band in self.bands]

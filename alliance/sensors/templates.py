@@ -6,29 +6,31 @@ from functools import cache
 from pathlib import Path
 
 from alliance.errors import InputError
-from alliance.sensors.checks import as_number, as_range, as_text
+from alliance.ranges import GREATEST, MANY, REQUIRED, SMALLEST, ranged
+from alliance.sensors.checks import as_text, check_rising
 from alliance.sensors.reading import read_record
+from alliance.sensors.sensor import Numbered
 
 FOLDER = Path(__file__).resolve().parent / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Template:
+class Template(Numbered):
     """What the files of one instrument share. Physical value = stored value * scale."""
 
     name: str
     description: str
-    bands: tuple[float, float]  # fewest and most
-    scale: float | None = None  # None: each file gives its own
-    nodata: float | None = None
+    bands: tuple[float, float] = ranged(REQUIRED, 1, MANY)
+    """Fewest and most."""
+    scale: float | None = ranged(None, SMALLEST, GREATEST)
+    """None: each file gives its own."""
+    nodata: float | None = ranged(None)
     unit: str = "reflectance"
     product: str = ""  # regular expression that the paths of its files match
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bands", as_range(self.bands, f"{self.name}: bands"))
-        for field in ("scale", "nodata"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, as_number(getattr(self, field), f"{self.name}: {field}"))
+        super().__post_init__()
+        check_rising(self.bands, f"{self.name}: bands")
         for field in ("name", "description", "unit"):
             as_text(getattr(self, field), f"{self.name}: {field}")
 

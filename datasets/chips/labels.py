@@ -15,6 +15,7 @@ from datasets.chips.files import ImageFiles, list_images
 from datasets.chips.tables import find_table, read_rows
 from datasets.imagery.labels import read_label
 from datasets.imagery.scenes import Box, Skipped
+from datasets.labelled.checks import check_masks
 from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Cut, Tiles
 
@@ -137,9 +138,10 @@ def _from_masks(described: ChipSet) -> Labelled:
     """Windows of images with a label map: the classes that cover enough of each."""
     known = find_set(described.set, described.path or None)
     names, cut = list(known.classes), Cut(described.window) if described.window else None
-    chips, skipped = [], []
+    chips, skipped, read, indices = [], [], list[Tiles](), set[int]()
     for split in known.splits:
         tiles = Tiles(known, split, cut=cut)
+        read.append(tiles)
         skipped += tiles.skipped
         windows: dict[str, list[int]] = defaultdict(list)
         for number, files in enumerate(tiles.files):
@@ -152,12 +154,14 @@ def _from_masks(described: ChipSet) -> Labelled:
             except InputError as error:
                 skipped.append(Skipped(key, str(error)))
                 continue
+            indices.update(np.unique(label).tolist())
             for number in numbers:
                 box = tiles.boxes[number]
                 inside = label[_span(box)] if box else label
                 share = np.bincount(inside.ravel(), minlength=len(names))[: len(names)] / inside.size
                 labels = tuple(name for name, part in zip(names, share, strict=True) if part >= described.cover)
                 chips.append(Chip(tiles.keys[number], (files.paths[role],), labels, split_name(split), box))
+    check_masks(known, read, indices)
     return chips, skipped
 
 

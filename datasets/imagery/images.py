@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.ranges import GREATEST, MANY, SMALLEST, Ranged, ranged
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, fit
 from alliance.sensors.standardise import standardise
@@ -37,44 +38,43 @@ SAME = 1e-6  # relative difference of two scales that are one
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSource:
+class ImageSource(Ranged):
     """The images of one role in a set, such as the optical ones."""
 
     files: str | None = None
     """A pattern with `{key}`, a folder, or FILE[:KEY] of an array; None: the lists of the splits name them."""
-    bands: tuple[int | str, ...] = ()
+    bands: tuple[int | str, ...] = ranged((), 1, MANY)
     """Numbers in the file from 1, or names of the sensor's bands, in the network's order; may repeat; empty: all."""
     sensor: str = ""
     """Name of a shipped sensor, or a YAML file; empty: numbers are what the file and this description say."""
     dtype: str | None = None
     """That every file must have; None: any."""
-    nodata: float | None = None
+    nodata: float | None = ranged(None)
     """Stored value of a missing pixel, beside what the files say."""
-    scale: float | None = None
+    scale: float | None = ranged(None, SMALLEST, GREATEST)
     """Value of a stored 1; None: as the sensor or the file says, else 1."""
-    offset: float | None = None
+    offset: float | None = ranged(None, -GREATEST, GREATEST)
     """Value of a stored 0; None: as the sensor or the file says, else 0."""
     log: bool = False
     """Take sign(x) log(1 + |x|): for SAR intensities and products of them, not for decibel."""
-    count: int | None = None
+    count: int | None = ranged(None, 1, MANY)
     """How many bands the file must have; None: any number."""
     axes: str | None = None
     """Order of the axes of a stored array, such as hwc or chw; None: as the file tells."""
     statistics: Statistics = "given"
     """Where mean and deviation come from: the two below, the data set (measured), or the sensor."""
-    mean: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ranged((), -GREATEST, GREATEST)
     """Of every entry of `bands`."""
-    std: tuple[float, ...] = ()
-    """Of every entry of `bands`, positive."""
+    std: tuple[float, ...] = ranged((), SMALLEST, GREATEST)
+    """Of every entry of `bands`."""
 
     def __post_init__(self) -> None:
-        kinds = {"bands": _band, "mean": float, "std": float}
-        for name, kind in kinds.items():
-            object.__setattr__(self, name, tuple(kind(value) for value in getattr(self, name)))
+        object.__setattr__(self, "bands", tuple(map(_band, self.bands)))
+        super().__post_init__()
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if self.axes is not None and sorted(self.axes) != ["c", "h", "w"]:
             raise InputError(f"axes are {self.axes!r}; give an order of the letters h, w and c, such as hwc")
-        if any(isinstance(band, int) and band < 1 for band in self.bands):
-            raise InputError(f"bands are {list(self.bands)}; name at least one, counted from 1")
         if not self.sensor and any(isinstance(band, str) for band in self.bands):
             raise InputError(
                 f"bands are {list(self.bands)}; names are those of a sensor: give `sensor`, or numbers from 1"
@@ -83,12 +83,6 @@ class ImageSource:
             found = len(getattr(self, name))
             if found not in (0, len(self.bands) or found):
                 raise InputError(f"{name} has {found} numbers for {len(self.bands)} bands")
-        numbers = [*self.mean, *self.std, *(v for v in (self.scale, self.offset) if v is not None)]
-        if not np.isfinite(numbers).all() or any(value <= 0 for value in self.std) or self.scale == 0:
-            raise InputError(
-                f"mean {list(self.mean)}, std {list(self.std)}, scale {self.scale}, offset {self.offset}: give finite "
-                f"numbers; deviations are positive, a scale is not 0"
-            )
 
     @property
     def description(self) -> Sensor | None:
@@ -335,4 +329,4 @@ def _scale(header: Scene, source: ImageSource, places: Sequence[int]) -> tuple[S
 
 
 def _band(value: int | str) -> int | str:
-    return int(value) if not isinstance(value, str) or value.isdigit() else value
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value

@@ -1,7 +1,7 @@
 """Label maps: what their stored values mean, how they are read, and the colours of classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alliance.errors import InputError
+from alliance.ranges import MANY, Range, Ranged, ranged
 from alliance.records import as_type, shown
 from datasets.imagery.images import describe
 from datasets.imagery.rasters import named
@@ -18,6 +19,7 @@ IGNORE = 255  # class index of a pixel that is left out of losses and scores
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 Indices = NDArray[np.int64]  # class indices 0, 1, ..., and IGNORE
 LARGEST = 2.0**53  # from which on not every whole number is a float
+STORED = Range(-LARGEST, LARGEST)  # in a label map
 
 PALETTE: tuple[Colour, ...] = (  # of classes without a colour of their own; it repeats after 20
     *((46, 139, 61), (166, 217, 106), (0, 184, 169), (20, 90, 36), (169, 113, 75)),
@@ -28,31 +30,36 @@ PALETTE: tuple[Colour, ...] = (  # of classes without a colour of their own; it 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSource:
+class LabelSource(Ranged):
     """The label maps of a set: files of one band of whole numbers, or of the classes' colours."""
 
     files: str | None = None
     """A pattern with `{key}`, a folder, or FILE[:KEY] of an array; None: the lists of the splits name them."""
-    values: Mapping[int, int] = field(default_factory=dict)
+    values: Mapping[int, int] = ranged(dict, 0, IGNORE, keys=STORED)
     """Class index, or 255 to ignore, of every stored value; empty: classes are counted on from `first`."""
     overrule: bool = True
     """Whether `values` overrule what files say of their numbers: colours of indices, marks of missing pixels."""
-    first: int | None = 0
+    first: int | None = ranged(0, *STORED[:2])
     """Stored value of the first class, without `values`; None: told by the values themselves, from 0 or from 1."""
-    unlabelled: int | None = None
+    unlabelled: int | None = ranged(None, *STORED[:2])
     """Stored value of a pixel without a label, beside 255."""
-    band: int | None = None
+    band: int | None = ranged(None, 1, MANY)
     """Which band of the file holds the classes, from 1, where there are several."""
-    ignored: tuple[Colour, ...] = ()
+    one_hot: bool = False
+    """Whether every class has a band of its own, in their order, which is not 0 where the class is. Stored value of a pixel is
+    then the number of its band, from 0; a pixel of no band has no label.
+    """
+    ignored: tuple[Colour, ...] = ranged((), 0, 255)
     """Colours of pixels without a label, in maps of colours."""
     unknown: Literal["refuse", "ignore"] = "refuse"
     """What to do with values or colours that are no class."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.one_hot and self.band is not None:
+            raise InputError(f"label.band is {self.band} and label.one_hot is true; leave one of them out")
         object.__setattr__(self, "values", {int(stored): int(index) for stored, index in self.values.items()})
         object.__setattr__(self, "ignored", tuple(as_colour("to ignore", rgb) for rgb in self.ignored))
-        if self.band is not None and self.band < 1:
-            raise InputError(f"label.band is {self.band}; bands are counted from 1")
 
     @property
     def told(self) -> Mapping[int, int]:
@@ -153,13 +160,15 @@ def _stored(
     with named(path), header.open(range(header.shape[0])) as read:
         window = read(*(box or (0, 0, *header.shape[1:])))
     stored, missing = window.stored, window.missing
+    if source.one_hot:
+        return _of_bands(path, stored, missing, header)
     if stored.shape[0] > 1 and source.band is None:
-        drawn = stored.shape[0] in (3, 4) and colours and header.dtype == "uint8" and _distinct(classes)
+        colour = _in_8_bits(stored) if colours and stored.shape[0] in (3, 4) and _distinct(classes) else None
         grey = _is_grey(stored)
-        if not drawn and not grey:
-            raise InputError(_which_band(path, header))
-        if drawn and (not grey or _are_colours(stored, source, classes)):
-            indices = _by_colour(path, stored, header, source, classes, whole=box is None)
+        if colour is None and not grey:
+            raise InputError(_which_band(path, header, stored))
+        if colour is not None and (not grey or _are_colours(colour, source, classes)):
+            indices = _by_colour(path, colour, header, source, classes, whole=box is None)
             return _Stored(indices, np.zeros(stored.shape[1:], bool), header, True)
     band = (source.band or 1) - 1
     if band >= len(stored):
@@ -278,7 +287,7 @@ def _by_colour(
     strange, count = np.unique(packed[indices < 0], return_counts=True)
     if strange.size and count.sum() > packed.size / 2 and (whole or source.unknown == "refuse"):
         raise InputError(
-            f"{_which_band(path, header)} By colours, {count.sum() / packed.size:.0%} of its pixels are no class"
+            f"{_which_band(path, header, stored)} By colours, {count.sum() / packed.size:.0%} of its pixels are no class"
         )
     if strange.size and source.unknown == "refuse":
         colour = [int(strange[count.argmax()]) >> shift & 255 for shift in (16, 8, 0)]
@@ -328,7 +337,43 @@ def _is_grey(stored: NDArray) -> bool:
     return bool((stored[:3] == stored[:1]).all())
 
 
-def _which_band(path: Path, header: Scene) -> str:
+def _in_8_bits(stored: NDArray) -> NDArray[np.uint8] | None:
+    """Colours (c, h, w) of 8 bits; of 16 those that they were made of: the same numbers, or 257 times them. None: no such."""
+    if stored.dtype == np.uint8 or (stored.dtype == np.uint16 and (stored <= 255).all()):
+        return stored.astype(np.uint8)
+    return (stored // 257).astype(np.uint8) if stored.dtype == np.uint16 and (stored % 257 == 0).all() else None
+
+
+def _is_one_hot(stored: NDArray) -> bool:
+    """Whether no pixel is set in two bands (c, h, w), and most are in one."""
+    count = (stored != 0).sum(axis=0)
+    return len(stored) > 1 and bool((count <= 1).all() and count.mean() > 0.5)
+
+
+def _of_bands(path: Path, stored: NDArray, missing: NDArray | None, header: Scene) -> _Stored:
+    """The number of the one band (c, h, w) that is not 0.
+
+    Raises:
+        InputError: a pixel is set in several.
+    """
+    held = (stored != 0) & np.isfinite(stored)
+    several = (held.sum(axis=0) > 1).sum()
+    if several:
+        raise InputError(
+            f"{path} has {several} pixels that several of its {len(stored)} bands mark; with label.one_hot one band alone does: "
+            f"mend them, or name the band that holds the classes, label.band"
+        )
+    numbers = np.where(held.any(axis=0), held.argmax(axis=0), IGNORE).astype(np.int64)
+    absent = np.zeros(numbers.shape, bool) if missing is None else missing.all(axis=0)
+    return _Stored(numbers, absent & (numbers == IGNORE), header)
+
+
+def _which_band(path: Path, header: Scene, stored: NDArray) -> str:
+    if _is_one_hot(stored):
+        return (
+            f"{path} has {len(stored)} bands, of which one at most is set in every pixel, as of a map with a band for every "
+            f"class; say so: label.one_hot: true, with as many classes in the order of the bands."
+        )
     return (
         f"{path} has {header.shape[0]} bands of {header.dtype}; a label map has one band of small integers: is this the "
         f"folder of the labels? If one band holds the classes, name it: label.band: 1."

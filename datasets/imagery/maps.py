@@ -20,7 +20,7 @@ from rasterio.io import DatasetWriter
 from rasterio.shutil import copy
 from rasterio.transform import Affine
 
-from alliance.files import sync
+from alliance.files import replace_file, sync
 from datasets.descriptors import clear_scratch, scratch_folder
 from datasets.imagery.labels import IGNORE, Colour
 from datasets.imagery.rasters import open_quietly
@@ -135,7 +135,7 @@ def _write_categories(path: Path, names: Sequence[str]) -> None:
     for name in names:
         ElementTree.SubElement(categories, "Category").text = name
     ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(_sidecar(path), encoding="utf-8")
+    replace_file(_sidecar(path), ElementTree.tostring(root, encoding="utf-8"))
 
 
 def forget_statistics(path: Path) -> None:

@@ -215,7 +215,7 @@ def _scales_and_offsets(dataset: rasterio.DatasetReader) -> tuple[tuple[float, .
     }
     said = {where: line for where, line in told.items() if line != plain}
     first = next(iter(said.values()), plain)
-    if any(not np.allclose(line, first, rtol=1e-6, atol=1e-12) for line in said.values()):
+    if any(not np.allclose(line, first, rtol=1e-6, atol=1e-12, equal_nan=True) for line in said.values()):
         lines = [f"{scale[0]:.10g} and {offset[0]:.10g} {where}" for where, (scale, offset) in said.items()]
         raise Unreadable(f"says scale and offset twice: {', but '.join(lines)}; take one away")
     return first

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.io.matlab import MatReadError
 
+from alliance.ranges import GREATEST, SMALLEST, Range
+
 
 class Window(NamedTuple):
     """A part of an image as it stands in its file."""
@@ -34,6 +36,7 @@ class Box(NamedTuple):
 # Kinds of places without a grid.
 CONTROL, POLYNOMIALS, SWATH = "ground control points", "rational polynomials", "latitudes and longitudes of its pixels"
 WARPS = {CONTROL: "-tps", POLYNOMIALS: "-rpc", SWATH: "-geoloc"}  # options of gdalwarp
+SCALE, OFFSET = Range(SMALLEST, GREATEST), Range(-GREATEST, GREATEST)  # as of a band of a sensor
 SHOWN = 60  # characters of a file's path in a summary
 COMPLEX = (
     "holds {} values, pixels are integers or floats; of complex SAR take the amplitude, or decibels: "
@@ -101,6 +104,12 @@ class Scene(ABC):
     date: str | None = None  # ISO
     palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)  # colours that the file gives its numbers
     facts: Mapping[str, str] = field(default_factory=dict)  # of its product: "product", "level", "baseline", ...
+
+    def __post_init__(self) -> None:
+        for name, stated, values in (("scale", SCALE, self.scales), ("offset", OFFSET, self.offsets)):
+            wrong = [value for value in values if not stated.holds(value)]
+            if wrong:
+                raise Unreadable(f"says the {name} {wrong[0]:g}; a {name} is a number {stated}: mend the file's tags")
 
     @abstractmethod
     def open(self, bands: Sequence[int]) -> AbstractContextManager[Read]:

@@ -50,13 +50,18 @@ def vrt_files(path: Path, root: Path, depth: int = 0) -> tuple[Path, ...]:
     Raises:
         Unreadable: it is no plain mosaic or stack of bands, or reads anything but existing image files below the root.
     """
+    return tuple(file for file in nested_files(path, root, depth) if file.suffix.lower() != ".vrt")
+
+
+def nested_files(path: Path, root: Path, depth: int = 0) -> tuple[Path, ...]:
+    """As `vrt_files`, with the virtual rasters in it."""
     if depth > MAX_DEPTH:
         raise Unreadable(f"is nested more than {MAX_DEPTH} deep; {MEND}")
     found: list[Path] = []
     for raw, element in _sources(_parse(path)):
         file = _below(path, root, element)
         if file.suffix.lower() == ".vrt" and not raw:
-            found.extend(vrt_files(file, root, depth + 1))
+            found += [file, *nested_files(file, root, depth + 1)]
             continue
         if not raw and format_of(file) is None:
             raise Unreadable(f"reads {file.name}, whose first bytes are of none of: {', '.join(MAGIC)}; {MEND}")

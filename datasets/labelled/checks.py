@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -90,11 +90,7 @@ def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts], left
             f"{found[:12]} in all, known are {sorted(table)[:12]}; say what they mean, such as label: "
             f"{{values: {_proposal(found, len(names))}}}"
         )
-    if not described.label.values and set(found) == {0, IGNORE} and len(names) == 2:
-        raise InputError(
-            f"{described.name}: label maps hold 0 and {IGNORE} alone, and {IGNORE} means no label, so {names[1]} has no pixel; "
-            f"if {IGNORE} is {names[1]}, say so: label: {{values: {{0: 0, {IGNORE}: 1}}}}; if not, {{0: 0, 1: 1, {IGNORE}: {IGNORE}}}"
-        )
+    _refuse_mask(described, found)
     split, first = next(iter(counts.items()))
     pixels = {
         each: dict(zip(names, map(counts[each].by_class(table).get, range(len(names))), strict=True)) for each in counts
@@ -115,6 +111,34 @@ def check_values(described: LabelledSet, counts: Mapping[str, LabelCounts], left
         lost = ", ".join(f"{pixels[each][name] or 0} of {each}" for each in counts)
         lines.append(f"{name} is left out; its pixels have no label: {lost}")
     return lines
+
+
+def check_masks(described: LabelledSet, tiles: Sequence[Tiles], indices: Collection[int]) -> None:
+    """Refuse masks of 0 and 255 of which nobody has said which is the class; only where indices leave it open they are read.
+
+    Args:
+        indices: class indices, or 255, that were read of the tiles.
+    Raises:
+        InputError: they are such masks.
+    """
+    if set(indices) == {0, IGNORE} and len(described.classes) <= 2 and not described.label.values:
+        _refuse_mask(described, sorted({value for each in tiles for value in count_labels(each).pixels}))
+
+
+def _refuse_mask(described: LabelledSet, found: Sequence[int]) -> None:
+    names = list(described.classes)
+    if described.label.values or described.label.one_hot or list(found) != [0, IGNORE] or len(names) > 2:
+        return
+    said = f"{described.name}: label maps hold 0 and {IGNORE} alone, and {IGNORE} means no label, so "
+    if len(names) == 2:
+        raise InputError(
+            f"{said}{names[1]} has no pixel; if {IGNORE} is {names[1]}, say so: label: {{values: {{0: 0, {IGNORE}: 1}}}}; if not, "
+            f"{{0: 0, 1: 1, {IGNORE}: {IGNORE}}}"
+        )
+    raise InputError(
+        f"{said}0 would be {names[0]}; if {IGNORE} is, say so: label: {{values: {{0: {IGNORE}, {IGNORE}: 0}}}}; if 0 is, "
+        f"{{0: 0, {IGNORE}: {IGNORE}}}"
+    )
 
 
 def shared_samples(first: Tiles, second: Tiles) -> list[tuple[str, str]]:

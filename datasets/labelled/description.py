@@ -18,8 +18,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from alliance.errors import InputError
+from alliance.ranges import Ranged, ranged
 from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, Colour, LabelSource, as_colour, palette_colour
 
@@ -28,7 +30,7 @@ MAPS = ("labels", "train", "test", "blocks")  # roles of a layout beside the ima
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(Ranged):
     """One way in which the files of a labelled scene are named: FILE or FILE:KEY of every image and map.
 
     A file name may hold one *: then every file that fits makes a scene, and all names with * must go together.
@@ -39,15 +41,15 @@ class Layout:
     train: str | None = None  # official training pixels: a map, or a list of rows and columns
     test: str | None = None
     blocks: str | None = None  # map of places that a split must not tear apart
-    origin: int | None = None  # of listed rows and columns: 0 or 1; None: told by the lists
+    origin: int | None = ranged(None, 0, 1)
+    """Of listed rows and columns; None: told by the lists."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.images:
             raise InputError("a layout names neither a passive nor an active image; give one as FILE:KEY")
         if not (self.labels or (self.train and self.test)):
             raise InputError("a layout names no labels; give labels, or train and test, as FILE:KEY")
-        if self.origin not in (None, 0, 1):
-            raise InputError(f"origin {self.origin} of listed pixels is neither 0 nor 1")
 
     @property
     def texts(self) -> dict[str, str]:
@@ -83,6 +85,8 @@ class LabelledSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
+        colours = {str(name): as_colour(str(name), rgb) for name, rgb in self.classes.items()}
+        object.__setattr__(self, "classes", colours)
         if sum(map(bool, (self.splits, self.layouts, self.patches))) != 1:
             raise InputError(
                 f"{self.name}: no splits, layouts or patches, or several of them; give one: `splits: {{all: null}}` takes every "
@@ -205,7 +209,7 @@ class LabelledSet:
             raise InputError(f"{self.name}: neither files nor a list of every split are given; give one of them")
 
 
-def coloured(classes: object) -> tuple[dict[str, Colour], bool]:
+def coloured(classes: object) -> tuple[dict[Any, Any], bool]:
     """Classes as a description may give them: names with colours, names, or numbers with names.
 
     Returns:
@@ -218,7 +222,7 @@ def coloured(classes: object) -> tuple[dict[str, Colour], bool]:
     if isinstance(classes, Mapping) and classes and all(isinstance(key, int) for key in classes):
         classes = [str(classes[number]) for number in sorted(classes)]
     if isinstance(classes, Mapping):
-        return {str(name): as_colour(str(name), rgb) for name, rgb in classes.items()}, True
+        return dict(classes), True
     if not isinstance(classes, list | tuple):
         raise InputError(f"classes are {classes!r}; give names, or each name with its colour")
     given = [str(name) for name in classes]

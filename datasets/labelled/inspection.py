@@ -9,6 +9,7 @@ from alliance.errors import InputError
 from datasets.imagery.images import describe
 from datasets.imagery.labels import IGNORE
 from datasets.imagery.scenes import Scene, Skipped, summarise
+from datasets.labelled.checks import check_masks
 from datasets.labelled.description import LABEL, LabelledSet
 from datasets.labelled.find import find_scenes
 from datasets.labelled.scenes import LabelledScene, read_scenes
@@ -29,7 +30,7 @@ def set_images(described: LabelledSet) -> dict[str, Scene]:
         places = layout.sources()
         found = {role: (described.root / places[role][0], places[role][1]) for role in layout.images}
     else:
-        first = Tiles(described, next(iter(described.splits))).files[0].paths
+        first = next(tiles for tiles in splits_there(described).values() if isinstance(tiles, Tiles)).files[0].paths
         found = {role: (path, None) for role, path in first.items() if role != LABEL}
     return {
         role: describe(path, key, bands=described.image(role).count, axes=described.image(role).axes)
@@ -47,21 +48,51 @@ def describe_set(described: LabelledSet) -> list[str]:
         return _patches(described)
     if described.layouts:
         return [line for scene in read_scenes(described) for line in _scene(scene)]
-    return [line for split in described.splits for line in _split(described, split)]
+    lines, indices, found = list[str](), set[int](), splits_there(described)
+    for split, tiles in found.items():
+        if isinstance(tiles, InputError):
+            lines.append(f"split {split}: not there: {tiles}")
+            continue
+        counts, told = _split(described, tiles)
+        indices.update(np.flatnonzero(counts).tolist())
+        lines += told
+    try:
+        check_masks(described, [tiles for tiles in found.values() if isinstance(tiles, Tiles)], indices)
+    except InputError as error:
+        lines.append(f"to be settled: {error}")
+    return lines
 
 
-def _split(described: LabelledSet, split: str) -> Iterator[str]:
-    tiles = Tiles(described, split)
+def splits_there(described: LabelledSet) -> dict[str, Tiles | InputError]:
+    """The tiles of every split, or why there are none.
+
+    Raises:
+        InputError: no split is there.
+    """
+    found: dict[str, Tiles | InputError] = {}
+    for split in described.splits:
+        try:
+            found[split] = Tiles(described, split)
+        except InputError as error:
+            found[split] = error
+    errors = [each for each in found.values() if isinstance(each, InputError)]
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
+
+
+def _split(described: LabelledSet, tiles: Tiles) -> tuple[NDArray[np.int64], list[str]]:
+    """Pixels of every class index, and what there is to say."""
     counts, skipped = np.zeros(IGNORE + 1, dtype=np.int64), list(tiles.skipped)
     for index, key in enumerate(tiles.keys):
         try:
             counts += np.bincount(tiles.label(index).ravel(), minlength=len(counts))
         except InputError as error:
             skipped.append(Skipped(key, str(error)))
-    yield f"split {split}: {len(tiles)} samples, {len(skipped)} left out"
-    yield from (f"  left out  {line}" for line in summarise(skipped))
-    yield from _classes(dict(zip(described.classes, counts.tolist(), strict=False)))
-    yield f"  {'(no label)':<24}{counts[IGNORE]:>13} pixels"
+    lines = [f"split {tiles.split}: {len(tiles)} samples, {len(skipped)} left out"]
+    lines += [f"  left out  {line}" for line in summarise(skipped)]
+    lines += _classes(dict(zip(described.classes, counts.tolist(), strict=False)))
+    return counts, [*lines, f"  {'(no label)':<24}{counts[IGNORE]:>13} pixels"]
 
 
 def _scene(scene: LabelledScene) -> Iterator[str]:

@@ -9,6 +9,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from alliance.errors import InputError
+from alliance.ranges import GREATEST, REQUIRED, SMALLEST, Ranged, ranged
 from alliance.records import as_type, require_present
 
 Numbers = NDArray[np.float64]
@@ -39,16 +40,20 @@ def band_statistics(images: Sequence[NDArray]) -> tuple[NDArray[np.float64], NDA
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Preprocessing:
+class Preprocessing(Ranged):
     """What becomes of an image before a network gets it: its bands standardised, and principal components of them.
 
     Fitted on training images; the same pixel of any other image of these bands becomes the same numbers.
     """
 
-    mean: NDArray[np.float64]  # (c,), of each band
-    std: NDArray[np.float64]  # (c,)
-    axes: NDArray[np.float64] | None = None  # (c, k), a whitened principal component per column; None: all bands
-    offsets: NDArray[np.float64] | None = None  # (k,), taken from the components
+    mean: NDArray[np.float64] = ranged(REQUIRED, -GREATEST, GREATEST)
+    """(c,), of each band."""
+    std: NDArray[np.float64] = ranged(REQUIRED, SMALLEST, GREATEST)
+    """(c,)."""
+    axes: NDArray[np.float64] | None = ranged(None, -GREATEST, GREATEST)
+    """(c, k), a whitened principal component per column; None: all bands."""
+    offsets: NDArray[np.float64] | None = ranged(None, -GREATEST, GREATEST)
+    """(k,), taken from the components."""
 
     @classmethod
     def of(cls, images: Sequence[NDArray]) -> "Preprocessing":
@@ -114,6 +119,6 @@ class Preprocessing:
         bands, components = arrays["mean"].shape, arrays.get("offsets", np.zeros(0)).shape
         shapes = {"mean": bands, "std": bands, "axes": (*bands, *components), "offsets": components}
         wrong = [name for name, array in arrays.items() if array.shape != shapes[name]]
-        if wrong or len(bands) != 1 or not bands[0] or not (arrays["std"] > 0).all():
-            raise InputError(f"{wrong[0] if wrong else 'std'} does not fit the {arrays['mean'].size} means of bands")
+        if wrong or len(bands) != 1 or not bands[0]:
+            raise InputError(f"{(wrong or ['mean'])[0]} does not fit the {arrays['mean'].size} means of bands")
         return cls(**arrays)

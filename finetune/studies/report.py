@@ -1,6 +1,7 @@
 """Tables (CSV) and figures (PNG) of what is measured on a trained PAD network."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from alliance.files import replace_file
 from datasets.figures import save_figure
 from datasets.imagery.labels import Colour
 from finetune.scores import SegmentationScores
@@ -21,12 +23,13 @@ from finetune.studies.robustness import CLEAN, NO_RGB, NO_SAR, RobustnessConfig,
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows of the same columns as CSV, numbers with four significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{cell:.4g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows
-        )
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(
+        {key: f"{cell:.4g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows
+    )
+    replace_file(path, text.getvalue().encode())
 
 
 def draw_features(

@@ -1,6 +1,7 @@
 """Tables (CSV) and figures (PNG) of a comparison of optical and SAR images."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
+from alliance.files import replace_file
 from datasets.figures import save_figure
 from finetune.studies.modality_gap import (
     EDGES,
@@ -100,10 +102,11 @@ def _write_histograms(path: Path, study: Study) -> None:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    replace_file(path, text.getvalue().encode())
 
 
 def _draw_maps(study: Study, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Seeds trained at the same time, each process with a part of them and of the cores."""
 
+import io
 import multiprocessing
 import os
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from alliance.errors import InputError
 from datasets.children import end_with_parent
+from datasets.descriptors import append_to
 from engine.command import run_command
 from engine.log import logger
 from engine.ranks import World, forget_launcher
@@ -43,7 +45,7 @@ def train_in_processes(
     for number in range(count):
         own, log = seeds[number::count], folder / f"process_{number}.log"
         given = ["--config", str(folder / CONFIG), "--seeds", ",".join(map(str, own))]
-        log.touch()
+        append_to(log).close()
         process = context.Process(target=train_part, args=(experiment, body, given, str(log), threads))
         process.start()
         started.append((process, log))
@@ -84,7 +86,7 @@ def train_part(
     threads: int,
 ) -> None:
     """What a process of its own does: some of the seeds. Its screen is a file."""
-    with open(log, "a", buffering=1) as screen:
+    with io.TextIOWrapper(append_to(log), line_buffering=True, write_through=True) as screen:
         sys.stdout = sys.stderr = screen
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)

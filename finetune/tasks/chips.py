@@ -20,7 +20,6 @@ from datasets.imagery.labels import palette_colour
 from datasets.imagery.scenes import summarise
 from engine.job import Running
 from engine.log import logger, report_disk_errors
-from engine.loop import digest
 from engine.probing import evaluating
 from engine.ranks import World, gather, together
 from engine.settings import to_record
@@ -33,7 +32,7 @@ from finetune.model_files import Inputs, image_input
 from finetune.pictures import colour_channels
 from finetune.task import MODEL, Task
 from finetune.tasks.chips_config import ChipTaskConfig
-from finetune.tasks.chips_data import contents_of, open_parts, usual_size, write_splits
+from finetune.tasks.chips_data import chip_labels, contents_of, open_parts, usual_size, write_splits
 
 Config = TypeVar("Config", bound=ChipTaskConfig)
 PREDICTIONS, SPLIT = "predictions.csv", "splits.csv"
@@ -201,10 +200,7 @@ class ChipTask(Task[Config]):
     def _identity(self) -> dict[str, Any]:
         record = to_record(self.config)
         data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
-        told = {
-            name: digest([f"{chip.name}: {';'.join(chip.labels)}" for chip in part.chips])
-            for name, part in self.data.chips.items()
-        }
+        told = {name: chip_labels(part.chips) for name, part in self.data.chips.items()}
         inputs = json.loads(json.dumps(self.inputs.to_record()))
         contents = contents_of(self.data, self.config.data)
         data |= {"images of each split": told, "contents of each split": contents, "resized to": self.size, **inputs}

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from datasets.chips.reading import Chips, with_statistics
 from datasets.chips.splits import choose_few, draw_splits, given_splits, refuse_shared, shared_chips
 from datasets.contents import digest_files
 from engine.log import logger
+from engine.loop import digest
 from engine.runs import write_whole
 from finetune.tasks.chips_config import ChipDataConfig, ChipTaskConfig
 
@@ -78,12 +79,17 @@ def contents_of(parts: Parts, data: ChipDataConfig) -> dict[str, str]:
     """One checksum of the files of every split; none where their bytes are not to be looked at."""
     if data.overlap == "ignore":
         return {}
-    return {
-        name: digest_files(
-            {f"{chip.name}/{number}": file for chip in part.chips for number, file in enumerate(chip.files)}
-        )
-        for name, part in parts.chips.items()
-    }
+    return {name: chip_contents(part.chips) for name, part in parts.chips.items()}
+
+
+def chip_contents(chips: Sequence[Chip]) -> str:
+    """One checksum of the files of chips."""
+    return digest_files({f"{chip.name}/{number}": file for chip in chips for number, file in enumerate(chip.files)})
+
+
+def chip_labels(chips: Sequence[Chip]) -> str:
+    """One checksum of the names of chips and of their labels."""
+    return digest([f"{chip.name}: {';'.join(chip.labels)}" for chip in chips])
 
 
 def usual_size(chips: Chips, config: ChipTaskConfig) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from alliance.checkpoint import digest_of
 from datasets.labelled.tiles import Tiles
 from finetune.sweep.experiment import ScoredSeeds, SweepSettings
 from finetune.tasks.dense import contents_of
@@ -17,7 +18,9 @@ class DenseSeeds(ScoredSeeds[Config]):
 
     def contents(self, config: Config, data: Any) -> dict[str, str]:
         described, splits = config.data.find(), (config.data.train, config.data.evaluate, config.data.test)
-        return {split: contents_of(Tiles(described, split)) for split in splits if split}
+        told = {split: contents_of(Tiles(described, split)) for split in splits if split}
+        checkpoint: str = getattr(config, "checkpoint", "")
+        return told | ({"checkpoint": digest_of(checkpoint)} if checkpoint else {})
 
     def is_finished(self, config: Config, record: Mapping[str, Any]) -> bool:
         steps: int = getattr(config.run, "steps")  # noqa: B009 - runs of tiles have them

@@ -122,6 +122,9 @@ class SegmentationSeeds(DenseSeeds[SegmentConfig]):
     same = tuple(dict.fromkeys((*Segmentation.learnt, *EncoderSegmentation.learnt)))
     overall = OVERALL
 
+    def contents(self, config: SegmentConfig, data: Any) -> dict[str, str]:
+        return super().contents(config, data) | start_digests(config.start)
+
     def job(self, config: SegmentConfig, world: World, data: Any) -> DenseTask[SegmentConfig]:
         return segmentation(config, world)
 

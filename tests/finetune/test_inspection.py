@@ -110,3 +110,61 @@ def test_a_trained_network_is_told_by_its_folder_and_its_run(
     with pytest.raises(SystemExit):
         main([str(tmp_path / "run")])
     assert f"choose one of its seeds, such as {tmp_path / 'run' / 'seed_1'}" in capsys.readouterr().err
+
+
+def write_folders(root: Path) -> None:
+    """Two classes of 3 and 2 images in each of two splits."""
+    for split in ("train", "test"):
+        for name, count in (("water", 3), ("land", 2)):
+            for number in range(count):
+                write_tiff(root / split / name / f"{number}.tif", np.full((3, 10, 10), number, "u1"), nodata=255)
+
+
+def test_folders_of_classes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path / "set")
+    (tmp_path / "set" / "train" / "water" / "broken.tif").write_bytes(b"no image")
+    main([str(tmp_path / "set")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "split train: 6 images land 2 images, 33.33% water 4 images, 66.67%" in said
+    assert "split test: 5 images land 2 images, 40.00% water 3 images, 60.00%" in said
+    assert "3 bands x 10 x 10 px, uint8" in said
+
+
+def test_settings_of_images_with_several_labels_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path / "set")
+    table = ["file,label", "train/water/0.tif,a;b", "train/water/1.tif,a", "train/water/2.tif,", "test/land/7.tif,a"]
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(table))
+    settings = tmp_path / "multilabel.yaml"
+    settings.write_text("data: {path: nowhere, labels: table}\noptim: {lr: 1e-3}\n")
+    main([str(settings), "--root", str(tmp_path / "set")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no split is given: 3 images, 1 with several labels a 2 images, 66.67% b 1 images, 33.33%" in said
+    assert "left out test/land/7.tif: no image of this name" in said
+    settings.write_text("data: {set: x}\nmethod: pad\n")
+    with pytest.raises(SystemExit) as ended:
+        main([str(settings)])
+    assert ended.value.code == 2 and "give the description that its data.set names" in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = write_own(tmp_path)
+    described.write_text(SET.replace("{train: [a, b], test: [c]}", "{absent: absent.txt, train: [a, b], gone: [x]}"))
+    main([str(described)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "split absent: not there: " in said and "split gone: not there: " in said
+    assert "split train: 2 samples, 0 left out water 30 pixels" in said
+    described.write_text(SET.replace("{train: [a, b], test: [c]}", "{absent: absent.txt}"))
+    with pytest.raises(SystemExit) as ended:
+        main([str(described)])
+    assert ended.value.code == 2 and "absent.txt" in capsys.readouterr().err
+
+
+def test_masks_of_0_and_255_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = write_own(tmp_path)
+    for name in "abc":
+        mask = np.zeros((1, 10, 10), "u1")
+        mask[:, :3] = 255
+        write_tiff(tmp_path / "label" / f"{name}.tif", mask)
+    described.write_text(SET.replace(", values: {1: 0, 2: 1, 9: 255}", "").replace("[water, land]", "[water]"))
+    main([str(described)])
+    assert "to be settled: own: label maps hold 0 and 255 alone" in capsys.readouterr().out

@@ -15,7 +15,7 @@ import pytest
 
 from alliance.errors import InputError
 from datasets.descriptors import only_writer
-from datasets.imagery.maps import Grid, class_map
+from datasets.imagery.maps import Grid, class_map, write_class_map
 from datasets.releases.command import main
 from datasets.shards import repack
 from datasets.synthetic.pair_trees import write_ddhr
@@ -254,3 +254,13 @@ def test_a_killed_prepare_goes_on_from_whatever_moment(tmp_path: Path) -> None:
     with only_writer(out), pytest.raises(SystemExit):
         main([*command, "--overwrite"])
     assert {path.relative_to(out) for path in out.rglob("*")} == before  # another one works there: nothing is removed
+
+
+def test_the_names_of_classes_are_written_beside_a_map_whole_and_follow_no_link(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    (tmp_path / "map.tif.aux.xml").symlink_to(theirs)
+    write_class_map(tmp_path / "map.tif", GRID, CLASSES, np.zeros((64, 64), np.uint8))
+    assert theirs.read_text() == "precious"
+    assert (tmp_path / "map.tif.aux.xml").read_text().count("<Category>") == len(CLASSES)
+    assert {each.name for each in tmp_path.iterdir()} == {"map.tif", "map.tif.aux.xml", "theirs"}

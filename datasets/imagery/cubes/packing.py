@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets.imagery.cubes.arrays import Stored
-from datasets.imagery.scenes import Unreadable
+from datasets.imagery.scenes import SCALE, Unreadable
 
 CF_SCALE = "scale_factor"  # a factor whatever its size; other spellings above 1 are divisors, as NEON's 10000
 SCALES = ("scalefactor", "reflectancescalefactor", "scale", "slope", "gain")
@@ -65,7 +65,7 @@ def find_packing(name: str, array: Stored, root: Mapping[str, Any]) -> Packing:
         scale = tuple(1 / value if value > 1 else value for value in scale)
     offset = _numbers(own, OFFSETS)
     scale, offset = (scale, offset) if scale or offset else _prisma(name, root)
-    if not all(np.isfinite(value) and value != 0 for value in scale):
+    if not all(map(SCALE.holds, scale)):
         raise Unreadable(f"{name} has the scale {scale[0]:g}; mend its attribute scale_factor")
     if set(scale) <= {1.0} and set(offset) <= {0.0}:
         scale, offset = (), ()

@@ -10,6 +10,8 @@ import yaml
 from rasterio.transform import from_origin
 
 from alliance.errors import InputError
+from datasets.chips.chip import ChipSet
+from datasets.chips.labels import find_chips
 from datasets.imagery.labels import LabelSource, read_label
 from datasets.labelled import LabelledSet, Tiles, find_set, read_scenes
 from datasets.labelled.checks import check_values, count_labels, refuse_shared
@@ -56,6 +58,8 @@ def check(found: LabelledSet) -> list[str]:
         pytest.param(lambda label: label.astype(np.float32), id="float32"),
         pytest.param(lambda label: np.moveaxis(COLOURS[label], -1, 0), id="colours"),
         pytest.param(lambda label: np.stack([label] * 3), id="three equal bands"),
+        pytest.param(lambda label: np.moveaxis(COLOURS[label], -1, 0).astype(np.uint16), id="colours in 16 bits"),
+        pytest.param(lambda label: np.moveaxis(COLOURS[label], -1, 0).astype(np.uint16) * 257, id="colours of 16 bits"),
     ],
 )
 def test_whole_numbers_of_any_kind_and_colours_are_classes(store: Callable, tmp_path: Path) -> None:
@@ -99,6 +103,63 @@ def test_masks_of_0_and_255_are_asked_about_and_the_answer_works(tmp_path: Path)
         check(described(tmp_path, classes=classes))
     found = described(tmp_path, classes=classes, label={"files": "labels", "values": {0: 0, 255: 1}})
     assert check(found) == [] and np.array_equal(Tiles(found, "test")[0].label, truth(4, 2))
+
+
+def test_a_mask_of_one_class_is_asked_about_and_both_answers_work(tmp_path: Path) -> None:
+    """Half of the pixels are 0, half 255: nobody can know which of them the class is."""
+    write_set_of(tmp_path, lambda label: label * 255, classes=2)
+    one = {"water": CLASSES["water"]}
+    with pytest.raises(
+        InputError, match=r"0 would be water; if 255 is, .*\{values: \{0: 255, 255: 0\}\}; if 0 is, \{0: 0, 255: 255\}"
+    ):
+        check(described(tmp_path, classes=one))
+    masks = ChipSet(labels="masks", set=str(tmp_path / "set.yaml"))
+    with pytest.raises(InputError, match="0 would be water"):
+        find_chips(masks, several=True)
+    for values, expected in (({0: 255, 255: 0}, truth(4, 2) == 1), ({0: 0, 255: 255}, truth(4, 2) == 0)):
+        found = described(tmp_path, classes=one, label={"files": "labels", "values": values})
+        assert check(found) == []
+        assert np.array_equal(Tiles(found, "test")[0].label == 0, expected)
+        assert {chip.labels for chip in find_chips(masks, several=True).chips} == {("water",)}
+
+
+def test_masks_of_two_classes_are_asked_about_by_tasks_on_whole_images_too(tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: label * 255, classes=2)
+    described(tmp_path, classes={name: CLASSES[name] for name in ("land", "water")})
+    with pytest.raises(InputError, match="water has no pixel"):
+        find_chips(ChipSet(labels="masks", set=str(tmp_path / "set.yaml")), several=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("mark", [1, 200])
+def test_a_band_for_every_class_is_told_and_the_mend_works(mark: int, dtype: str, tmp_path: Path) -> None:
+    def one_hot(label: np.ndarray) -> np.ndarray:
+        bands = np.stack([(label == number) * mark for number in range(3)]).astype(dtype)
+        bands[:, 0, 0] = 0  # of no class
+        return bands
+
+    write_set_of(tmp_path, one_hot)
+    with pytest.raises(InputError, match=r"one at most is set in every pixel.*say so: label\.one_hot: true"):
+        Tiles(described(tmp_path), "train")[0]
+    found = described(tmp_path, label={"files": "labels", "one_hot": True})
+    assert check(found) == []
+    expected = truth(1)
+    expected[0, 0] = 255
+    assert np.array_equal(Tiles(found, "train")[1].label, expected)
+    without = found.without(["water"])
+    assert np.array_equal(Tiles(without, "train")[1].label, np.array([0, 255, 1] + [255] * 253)[expected])
+
+
+def test_a_pixel_of_two_bands_and_more_bands_than_classes_are_refused(tmp_path: Path) -> None:
+    write_set_of(tmp_path, lambda label: np.stack([label == 0, label >= 1, label == 2]).astype(np.uint8))
+    with pytest.raises(InputError, match="48 pixels that several of its 3 bands mark"):
+        Tiles(described(tmp_path, label={"files": "labels", "one_hot": True}), "train")[0]
+    write_set_of(tmp_path, lambda label: np.stack([label == number for number in range(3)]).astype(np.uint8))
+    two = {name: CLASSES[name] for name in ("land", "water")}
+    with pytest.raises(InputError, match="holds 2, which is no class"):
+        Tiles(described(tmp_path, classes=two, label={"files": "labels", "one_hot": True}), "train")[0]
+    with pytest.raises(InputError, match="leave one of them out"):
+        described(tmp_path, label={"files": "labels", "one_hot": True, "band": 1})
 
 
 def test_classes_counted_from_1_are_told_before_training_though_one_tile_alone_shows_it(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_missing_band_and_a_damaged_file_are_refused(folder: Path):
     [
         ({"splitz": {}}, "unknown key 'splitz'; did you mean 'splits'"),
         ({"optical": {"files": "opt"}}, "optical: 'bands' is missing"),
-        ({"optical": {"files": "opt", "bands": [0]}}, "optical: bands are \\[0\\]; name at least one, counted from 1"),
+        ({"optical": {"files": "opt", "bands": [0]}}, "optical: bands is 0; give a whole number from 1"),
         ({"sar": {"files": "sar", "bands": [1], "mean": [1, 2]}}, "sar: mean has 2 numbers for 1 bands"),
         ({"sar": {"bands": [1]}}, "three: files of optical, label only"),
         ({"label": {"files": "lbl", "values": {0: 2}}}, "label.values leads to class 2; there are 0 to 1"),

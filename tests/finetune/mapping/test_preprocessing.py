@@ -77,6 +77,17 @@ def test_folders_whose_numbers_differ_in_kind_are_not_mixed(
     pooled_sensors([one, other], [[SENSOR], [SENSOR]])  # open water beside land is the same kind
 
 
+def test_numbers_of_another_unit_are_learnt_from_alone_where_they_are_meant(sar_shards: Path):
+    one = ShardSource(sar_shards)
+    linear = {"mean": [0.08, 0.02], "std": [0.05, 0.01], "min": [1e-3, 1e-4], "max": [3.0, 0.9], "count": [9.0, 9.0]}
+    pooled_sensors([one], [[SENSOR]])
+    one.index = dataclasses.replace(one.index, statistics={SENSOR: linear})
+    with pytest.raises(InputError, match="its synthetic-sar is none: .*without one negative value.*or with --force"):
+        pooled_sensors([one], [[SENSOR]])
+    one.index = dataclasses.replace(one.index, forced=True)
+    assert pooled_sensors([one], [[SENSOR]])[SENSOR].bands[0].mean == pytest.approx(0.08)
+
+
 def test_fixed_samples_are_the_same_and_cropped_in_the_middle(sar_shards: Path):
     source = ShardSource(sar_shards)
     sensor = source.sensors[SENSOR]

@@ -1,6 +1,7 @@
 """finetune/scene.py and finetune/multilabel.py as a user runs them, on synthetic images."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,8 +16,10 @@ from alliance.errors import InputError
 from datasets.synthetic.chips import write_chips
 from engine.settings import parse_settings
 from finetune.mapping.command import main as predict
+from finetune.sweep.command import _claim
 from finetune.tasks.chips_config import ChipTaskConfig, MultilabelConfig, SceneConfig
 from finetune.tasks.chips_data import open_parts
+from finetune.tasks.multilabel import MultilabelSeeds
 from tests.helpers.runs import ROOT, Ranks, metrics, records
 
 CONFIGS = sorted((ROOT / "configs/finetune").glob("scene_*.yaml")) + sorted(
@@ -229,7 +232,8 @@ def test_a_run_survives_damaged_images_and_counts_them(images: Path, tmp_path: P
 
 def test_several_seeds_make_one_table(images: Path, tmp_path: Path) -> None:
     own = ("--data.labels", "table", "--run.steps", "2", "--evaluate_every", "2", "--seeds", "0,1", "--jobs", "1")
-    ((code, output),) = run("multilabel", tmp_path / "runs", images, *own, "--data.per_class", "4")
+    own += ("--data.per_class", "4")
+    ((code, output),) = run("multilabel", tmp_path / "runs", images, *own)
     assert code == 0, output
     table = json.loads((tmp_path / "runs" / "scores.json").read_text())
     each = [json.loads((tmp_path / "runs" / f"seed_{seed}" / "scores.json").read_text()) for seed in (0, 1)]
@@ -239,6 +243,21 @@ def test_several_seeds_make_one_table(images: Path, tmp_path: Path) -> None:
     few = [{row["file"] for row in one if row["split"] == "train"} for one in split]
     others = [[row for row in one if row["split"] != "train"] for one in split]
     assert few[0] != few[1] and others[0] == others[1]
+    config = parse_settings(
+        MultilabelConfig, "", ["--run.dir", str(tmp_path / "runs"), "--data.path", str(images), *SMALL, *own]
+    )
+    data, config = tmp_path / "data", dataclasses.replace(config, run=dataclasses.replace(config.run, resume="auto"))
+    shutil.copytree(images, data)
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)))
+    _claim(MultilabelSeeds(), moved, None)  # the same files elsewhere
+    labels = (data / "labels.csv").read_text()
+    (data / "labels.csv").write_text(labels.replace(";cropland", "", 1))
+    with pytest.raises(InputError, match="another contents of images, labels"):
+        _claim(MultilabelSeeds(), moved, None)
+    (data / "labels.csv").write_text(labels)
+    shutil.copy(*sorted((data / "water").iterdir())[:2])  # no seed need have learnt from it
+    with pytest.raises(InputError, match="another contents of images"):
+        _claim(MultilabelSeeds(), moved, None)
 
 
 # Mistakes
