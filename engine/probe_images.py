@@ -16,7 +16,7 @@ from alliance.sensors import Sensor
 from alliance.sensors.plausible import drift, faults, look
 from datasets.chips.chip import Chip, ChipSet
 from datasets.chips.labels import find_chips
-from datasets.chips.reading import Chips
+from datasets.chips.reading import Chips, Fit, fitted, fitting_size
 from datasets.chips.splits import choose_few, draw_splits, given_splits
 from datasets.imagery.images import SensorSource
 from engine.probing import Labelled, Labels
@@ -64,11 +64,20 @@ def encoded(encoder: AllianceEncoder, part: ProbePart, sensor: Sensor, batch: in
 
 
 def open_probe_set(
-    path: Path, sensor: Sensor, patch: int, *, name: str = "", most: int = 1000, share: float = 0.5, seed: int = 0
+    path: Path,
+    sensor: Sensor,
+    patch: int,
+    *,
+    name: str = "",
+    most: int = 1000,
+    share: float = 0.5,
+    seed: int = 0,
+    fit: Fit = "resize",
 ) -> ProbeSet:
     """Read a folder of classes: class/file, or train and test above the classes.
 
-    Images are cut to the largest size that all have and that is a multiple of the patch, about their middles.
+    Images get one size, a multiple of the patch: resized to about that of the first one, or cut out of their middles to what
+    all of them have.
 
     Args:
         sensor: of the images, with statistics.
@@ -93,9 +102,9 @@ def open_probe_set(
     numbers = {part: [chips.read(index).numbers for index in range(len(chips))] for part, chips in chosen.items()}
     every = [image for images in numbers.values() for image in images]
     _refuse_other_numbers(path, sensor, every)
-    side = _common_size(path, every, patch)
+    side = _common_size(path, every, patch, fit)
     ready = {
-        part: ProbePart(_standardised(images, sensor, side), chosen[part].targets.argmax(1).numpy())
+        part: ProbePart(_standardised(images, sensor, side, fit), chosen[part].targets.argmax(1).numpy())
         for part, images in numbers.items()
     }
     return ProbeSet(
@@ -123,19 +132,19 @@ def _refuse_other_numbers(path: Path, sensor: Sensor, images: Sequence[Tensor]) 
         )
 
 
-def _common_size(path: Path, images: Sequence[Tensor], patch: int) -> tuple[int, int]:
+def _common_size(path: Path, images: Sequence[Tensor], patch: int, fit: Fit) -> tuple[int, int]:
+    if fit == "resize":
+        side = fitting_size(*images[0].shape[-2:], patch, fit)
+        return side, side
     height, width = (min(image.shape[axis] for image in images) // patch * patch for axis in (-2, -1))
     if not height or not width:
         raise InputError(f"{path} holds images smaller than a patch of {patch} x {patch} pixels; give larger ones")
     return height, width
 
 
-def _standardised(images: Sequence[Tensor], sensor: Sensor, side: tuple[int, int]) -> Tensor:
-    cut = []
-    for image in images:
-        top, left = ((have - want) // 2 for have, want in zip(image.shape[-2:], side, strict=True))
-        cut.append(image[:, top : top + side[0], left : left + side[1]])
-    return sensor.standardise(torch.stack(cut))[0]
+def _standardised(images: Sequence[Tensor], sensor: Sensor, side: tuple[int, int], fit: Fit) -> Tensor:
+    """Standardised before they are resized, as the tasks do it: a missing pixel then counts as the mean."""
+    return torch.stack([fitted(sensor.standardise(image[None])[0][0], *side, fit) for image in images])
 
 
 def class_counts(part: ProbePart, classes: Sequence[str]) -> Mapping[str, int]:

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.bootstrap import DRAWS, bootstrap
+
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
@@ -20,9 +22,7 @@ TEMPERATURE = 0.07  # of the votes of neighbours, as in DINO
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse ones of the penalty of a linear probe
 USUAL = 1.0  # where there is too little to choose on
 HELD_OUT = 0.2  # share of the training features on which one of these is chosen
-ITERATIONS = 300
-DRAWS = 1000  # of the test images, for an interval
-ENDS = (0.025, 0.975)  # quantiles that bound it
+ITERATIONS = 10_000  # at most; the optimum of standardised features takes some hundreds
 CHUNK = 1024  # features that are compared at once
 
 Kind = Literal["knn", "linear"]
@@ -99,7 +99,7 @@ def fit_linear(train: Labelled, *, seed: int = 0, strengths: Sequence[float] = S
     std[std <= 1e-6 * np.abs(mean)] = 1.0
     features = (features - mean) / std
     strength = _best_strength(features, train.labels, seed, strengths)
-    return LinearProbe(mean, std, _regression(strength).fit(features, train.labels))
+    return LinearProbe(mean, std, regression(strength).fit(features, train.labels))
 
 
 def linear(train: Labelled, queries: Tensor, *, seed: int = 0) -> Labels:
@@ -109,9 +109,8 @@ def linear(train: Labelled, queries: Tensor, *, seed: int = 0) -> Labels:
 
 def interval(right: NDArray[np.bool_], *, seed: int = 0, draws: int = DRAWS) -> Found:
     """The share of right answers (m,) with its bootstrap interval."""
-    counts = np.random.default_rng(seed).binomial(len(right), right.mean(), draws) / len(right)
-    low, high = np.quantile(counts, ENDS)
-    return Found(float(right.mean()), float(low), float(high))
+    ends = bootstrap(lambda weights: float(weights @ right / len(right)), len(right), draws=draws, seed=seed)
+    return Found(float(right.mean()), *ends)
 
 
 def raw_statistics(images: Tensor) -> Tensor:
@@ -133,7 +132,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _regression(strength: float) -> "LogisticRegression":
+def regression(strength: float) -> "LogisticRegression":
+    """A linear probe of one strength, for standardised features; it is fitted to its optimum."""
     from sklearn.linear_model import LogisticRegression  # a second of imports, which runs without such a probe save
 
     return LogisticRegression(C=strength, max_iter=ITERATIONS)
@@ -150,5 +150,5 @@ def _best_strength(features: NDArray[np.float64], labels: Labels, seed: int, str
 
     parts = train_test_split(features, labels, test_size=held, stratify=labels, random_state=seed)
     own, other, own_labels, other_labels = parts
-    scores = [float(_regression(strength).fit(own, own_labels).score(other, other_labels)) for strength in strengths]
+    scores = [float(regression(strength).fit(own, own_labels).score(other, other_labels)) for strength in strengths]
     return strengths[int(np.argmax(scores))]

@@ -11,6 +11,7 @@ from alliance.errors import InputError
 from alliance.ranges import MANY, Ranged, ranged
 from alliance.readout import ReadOut
 from alliance.sensors import Sensor
+from datasets.chips.reading import Fit
 from engine.probe_images import ProbeSet, open_probe_set
 from engine.probing import Kind, evaluating, probe
 
@@ -33,6 +34,8 @@ class ProbeConfig(Ranged):
     """
     images: int = ranged(1000, 2, MANY)
     """Images to learn from at most, and as many to score, every class alike."""
+    fit: Fit = "resize"
+    """How images get one size: resized whole, or their middles cut out."""
     batch: int = ranged(64, 1, MANY)
     """Images at once."""
 
@@ -52,7 +55,9 @@ class Probe:
                 f"probe.sensor is {config.sensor!r}, the run has {', '.join(sensors)}; say which of them made the images of "
                 f"probe.data"
             )
-        self.images: ProbeSet = open_probe_set(Path(config.data), sensors[name], patch, most=config.images)
+        self.images: ProbeSet = open_probe_set(
+            Path(config.data), sensors[name], patch, most=config.images, fit=config.fit
+        )
 
     def due(self, done: int, *, last: bool) -> bool:
         """Whether to probe after so many steps."""

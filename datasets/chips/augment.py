@@ -94,7 +94,7 @@ def view_of(
     """A random view (c, size, size) of an image (c, h, w), given eleven numbers."""
     area, ratio, down, right, flip, turn, erase, *hole = (float(number) for number in numbers)
     rows, cols = _part(image.shape[-2:], _between(config.crop, area), _ratio(config.ratio, ratio), down, right)
-    view = resized(image[:, rows, cols], size)
+    view = resized(image[:, rows, cols], size, size)
     if flip < config.flip:
         view = view.flip(-1)
     if config.turn:

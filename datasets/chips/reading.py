@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -18,6 +18,7 @@ from datasets.sampling.moments import Moments
 from datasets.sampling.order import shuffled
 
 STREAM = 8  # keeps the choice of images apart from other draws with the same seed
+Fit = Literal["resize", "crop"]  # how an image gets the size of a network
 MEASURED = 2000  # chips, at most, of which means and deviations are taken
 
 
@@ -79,13 +80,18 @@ class Chips:
 
 
 def batch_of(
-    chips: Chips, numbers: Sequence[int], size: int, change: Callable[[int, Tensor], Tensor] | None = None
+    chips: Chips,
+    numbers: Sequence[int],
+    size: int,
+    change: Callable[[int, Tensor], Tensor] | None = None,
+    *,
+    fit: Fit = "resize",
 ) -> ChipBatch:
-    """Chips by their numbers, resized to squares.
+    """Chips by their numbers, as squares.
 
     Args:
         size: pixels.
-        change: an image (c, h, w) and its place in the batch -> (c, size, size); None: it is resized.
+        change: an image (c, h, w) and its place in the batch -> (c, size, size); None: as `fit` says.
     """
     images, weights, faults = [], [], []
     for place, number in enumerate(numbers):
@@ -94,7 +100,7 @@ def batch_of(
         if not fine:
             faults.append(found)
         image = found if isinstance(found, Tensor) else torch.zeros(len(chips.source.moments[0]), size, size)
-        images.append(change(place, image) if change and fine else resized(image, size))
+        images.append(change(place, image) if change and fine else fitted(image, size, size, fit))
         weights.append(float(fine))
     target = torch.stack([chips.target(number) for number in numbers])
     return ChipBatch(
@@ -102,12 +108,27 @@ def batch_of(
     )
 
 
-def resized(image: Tensor, size: int) -> Tensor:
-    """(c, h, w) -> (c, size, size), bilinear, smoothed before it is made smaller."""
-    if image.shape[-2:] == (size, size):
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """(c, h, w) -> (c, height, width), bilinear, smoothed before it is made smaller."""
+    if image.shape[-2:] == (height, width):
         return image
     batch = rearrange(image, "c h w -> 1 c h w")
-    return functional.interpolate(batch, (size, size), mode="bilinear", align_corners=False, antialias=True)[0]
+    return functional.interpolate(batch, (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def fitted(image: Tensor, height: int, width: int, fit: Fit) -> Tensor:
+    """An image (c, h, w) of a network's size (c, height, width): resized whole, or its middle; smaller ones are resized."""
+    spare = image.shape[-2] - height, image.shape[-1] - width
+    if fit == "resize" or min(spare) < 0:
+        return resized(image, height, width)
+    top, left = (each // 2 for each in spare)
+    return image[..., top : top + height, left : left + width]
+
+
+def fitting_size(height: int, width: int, patch: int, fit: Fit) -> int:
+    """Side of squares for images of a size: the multiple of the patch that is nearest to the longer side, or that the shorter holds."""
+    count = round(max(height, width) / patch) if fit == "resize" else min(height, width) // patch
+    return max(count, 1) * patch
 
 
 def with_statistics(source: ImageSource, chips: Chips) -> ImageSource:

@@ -184,11 +184,18 @@ class SceneGrid:
         return (self.first[image, None] + rows * width)[:, :, None] + cols[:, None, :]
 
 
-def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components: int = 30) -> PatchSet:
+def scene_patches(
+    scenes: Sequence[LabelledScene],
+    *,
+    patch: int = 7,
+    components: int = 30,
+    given: Mapping[str, Preprocessing] | None = None,
+) -> PatchSet:
     """Patches of scenes with the same bands; statistics and principal components are those of all their pixels.
 
     Args:
         components: of the passive image at most; fewer bands than that are taken as they are.
+        given: means and deviations, of passive and active, in place of those of the pixels.
     Raises:
         InputError: no scenes, other bands in one of them, or patches without a centre.
     """
@@ -208,6 +215,7 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
             [scene.passive for scene in scenes],
             [scene.active for scene in scenes],
             components,
+            given,
         ),
         grid=grid,
         active_grid=grid,
@@ -225,19 +233,37 @@ def scene_patches(scenes: Sequence[LabelledScene], *, patch: int = 7, components
     )
 
 
-def prepared(passive: Sequence[NDArray], active: Sequence[NDArray], components: int) -> dict[str, Any]:
+def prepared(
+    passive: Sequence[NDArray],
+    active: Sequence[NDArray],
+    components: int,
+    given: Mapping[str, Preprocessing] | None = None,
+) -> dict[str, Any]:
     """Tables of images (c, h, w), by their names in `PixelTables`, and the `preprocessing` that is fitted to them.
 
     Args:
         components: of the passive images at most.
+        given: means and deviations, of passive and active, in place of those of the images.
+    Raises:
+        InputError: these are of another number of bands.
     """
-    first, second = Preprocessing.of(passive), Preprocessing.of(active)
+    first, second = (
+        _fitted(role, images, (given or {}).get(role)) for role, images in (("passive", passive), ("active", active))
+    )
     spectral = first.table(passive)
     first = first.with_components(spectral, components)
     tables = {"spectral": spectral, "passive": first.components(spectral), "active": second.table(active)}
     return {name: torch.from_numpy(table) for name, table in tables.items()} | {
         "preprocessing": {"passive": first, "active": second}
     }
+
+
+def _fitted(role: str, images: Sequence[NDArray], given: Preprocessing | None) -> Preprocessing:
+    if given is None:
+        return Preprocessing.of(images)
+    if len(given.mean) != len(images[0]):
+        raise InputError(f"{role} has {len(images[0])} bands, its sensor {len(given.mean)}; name the bands it has")
+    return given
 
 
 def _dropped(scenes: Sequence[LabelledScene]) -> dict[str, int]:

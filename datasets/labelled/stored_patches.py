@@ -1,5 +1,6 @@
 """Ready patches in one .npz file, and the one way to open a data set of either kind."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from alliance.errors import InputError
 from datasets.imagery.cubes import open_arrays
 from datasets.imagery.scenes import Unreadable
 from datasets.labelled.description import LabelledSet
-from datasets.labelled.normalise import check_bands
+from datasets.labelled.normalise import Preprocessing, check_bands
 from datasets.labelled.patches import PatchSet, check_patch, class_names, prepared, scene_patches
 from datasets.labelled.scenes import read_scenes
 from datasets.sampling.splits import Indices
@@ -34,26 +35,37 @@ class StoredGrid:
         return self.neighbours[place][:, inside, inside]
 
 
-def open_patches(described: LabelledSet, *, patch: int = 7, components: int = 30) -> PatchSet:
+def open_patches(
+    described: LabelledSet, *, patch: int = 7, components: int = 30, given: Mapping[str, Preprocessing] | None = None
+) -> PatchSet:
     """Open a set: its scenes, or its file of ready patches; the root may be the file or the folder that holds it.
 
+    Args:
+        components, given: as of `scene_patches`.
     Raises:
         InputError: something is missing or does not fit; the message says what.
     """
     if described.patches:
         file = described.root / described.patches if described.root.is_dir() else described.root
-        patches = stored_patches(file, tuple(described.classes), patch=patch, components=components)
+        patches = stored_patches(file, tuple(described.classes), patch=patch, components=components, given=given)
         return replace(patches, sources=described.images)
     if not described.layouts:
         raise InputError(
             f"{described.name} describes tiles, not scenes or ready patches; add `layouts` to its description"
         )
     check_patch(patch)
-    patches = scene_patches(read_scenes(described), patch=patch, components=components)
+    patches = scene_patches(read_scenes(described), patch=patch, components=components, given=given)
     return replace(patches, sources=described.images)
 
 
-def stored_patches(file: Path, classes: tuple[str, ...] = (), *, patch: int = 7, components: int = 30) -> PatchSet:
+def stored_patches(
+    file: Path,
+    classes: tuple[str, ...] = (),
+    *,
+    patch: int = 7,
+    components: int = 30,
+    given: Mapping[str, Preprocessing] | None = None,
+) -> PatchSet:
     """Labelled pixels with listed neighbours: `spectra` (m, bands), `neighbour_index` (m, side, side) into them,
     `lidar_patch` (m, channels, side, side), `label` from 1 on, `block`, and `row` and `col` inside of the block.
 
@@ -70,7 +82,7 @@ def stored_patches(file: Path, classes: tuple[str, ...] = (), *, patch: int = 7,
     check_bands(spectra, f"spectra in {file}")
     check_bands(lidar, f"lidar_patch in {file}")
     return PatchSet(
-        **prepared([spectra], [lidar], components),
+        **prepared([spectra], [lidar], components, given),
         grid=StoredGrid(arrays["neighbour_index"]),
         active_grid=StoredGrid(np.arange(count * side**2).reshape(count, side, side)),
         patch=patch,

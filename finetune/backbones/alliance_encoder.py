@@ -26,6 +26,7 @@ from engine.optim import Rule
 from finetune.backbones.lora import LoraConfig, add_adapters, merge_adapters
 
 Mode = Literal["frozen", "full", "lora"]
+StatisticsOf = Literal["auto", "sensor", "data"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +64,18 @@ class TransferConfig(Ranged):
     """Share of samples that skip the last block in training, rising linearly from 0; none where frozen."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Size of the adapters, in mode lora."""
+    statistics: StatisticsOf = "auto"
+    """By whose means and deviations images are standardised: of the encoder's sensors, or of the data as its description says;
+    auto: of the sensors where the encoder is trained, frozen and knows them, else of the data.
+    """
     sensors: dict[str, InputSensor] = field(default_factory=dict)
     """Sensor of each input of the network that the encoder reads, by name: rgb, sar; spectral, passive, active."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in get_args(Mode):
-            raise InputError(f"encoder.mode {self.mode!r} is not one of {', '.join(get_args(Mode))}")
+        for name, kinds in (("mode", Mode), ("statistics", StatisticsOf)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"encoder.{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kinds))}")
 
     def with_sensors(self, images: Mapping[str, ImageSource]) -> "TransferConfig":
         """The same, an image whose sensor is not named taking that of its description.
@@ -97,9 +103,8 @@ class Reading(NamedTuple):
 class TransferredEncoder(nn.Module):
     """An encoder that reads one or several inputs of a network, and what of it learns.
 
-    Images come standardised with the statistics of the task's data set, (stored - mean) / std, 0 where missing. So the
-    encoder takes them as they are, as from a sensor with mean 0 and deviation 1, and clamps them to +-5; no statistics
-    of its sensors are used. A frozen encoder stays in evaluation mode, and no gradient passes through it.
+    Images come standardised, (value - mean) / std, 0 where missing; `finetune.backbones.statistics` settles by whose means. So
+    the encoder takes them as they are, as from a sensor with mean 0 and deviation 1, and clamps them to +-5. A frozen encoder stays in evaluation mode, and no gradient passes through it.
 
     Args:
         channels: of each input that is read; `config.sensors` must name the sensor of each.
@@ -121,7 +126,7 @@ class TransferredEncoder(nn.Module):
         self.config = config
         self.encoder = _open(config, checkpoint) if record is None else _rebuild(record)
         self.readings = {
-            name: _reading(config, name, count, self.encoder.sensors) if record is None else _recorded(record, name)
+            name: read_input(config, name, count, self.encoder.sensors) if record is None else _recorded(record, name)
             for name, count in channels.items()
         }
         self.encoder.keep_special = config.mode != "full"
@@ -248,8 +253,14 @@ def _recorded(record: Mapping[str, Any], name: str) -> Reading:
     return Reading(Sensor.from_dict(inputs[name].sensor), inputs[name].channels)
 
 
-def _reading(config: TransferConfig, name: str, count: int, known: Mapping[str, Sensor]) -> Reading:
-    """Find the sensor of an input of `count` channels, and order the channels as its bands are."""
+def read_input(config: TransferConfig, name: str, count: int, known: Mapping[str, Sensor]) -> Reading:
+    """Find the sensor of an input of `count` channels, and order the channels as its bands are.
+
+    Args:
+        known: sensors of the encoder, by name.
+    Raises:
+        InputError: no sensor is named for the input, there is none of that name, or the channels do not fit its bands.
+    """
     if name not in config.sensors:
         listed = ", ".join(config.sensors) or "none"
         raise InputError(f"encoder.sensors names no sensor for the input {name} (it has {listed}); add {name}: {{...}}")

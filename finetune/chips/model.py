@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from alliance.errors import InputError
 from alliance.ranges import Ranged, ranged
 from alliance.readout import ReadOut, read_out, read_out_width
+from datasets.chips.reading import Fit
 from datasets.imagery.images import ImageSource
 from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
 
@@ -22,6 +23,8 @@ class ChipConfig(Ranged):
 
     encoder: TransferConfig = field(default_factory=TransferConfig)
     """The encoder; its input is called image, and has the sensor of the data unless `sensors` names another one."""
+    fit: Fit = "resize"
+    """How an image gets the network's size: it is resized whole, or its middle is cut out. Probes have the same choice."""
     readout: ReadOut = "mean_std"
     """What stands for an image: cls, the mean of its tokens, their mean and deviation, or these for every band group."""
     head: HeadKind = "linear"
@@ -33,7 +36,7 @@ class ChipConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in (("readout", ReadOut), ("head", HeadKind)):
+        for name, kinds in (("fit", Fit), ("readout", ReadOut), ("head", HeadKind)):
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kinds))}")
 

@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.metrics import confusion_matrix as confusion_matrix_of
 
+from engine.bootstrap import Weights, bootstrap
 from finetune.scores import classification_record, classification_scores, confusion_matrix, per_class, percent
 
 Numbers = NDArray[np.float64]
 Chances = Sequence[float] | NDArray[np.floating]  # (k,) probabilities of one image
 THRESHOLD = 0.5  # probability from which a class is taken to be there
-STREAM = 10  # keeps these draws apart from others with the same seed
-ENDS = (0.025, 0.975)  # quantiles of an interval of 95 %
 
 
 class Labelled(NamedTuple):
@@ -30,7 +29,7 @@ def scene_record(found: Labelled, classes: Sequence[str], *, resamples: int) -> 
     truth, predicted = (torch.from_numpy(each.argmax(axis=1)) for each in (found.truth, found.probabilities))
     scores = classification_scores(confusion_matrix(truth, predicted, len(classes)))
     right = (truth == predicted).numpy().astype(np.float64)
-    interval = bootstrap(lambda weights: float(weights @ right / weights.sum()), len(right), resamples)
+    interval = percents(lambda weights: float(weights @ right / weights.sum()), len(right), resamples)
     return {**classification_record(scores, classes), "oa_interval": interval, "classes": list(classes)}
 
 
@@ -57,7 +56,7 @@ def multilabel_record(found: Labelled, classes: Sequence[str], *, resamples: int
         "map_macro": percent(_mean(ap)),
         "f1_micro": percent(float(f1_score(truth.ravel(), predicted.ravel(), **undefined))),
         "f1_macro": percent(_mean(f1)),
-        "map_micro_interval": bootstrap(one.average_precision, len(truth), resamples) if occurs.any() else None,
+        "map_micro_interval": percents(one.average_precision, len(truth), resamples) if occurs.any() else None,
         "ap": per_class(torch.from_numpy(ap), classes),
         "f1": per_class(torch.from_numpy(f1), classes),
         "positives": {name: int(count) for name, count in zip(classes, truth.sum(axis=0), strict=True)},
@@ -91,23 +90,9 @@ class RankedPairs(NamedTuple):
         return float(np.diff(true, prepend=0) @ precision / true[-1])
 
 
-def bootstrap(
-    score: Callable[[Numbers], float], count: int, resamples: int, seed: int = 0
-) -> list[float | None] | None:
-    """Ends of a score's 95 % interval, percent: images are drawn anew with replacement, as many as there are.
-
-    Args:
-        score: of weights (count,), how often each image was drawn.
-        resamples: how often; 0: there is no interval.
-    """
-    if not resamples or not count:
-        return None
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([STREAM, seed])))
-    found = [
-        score(np.bincount(generator.integers(count, size=count), minlength=count).astype(np.float64))
-        for _ in range(resamples)
-    ]
-    return [percent(float(end)) for end in np.nanquantile(found, ENDS)]
+def percents(score: Callable[[Weights], float], count: int, resamples: int) -> list[float | None] | None:
+    """Ends of a score's 95 % interval, percent, as `bootstrap` finds it; None without resamples or images."""
+    return [percent(end) for end in bootstrap(score, count, draws=resamples)] if resamples and count else None
 
 
 def label_names(row: Chances, classes: Sequence[str], *, several: bool) -> list[str]:

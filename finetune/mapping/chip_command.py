@@ -11,7 +11,7 @@ from tqdm import tqdm
 from alliance.errors import InputError
 from datasets.chips.chip import Chip
 from datasets.chips.files import list_images
-from datasets.chips.reading import Chips, resized
+from datasets.chips.reading import Chips, fitted
 from datasets.imagery.scenes import Scene, Skipped, summarise
 from finetune.chips.checkpoint import Labeller, load_chips, probabilities
 from finetune.chips.model import IMAGE
@@ -90,6 +90,7 @@ def label_chips(
     Args:
         on_broken: told of the name of an image that cannot be read, and why.
     """
+    size = labeller.network.size
     for start in tqdm(range(0, len(chips), batch), desc="labelling", unit="batch", disable=None):
         images: list[Tensor] = []
         told: list[tuple[str, Scene]] = []
@@ -101,7 +102,7 @@ def label_chips(
             except InputError as error:
                 on_broken(chips.keys[number], error)
                 continue
-            images.append(resized(chips.source.standardise(numbers), labeller.network.size))
+            images.append(fitted(chips.source.standardise(numbers), size, size, labeller.network.config.fit))
             told.append((chips.keys[number], header))
         if images:
             with torch.inference_mode():

@@ -18,6 +18,7 @@ from alliance.errors import InputError
 from alliance.readout import ReadOut
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor
+from datasets.chips.reading import Fit
 from datasets.commands import run_body
 from datasets.labelled.parse import find_set
 from engine.probe_images import ProbeSet, open_probe_set
@@ -68,6 +69,7 @@ def _probe(options: argparse.Namespace) -> list[str]:
             most=options.images,
             share=options.share,
             seed=options.seed,
+            fit=options.fit,
         )
         lines.append(_described(images))
         rows += _image_rows(images, others, options)
@@ -187,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         default=0.5,
         help="of the images that is scored, where no folders tell (default %(default)s)",
     )
+    add("--fit", choices=get_args(Fit), default="resize", help="how images of --data get one size: resized whole, or their middles "
+        "cut out; the same choice as model.fit of scene.py (default %(default)s)")  # fmt: skip
     add("--batch", type=_positive, default=64, metavar="N", help="images at once (default %(default)s)")
     add(
         "--seed",

@@ -17,7 +17,8 @@ from datasets.imagery.images import ImageSource, SensorSource
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.tiles import Tiles
-from engine.probing import DRAWS, ENDS, Found, Labelled, fit_linear
+from engine.bootstrap import Weights, bootstrap
+from engine.probing import Found, Labelled, fit_linear
 from finetune.scores import image_confusions, segmentation_scores
 
 MOST = 20_000  # patches to learn from
@@ -89,10 +90,11 @@ def mean_iou(confusions: Tensor, *, seed: int = 0) -> Found:
     found = segmentation_scores(confusions).miou
     if len(confusions) < 2:
         return Found(found, float("nan"), float("nan"))
-    draw = np.random.default_rng(seed)
-    picks = torch.from_numpy(draw.integers(len(confusions), size=(DRAWS, len(confusions))))
-    low, high = np.quantile([segmentation_scores(confusions[pick]).miou for pick in picks], ENDS)
-    return Found(found, float(low), float(high))
+
+    def drawn(weights: Weights) -> float:
+        return segmentation_scores(confusions * rearrange(torch.from_numpy(weights), "m -> m 1 1")).miou
+
+    return Found(found, *bootstrap(drawn, len(confusions), seed=seed))
 
 
 def patch_labels(label: Tensor, patch: int, classes: int) -> Tensor:

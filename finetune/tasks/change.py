@@ -17,7 +17,7 @@ from finetune.sweep.command import sweep
 from finetune.tasks.change_config import ChangeConfig
 from finetune.tasks.dense_seeds import DenseSeeds
 from finetune.tasks.encoder_task import EncoderTask
-from finetune.tasks.moments import with_statistics_known
+from finetune.tasks.moments import with_encoder_statistics, with_statistics_known
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,7 +41,7 @@ class Change(EncoderTask[ChangeConfig]):
     learnt = ("augment", "checkpoint", "model", "loss", "optim", "evaluate_every")
 
     def __init__(self, config: ChangeConfig, world: World) -> None:
-        pairs = of_two_dates(config)
+        pairs = with_encoder_statistics(of_two_dates(config), config.model.encoder, config.checkpoint)
         pairs = with_statistics_known(pairs, lambda: Tiles(pairs, config.data.train))
         super().__init__(
             config, world, pairs, model=config.model, loss=config.loss, evaluate_every=config.evaluate_every

@@ -16,6 +16,7 @@ from alliance.checkpoint import digest_of
 from alliance.errors import InputError
 from datasets.chips.reading import Chips, batch_of
 from datasets.chips.samples import ChipSamples
+from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import palette_colour
 from datasets.imagery.scenes import summarise
 from engine.job import Running
@@ -23,6 +24,7 @@ from engine.log import logger, report_disk_errors
 from engine.probing import evaluating
 from engine.ranks import World, gather, together
 from engine.settings import to_record
+from finetune.backbones.statistics import encoder_statistics
 from finetune.chips.checkpoint import ChipTaskName, load_chips, probabilities, save_chips
 from finetune.chips.model import IMAGE, ChipNetwork
 from finetune.chips.pictures import Shown, draw_chips
@@ -61,7 +63,11 @@ class ChipTask(Task[Config]):
 
     def __init__(self, config: Config, world: World) -> None:
         seed = config.run.seed
-        self.data = open_parts(config.data, several=self.several, seed=seed)
+
+        def settle(source: ImageSource) -> ImageSource:
+            return encoder_statistics(config.model.encoder, config.checkpoint, {IMAGE: source})[IMAGE]
+
+        self.data = open_parts(config.data, several=self.several, seed=seed, settle=settle)
         self.train = self.data.train
         self.source, self.classes = self.train.source, self.train.classes
         self.model = config.model.with_sensor(self.source)
@@ -98,8 +104,8 @@ class ChipTask(Task[Config]):
         for line in found.notes + [f"left out: {line}" for line in summarise(found.skipped)]:
             logger.warning(line)
         told = ", ".join(f"{name} {len(chips)}" for name, chips in self.data.chips.items())
-        logger.info("%s images: %s; %d classes, resized to %d pixels", "drawn" if self.data.drawn else "given", told,
-                    len(self.classes), self.size)  # fmt: skip
+        logger.info("%s images: %s; %d classes, of %d pixels (model.fit %s)", "drawn" if self.data.drawn else "given", told,
+                    len(self.classes), self.size, self.model.fit)  # fmt: skip
         absent = [name for name, count in zip(self.classes, counts, strict=True) if not count]
         if absent:
             logger.warning("no training image is labelled %s: that cannot be learnt", ", ".join(absent))
@@ -144,7 +150,7 @@ class ChipTask(Task[Config]):
         self, model: nn.Module, chips: Chips, numbers: Sequence[int], *, say: bool = True
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probabilities (b, k) of some images, and 0 for those that cannot be read, else 1: (b,); these are named if `say`."""
-        batch = batch_of(chips, numbers, self.size)
+        batch = batch_of(chips, numbers, self.size, fit=self.model.fit)
         for fault in batch.faults if say else ():
             logger.error("not scored: %s", fault)
         dtype = next(model.parameters()).dtype

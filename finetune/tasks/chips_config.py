@@ -35,7 +35,7 @@ class ChipDataConfig(ChipSet):
     share: float = ranged(1.0, 0, 1, above=True)
     """Share of the training images of each class, drawn by the seed of the run."""
     size: int | None = ranged(None, 8, 8192)
-    """Side that images are resized to, pixels, a multiple of the encoder's patch; null: about that of the first image."""
+    """Side that images get, pixels, a multiple of the encoder's patch (see model.fit); null: about that of the first image."""
     overlap: Literal["refuse", "count", "ignore"] = "refuse"
     """What to do with images that also stand in training, byte for byte: refuse or count them; or ignore: no bytes are compared,
     neither with training nor, when a run goes on, with what it began with.

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from alliance.model import model_config
 from datasets.chips.chip import Chip, Found, split_name
 from datasets.chips.files import ImageFiles, describe_image
 from datasets.chips.labels import find_chips
-from datasets.chips.reading import Chips, with_statistics
+from datasets.chips.reading import Chips, fitting_size, with_statistics
 from datasets.chips.splits import choose_few, draw_splits, given_splits, refuse_shared, shared_chips
 from datasets.contents import digest_files
+from datasets.imagery.images import ImageSource
 from engine.log import logger
 from engine.loop import digest
 from engine.runs import write_whole
@@ -42,12 +43,15 @@ class Parts:
         return list(self.chips)[1:]
 
 
-def open_parts(data: ChipDataConfig, *, several: bool, seed: int) -> Parts:
+def open_parts(
+    data: ChipDataConfig, *, several: bool, seed: int, settle: Callable[[ImageSource], ImageSource] | None = None
+) -> Parts:
     """Find the chips of a run and read a few of each split.
 
     Args:
         several: whether an image may have several labels, or none.
         seed: of the run, for the choice of few.
+        settle: gives the images means and deviations; those without are measured if they say so.
     Raises:
         InputError: they cannot be found, understood or read, a split is missing, or test images also serve for training.
     """
@@ -66,8 +70,8 @@ def open_parts(data: ChipDataConfig, *, several: bool, seed: int) -> Parts:
             shared = len(shared_chips(parts[names[0]], parts[name]))
             logger.info("%d of %d images of %s also stand in %s", shared, len(parts[name]), name, names[0])
     few = choose_few(parts[names[0]], seed, per_class=data.per_class, share=data.share)
-    train = Chips(names[0], few, found.classes, found.source)
-    source = with_statistics(found.source, train)
+    settled = settle(found.source) if settle else found.source
+    source = with_statistics(settled, Chips(names[0], few, found.classes, settled))
     chosen = {name: few if name == names[0] else parts[name] for name in names}
     chips = {name: Chips(name, own, found.classes, source) for name, own in chosen.items()}
     for each in chips.values():
@@ -93,12 +97,12 @@ def chip_labels(chips: Sequence[Chip]) -> str:
 
 
 def usual_size(chips: Chips, config: ChipTaskConfig) -> int:
-    """The multiple of the encoder's patch that is nearest to the longer side of the first image that can be read."""
+    """The multiple of the encoder's patch that fits the first image that can be read, see `fitting_size`."""
     encoder = config.model.encoder
     patch = (
         load_encoder(config.checkpoint).patch_size if config.checkpoint else model_config(encoder.model).encoder.patch
     )
-    return max(round(_side(chips) / patch), 1) * patch
+    return fitting_size(*_sides(chips), patch, config.model.fit)
 
 
 def write_splits(path: Path, chips: Mapping[str, Chips]) -> None:
@@ -158,13 +162,14 @@ def _look_at(chips: Chips) -> None:
         raise refused[0]
 
 
-def _side(chips: Chips) -> int:
+def _sides(chips: Chips) -> tuple[int, int]:
     refused: list[InputError] = []
     for chip in chips.chips[:100]:
         if chip.parts:
-            return max(chip.parts.height, chip.parts.width)
+            return chip.parts.height, chip.parts.width
         try:
-            return max(describe_image(ImageFiles(chip.name, chip.files), chips.source).shape[1:])
+            _, height, width = describe_image(ImageFiles(chip.name, chip.files), chips.source).shape
+            return height, width
         except InputError as error:
             refused.append(error)
     raise refused[0]

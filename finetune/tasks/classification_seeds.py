@@ -7,14 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from alliance.checkpoint import digest_of
+from alliance.errors import InputError
+from datasets.imagery.images import ImageSource
 from datasets.labelled import PatchSet, find_set, make_split, open_patches, split_report
+from datasets.labelled.description import LabelledSet
+from datasets.labelled.normalise import Preprocessing
 from datasets.sampling.splits import Split
 from engine.command import run_command
 from engine.log import logger, report_disk_errors
 from engine.ranks import World
+from finetune.backbones.statistics import encoder_statistics, warn_per_scene
 from finetune.mapping.map_pictures import write_maps
 from finetune.s2fin.checkpoint import load_network
 from finetune.scores import Scores, classification_scores
@@ -106,8 +112,28 @@ class ClassificationSeeds(Experiment[ClassifyConfig]):
 def open_data(config: ClassifyConfig) -> PatchSet:
     """The patches that the settings name."""
     data, patch = config.data, config.model.patch
-    patches = open_patches(find_set(data.set, data.path), patch=patch, components=data.components)
-    return patches.without(data.drop_classes)
+    described = find_set(data.set, data.path)
+    given = _of_sensors(config, described)
+    return open_patches(described, patch=patch, components=data.components, given=given).without(data.drop_classes)
+
+
+def _of_sensors(config: ClassifyConfig, described: LabelledSet) -> dict[str, Preprocessing]:
+    """Means and deviations of the encoder's sensors, for the images that it reads band by band; the others' are their scene's."""
+    encoder, checkpoint = config.model.encoder, config.checkpoint
+    if encoder is None:
+        return {}
+    if "passive" in encoder.sensors and encoder.statistics == "sensor":
+        raise InputError(
+            "encoder.statistics is sensor, but the input passive is of principal components; name spectral, or data"
+        )
+    roles = {name: role for name, role in (("spectral", "passive"), ("active", "active")) if name in encoder.sensors}
+    images = {name: described.images.get(role, ImageSource()) for name, role in roles.items()}
+    found = encoder_statistics(encoder, checkpoint, images)
+    given = {name: each for name, each in found.items() if each is not images[name]}
+    warn_per_scene(encoder, checkpoint, [name for name in encoder.sensors if name not in given])
+    return {
+        roles[name]: Preprocessing(mean=np.array(each.mean), std=np.array(each.std)) for name, each in given.items()
+    }
 
 
 def draw_split(patches: PatchSet, config: ClassifyConfig, seed: int) -> Split:

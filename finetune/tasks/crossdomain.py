@@ -22,6 +22,7 @@ from engine.log import logger
 from engine.loop import digest
 from engine.ranks import World
 from engine.training import run_job
+from finetune.backbones.statistics import warn_per_scene
 from finetune.dense.adapting import Taught, entropy_loss, guess_labels, guessed_loss
 from finetune.dense.losses import dense_loss
 from finetune.pixel_network import PixelNetwork
@@ -31,7 +32,7 @@ from finetune.tasks.crossdomain_config import CrossDomainConfig
 from finetune.tasks.dense import contents_of
 from finetune.tasks.dense_seeds import DenseSeeds
 from finetune.tasks.encoder_task import EncoderTask
-from finetune.tasks.moments import with_statistics_known
+from finetune.tasks.moments import with_encoder_statistics, with_statistics_known
 
 WEIGHTS = {"source_only": 0.0, "entropy": 0.001, "self_training": 1.0}  # usual ones of the loss on the target
 STUDENT = "student."  # before the names of the network's weights
@@ -78,11 +79,14 @@ class CrossDomain(EncoderTask[CrossDomainConfig]):
             _refuse_rounding(config, world)
         found = data.find()
         images = found.only({role: role for role in config.model.images or found.images})
+        images = with_encoder_statistics(images, config.model.encoder, config.checkpoint)
         adapt = data.adapt or data.evaluate
         cut = Cut(data.window) if data.window else None
         self.source = with_statistics_known(images, lambda: Tiles(images, data.train, cut=cut))
         target = self.source
         if data.statistics == "own":
+            apart = [role for role, each in images.images.items() if each.statistics == "dataset" and not each.mean]
+            warn_per_scene(config.model.encoder, config.checkpoint, apart)
             target = with_statistics_known(images, lambda: Tiles(images, adapt, cut=cut, labelled=False))
         super().__init__(config, world, target, model=config.model, loss=config.loss, evaluate_every=0)
         self.unlabelled = None if method == "source_only" else self.open(adapt, labelled=False)

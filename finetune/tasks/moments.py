@@ -1,12 +1,14 @@
-"""Means and deviations of the bands of a task's images: given, of the sensor, or measured on the images it learns from."""
+"""Means and deviations of the bands of a task's images: given, of a sensor, or measured on the images it learns from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from alliance.errors import InputError
 from datasets.labelled.description import LabelledSet
 from datasets.labelled.survey import survey, with_statistics
 from datasets.labelled.tiles import Tiles
 from engine.log import logger
+from finetune.backbones.alliance_encoder import TransferConfig
+from finetune.backbones.statistics import encoder_statistics
 
 
 def with_statistics_known(described: LabelledSet, measured_on: Callable[[], Tiles]) -> LabelledSet:
@@ -39,3 +41,18 @@ def with_statistics_known(described: LabelledSet, measured_on: Callable[[], Tile
                 f"prints them, and statistics: dataset has them measured"
             ) from None
     return described
+
+
+def with_encoder_statistics(
+    described: LabelledSet, transfer: TransferConfig, checkpoint: str, names: Mapping[str, str] | None = None
+) -> LabelledSet:
+    """The set with the means and deviations of the encoder's sensors where `transfer.statistics` says so.
+
+    Args:
+        names: role of each image, by the encoder's name for it; None: the same for all of the set.
+    Raises:
+        InputError: as `encoder_statistics`.
+    """
+    names = {role: role for role in described.images} if names is None else names
+    found = encoder_statistics(transfer, checkpoint, {name: described.image(role) for name, role in names.items()})
+    return described.with_images(**{names[name]: source for name, source in found.items()})

@@ -28,7 +28,7 @@ from finetune.sweep.command import sweep
 from finetune.tasks.dense import DenseTask, refuse_single
 from finetune.tasks.dense_seeds import DenseSeeds
 from finetune.tasks.encoder_task import EncoderTask
-from finetune.tasks.moments import with_statistics_known
+from finetune.tasks.moments import with_encoder_statistics, with_statistics_known
 from finetune.tasks.segmentation_config import SegmentConfig
 
 LOSSES = {"segmentation": "loss_seg", "auxiliary": "loss_aux", "amplitude": "loss_amp"}
@@ -67,6 +67,9 @@ class Segmentation(DenseTask[SegmentConfig]):
                 f"the one of rgb and sar that is there, or method to encoder, which takes any images"
             )
         pairs = found.only({role: role for role in MODALITIES.values() if role in found.images})
+        names = encoder_names(config.model, pairs)
+        if names:
+            pairs = with_encoder_statistics(pairs, config.model.encoder, config.checkpoint, names)
         pairs = with_statistics_known(pairs, lambda: Tiles(pairs, config.data.train))
         own = dataclasses.replace(config, model=for_data(config.model, pairs))
         self.roles = own.model.roles
@@ -109,6 +112,7 @@ class EncoderSegmentation(EncoderTask[SegmentConfig]):
     def __init__(self, config: SegmentConfig, world: World) -> None:
         found = config.data.find()
         images = found.only({role: role for role in config.dense.images or found.images})
+        images = with_encoder_statistics(images, config.dense.encoder, config.checkpoint)
         described = with_statistics_known(images, lambda: Tiles(images, config.data.train))
         super().__init__(
             config, world, described, model=config.dense, loss=config.dense_loss, evaluate_every=config.evaluate_every
@@ -136,3 +140,16 @@ def for_data(model: PadConfig, pairs: LabelledSet) -> PadConfig:
     """The network with the classes and channels of a set of pairs."""
     counts = {f"{name}_channels": channels(role, pairs) for name, role in MODALITIES.items() if role in pairs.images}
     return dataclasses.replace(model, classes=len(pairs.classes), **counts)
+
+
+def encoder_names(model: PadConfig, pairs: LabelledSet) -> dict[str, str]:
+    """Role of each image that an Alliance encoder in PAD standardises by its sensor if it can, by the network's name.
+
+    Beside ConvNeXt V2, which reads the same numbers with weights of its own, only where the settings say so.
+    """
+    alone = model.backbone == "alliance" or (model.backbone != "convnext" and model.encoder.statistics == "sensor")
+    return {
+        name: role
+        for name, role in model.roles.items()
+        if alone and role in pairs.images and name in model.encoder.sensors
+    }

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from engine.log import mirrored
-from engine.probing import STRENGTHS, Labelled, evaluating, interval, linear, nearest, probe, raw_statistics
+from engine.probing import STRENGTHS, Labelled, evaluating, interval, linear, nearest, probe, raw_statistics, regression
 
 
 def clouds(count: int, *, apart: float = 1.5, seed: int = 0) -> Labelled:
@@ -47,6 +47,20 @@ def test_a_linear_probe_is_logistic_regression_with_one_of_the_strengths():
     assert any(np.array_equal(found, each) for each in expected)
 
 
+def test_the_optimum_is_reached_where_features_are_many_and_alike():
+    """The slope of the objective, C sum of -log p + |w|^2 / 2, by hand; classes that any plane parts take longest."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    hidden = draw.standard_normal((400, 12)) + 2.0 * np.eye(12)[labels]
+    features = hidden @ draw.standard_normal((12, 150)) + 0.05 * draw.standard_normal((400, 150))
+    features = (features - features.mean(0)) / features.std(0)
+    for strength in STRENGTHS:
+        model = regression(strength).fit(features, labels)  # a warning of sklearn's would be an error here
+        wrong = model.predict_proba(features) - np.eye(4)[labels]
+        slope = wrong.T @ features + model.coef_ / strength
+        assert np.abs(slope).max() / len(features) < 2e-4
+
+
 def test_features_that_do_not_vary_and_classes_of_one_image_do_no_harm():
     features = torch.tensor([[0.0, 5.0], [1.0, 5.0]])
     assert linear(Labelled(features, np.array([0, 1])), features).tolist() == [0, 1]
@@ -57,7 +71,7 @@ def test_an_interval_is_that_of_the_binomial_distribution():
     found = interval(right, draws=20_000)
     assert found.accuracy == 0.75
     expected = binom.ppf([0.025, 0.975], 400, 0.75) / 400
-    assert np.abs(np.array(found[1:]) - expected).max() <= 1 / 400
+    assert np.abs(np.array(found[1:]) - expected).max() <= 1.001 / 400
     assert interval(right, seed=3) == interval(right, seed=3)
 
 

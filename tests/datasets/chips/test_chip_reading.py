@@ -16,7 +16,7 @@ from alliance.errors import InputError
 from datasets.chips.augment import VIEW, ChipAugmentConfig, draw_augmentations, mixture, view_of
 from datasets.chips.chip import Chip, ChipSet
 from datasets.chips.labels import find_chips
-from datasets.chips.reading import Chips, batch_of, resized, with_statistics
+from datasets.chips.reading import Chips, batch_of, fitted, fitting_size, resized, with_statistics
 from datasets.chips.samples import ChipSamples
 from datasets.imagery.images import ImageSource
 from datasets.imagery.scenes import Box
@@ -112,7 +112,16 @@ def test_statistics_are_those_of_all_pixels_that_are_there(tmp_path: Path) -> No
 def test_resizing_is_that_of_another_library(size: int) -> None:
     image = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0))
     picture = Picture.fromarray(image[0].numpy()).resize((size, size), Picture.Resampling.BILINEAR)
-    assert np.allclose(resized(image, size)[0], np.asarray(picture), atol=1e-5)
+    assert np.allclose(resized(image, size, size)[0], np.asarray(picture), atol=1e-5)
+
+
+def test_an_image_is_resized_whole_or_its_middle_is_cut_out() -> None:
+    image = torch.arange(35.0).reshape(1, 5, 7)
+    assert torch.equal(fitted(image, 4, 4, "resize"), resized(image, 4, 4))
+    assert torch.equal(fitted(image, 3, 4, "crop"), image[:, 1:4, 1:5])
+    assert torch.equal(fitted(image, 8, 4, "crop"), resized(image, 8, 4))  # it has no middle of that size
+    sizes = [fitting_size(h, w, 8, fit) for h, w, fit in ((30, 21, "resize"), (30, 21, "crop"), (6, 5, "crop"))]
+    assert sizes == [32, 16, 8]
 
 
 # Augmentation

@@ -24,7 +24,7 @@ from finetune.backbones.alliance_encoder import InputSensor, TransferConfig
 from finetune.chips.checkpoint import load_chips, probabilities, save_chips
 from finetune.chips.losses import multilabel_loss, scene_loss
 from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
-from finetune.chips.scores import Labelled, RankedPairs, bootstrap, multilabel_record, scene_record
+from finetune.chips.scores import Labelled, RankedPairs, multilabel_record, percents, scene_record
 from finetune.chips.tables import Line, footprint, write_footprints, write_labels
 from finetune.model_files import Inputs, image_input
 from tests.helpers.models import randomise
@@ -196,10 +196,10 @@ def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
     """300 of 400 right: 75 % +- 1.96 sqrt(.75 * .25 / 400)."""
     right = np.zeros(400)
     right[:300] = 1
-    low, high = bootstrap(lambda weights: float(weights @ right / 400), 400, 4000) or (0, 0)
+    low, high = percents(lambda weights: float(weights @ right / 400), 400, 4000) or (0, 0)
     half = 100 * 1.96 * math.sqrt(0.75 * 0.25 / 400)
     assert low == pytest.approx(75 - half, abs=0.4) and high == pytest.approx(75 + half, abs=0.4)
-    assert bootstrap(lambda weights: 0.0, 400, 0) is None
+    assert percents(lambda weights: 0.0, 400, 0) is None
 
 
 def test_scores_of_one_label_each_as_counted_by_hand() -> None:

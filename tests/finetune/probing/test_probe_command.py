@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from alliance.checkpoint import load_encoder, save_encoder
 from alliance.encoder import AllianceEncoder
 from alliance.sensors import Band, Sensor
+from datasets.imagery.images import SensorSource, read_image
 from datasets.imagery.labels import IGNORE
 from engine.probe_images import open_probe_set
 from engine.probing import Labelled, probe, raw_statistics
@@ -62,6 +64,20 @@ def test_raw_statistics_tell_brightness_and_stand_beside_every_score(
     said = capsys.readouterr().out
     assert "one: 3 classes, 18 images to learn from, 18 scored, 16 x 16 pixels of three" in said
     assert "raw statistics 94.4 (83.3 to 100.0)" in said or "raw statistics 100.0 (100.0 to 100.0)" in said
+
+
+def test_images_are_resized_or_their_middles_cut_out_as_in_the_tasks(chips: Path):
+    """Of 18 x 17 pixels with a patch of 4: squares of 16 by either choice."""
+    resized, cut = (open_probe_set(chips, SENSOR, 4, fit=fit).train.images for fit in ("resize", "crop"))
+    assert resized.shape == cut.shape == (18, 3, 16, 16)
+    stored = [read_image(path, SensorSource(known=SENSOR)).numbers for path in sorted(chips.glob("*/*.tif"))]
+    middles = [(image[:, 1:17, :16] - 0.2) / 0.05 for image in stored]
+    assert all(any(torch.allclose(one, middle, atol=1e-4) for middle in middles) for one in cut)
+    whole = [
+        functional.interpolate((image[None] - 0.2) / 0.05, (16, 16), mode="bilinear", antialias=True)[0]
+        for image in stored
+    ]
+    assert all(any(torch.allclose(one, each, atol=1e-4) for each in whole) for one in resized)
 
 
 def test_the_score_is_that_of_the_probe_on_the_encoders_features(tmp_path: Path, checkpoint: Path, chips: Path):
