@@ -1,6 +1,6 @@
 """What a frozen encoder loses by other statistics than its sensor's, on tiles with land cover.
 
-    python launch/convert.py galileo ../shared/weights/galileo_nano OUT
+    python launch/convert.py galileo ../shared/weights/galileo_nano/encoder.pt OUT
     python benchmarks/statistics.py OUT --path ../shared/data/terramesh_tiles
 
 Tokens of Sentinel-2 L1C tiles that are standardised by the encoder's sensor, by the mean and deviation of all tiles, and tile by tile:

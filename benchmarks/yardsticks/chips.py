@@ -95,7 +95,7 @@ def _described(chips: Chips, size: int, encoders: Mapping[str, AllianceEncoder],
     found: dict[str, list[Tensor]] = {row: [] for row in makers}
     for first in range(0, len(chips), BATCH):
         numbers = range(first, min(first + BATCH, len(chips)))
-        images = torch.stack([resized(chips.read(number).numbers, size) for number in numbers])
+        images = torch.stack([resized(chips.read(number).numbers, size, size) for number in numbers])
         for row, describe in makers.items():
             found[row].append(describe(images))
     return {row: torch.cat(parts) for row, parts in found.items()}

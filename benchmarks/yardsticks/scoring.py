@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from engine.probing import ENDS
+from engine.bootstrap import ENDS
 from finetune.scores import percent, segmentation_scores
 
 RAW, PIXELS, UNTRAINED, TRAINED, RELEASED = (

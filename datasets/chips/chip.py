@@ -25,6 +25,7 @@ class Chip(NamedTuple):
     labels: tuple[str, ...] = ()
     split: str | None = None  # None: nothing tells
     parts: Box | None = None  # None: the whole image
+    beside: tuple[Path, ...] = ()  # of its second image
 
 
 class Found(NamedTuple):
@@ -68,6 +69,10 @@ class ChipSet(Ranged):
     """Images without any label, where several are possible: they show that nothing is there, or they are left out."""
     image: ImageSource = field(default_factory=lambda: ImageSource(sensor="rgb-uint8", statistics="dataset"))
     """What the images are: sensor, bands, missing values, statistics; of `masks`, `set` tells it."""
+    beside: ImageSource | None = None
+    """Of `bigearthnet`: what second images of the patches are, such as Sentinel-1 beside Sentinel-2; null: there are none."""
+    beside_path: str = ""
+    """Folder of the second images, whose metadata name the patch that each belongs to."""
     set: str = ""
     """Of `masks`: description of the images with label maps, a name of configs/labelled/ or a YAML file."""
     role: str = ""
@@ -92,6 +97,11 @@ class ChipSet(Ranged):
                 raise InputError(f"data.{name} is of labels {used}, data.labels is {self.labels}; leave it out")
         if wrong := next((key for key in self.columns if key not in ("file", "label", "split")), None):
             raise InputError(f"data.columns names {wrong!r}; there are file, label and split")
+        if (self.beside is None) != (not self.beside_path) or (self.beside_path and self.labels != "bigearthnet"):
+            raise InputError(
+                f"data.beside_path is {self.beside_path!r} and data.beside says {'nothing' if self.beside is None else 'what its images are'}; "
+                f"second images, of labels bigearthnet alone, need both"
+            )
         if self.image.files is not None:
             raise InputError(
                 f"data.image.files is {self.image.files!r}; data.path and data.labels tell the files, leave it out"

@@ -39,11 +39,26 @@ class Chips:
         part: its name.
         classes: in the order of their indices.
         source: what the images are.
+        beside: what second images of the chips are; None: there are none.
     """
 
-    def __init__(self, part: str, chips: Sequence[Chip], classes: Sequence[str], source: ImageSource) -> None:
+    def __init__(
+        self,
+        part: str,
+        chips: Sequence[Chip],
+        classes: Sequence[str],
+        source: ImageSource,
+        beside: ImageSource | None = None,
+    ) -> None:
         self.part, self.chips, self.classes, self.source = part, list(chips), tuple(classes), source
         self.keys = [chip.name for chip in self.chips]
+        others = [chip._replace(files=chip.beside, beside=()) for chip in self.chips]
+        self.second = None if beside is None else Chips(part, others, classes, beside)
+
+    @property
+    def channels(self) -> int:
+        """Of both images together."""
+        return len(self.source.moments[0]) + (self.second.channels if self.second else 0)
 
     def __len__(self) -> int:
         return len(self.chips)
@@ -69,14 +84,18 @@ class Chips:
         return torch.stack([self.target(number) for number in range(len(self))])
 
     def standardised(self, number: int) -> Tensor | Fault:
-        """An image (c, h, w), 0 where missing; or why there is none."""
+        """An image (c, h, w), 0 where missing, the channels of a second one behind its own; or why there is none."""
         try:
             numbers = self.read(number).numbers
         except InputError as error:
             return Fault("pair", self.part, self.keys[number], str(error))
         if numbers.isnan().any(dim=0).all():
             return Fault("empty", self.part, self.keys[number], "no pixel has a value in every band")
-        return self.source.standardise(numbers)
+        image = self.source.standardise(numbers)
+        if self.second is None:
+            return image
+        other = self.second.standardised(number)
+        return other if isinstance(other, Fault) else torch.cat([image, resized(other, *image.shape[-2:])])
 
 
 def batch_of(
@@ -99,7 +118,7 @@ def batch_of(
         fine = isinstance(found, Tensor)
         if not fine:
             faults.append(found)
-        image = found if isinstance(found, Tensor) else torch.zeros(len(chips.source.moments[0]), size, size)
+        image = found if isinstance(found, Tensor) else torch.zeros(chips.channels, size, size)
         images.append(change(place, image) if change and fine else fitted(image, size, size, fit))
         weights.append(float(fine))
     target = torch.stack([chips.target(number) for number in numbers])

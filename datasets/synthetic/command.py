@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from alliance.files import require_empty
 from datasets.commands import run_body
+from datasets.synthetic.bigearthnet import write_bigearthnet
 from datasets.synthetic.chips import write_chips
 from datasets.synthetic.domains import write_yellow_river
 from datasets.synthetic.labelled_scenes import SETS, SyntheticOptions, write_labelled
@@ -43,6 +44,11 @@ KINDS = {
         "images in folders of classes, with a table of all their classes, for finetune/scene.py and multilabel.py",
         write_chips,
         {"chips": (120, "how many"), "size": (64, "side, pixels"), "classes": (5, "2 to 6")},
+    ),
+    "bigearthnet": Kind(
+        "patches of Sentinel-2 and Sentinel-1 with labels, in the layout of BigEarthNet, for finetune/multilabel.py",
+        write_bigearthnet,
+        {"patches": (40, "how many"), "size": (120, "side, pixels of 10 m, a multiple of 6")},
     ),
     **{
         name: Kind(

@@ -11,7 +11,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from alliance.export_files import CONFIG
 from alliance.records import as_type, from_record, require_present
-from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
+from finetune.chips.model import BESIDE, IMAGE, ChipConfig, ChipNetwork
 from finetune.model_files import (
     ImageInput,
     Inputs,
@@ -35,8 +35,13 @@ class Labeller(NamedTuple):
 
     @property
     def image(self) -> ImageInput:
-        """What it takes."""
+        """What it takes, or the first of two."""
         return self.inputs.images[IMAGE]
+
+    @property
+    def beside(self) -> ImageInput | None:
+        """The second image, if it takes two."""
+        return self.inputs.images.get(BESIDE)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,7 +66,8 @@ def save_chips(
     record = {
         "task": task,
         "model": dataclasses.asdict(model.config),
-        "channels": model.channels,
+        "channels": model.channels[IMAGE],
+        "beside": model.channels.get(BESIDE, 0),
         "size": model.size,
         "encoder": model.encoder.record(),
     }
@@ -81,8 +87,10 @@ def load_chips(folder: str | Path, *, device: str | torch.device = "cpu") -> Lab
     with described_network(folder, "a network that labels images"):
         require_present(record, ("model", "channels", "classes", "size", "encoder"), "it")
         config = from_record(ChipConfig, record["model"], "model")
-        channels, size = (as_type(int, record[name], name) for name in ("channels", "size"))
+        own, size = (as_type(int, record[name], name) for name in ("channels", "size"))
+        beside = as_type(int, record.get("beside", 0), "beside")
+        channels = {IMAGE: own} | ({BESIDE: beside} if beside else {})
         classes = len(as_type(dict[str, Any], record["classes"], "classes"))
         model = ChipNetwork(config, channels, classes, size, record=record["encoder"])
-    inputs = read_inputs(folder, {IMAGE: model.channels}, classes)
+    inputs = read_inputs(folder, channels, classes)
     return Labeller(fill_model(model, folder).to(device).eval(), inputs, record["task"])

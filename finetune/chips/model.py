@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor, nn
 
 from alliance.errors import InputError
@@ -13,7 +14,7 @@ from datasets.chips.reading import Fit
 from datasets.imagery.images import ImageSource
 from finetune.backbones.alliance_encoder import TransferConfig, TransferredEncoder
 
-IMAGE = "image"  # the encoder's name for its only input
+IMAGE, BESIDE = "image", "beside"  # the encoder's names for its input, and for a second one
 HeadKind = Literal["linear", "mlp"]
 
 
@@ -22,7 +23,7 @@ class ChipConfig(Ranged):
     """The network."""
 
     encoder: TransferConfig = field(default_factory=TransferConfig)
-    """The encoder; its input is called image, and has the sensor of the data unless `sensors` names another one."""
+    """The encoder; its input is called image, a second one beside; each has the sensor of the data unless `sensors` names one."""
     fit: Fit = "resize"
     """How an image gets the network's size: it is resized whole, or its middle is cut out. Probes have the same choice."""
     readout: ReadOut = "mean_std"
@@ -40,9 +41,9 @@ class ChipConfig(Ranged):
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(kinds))}")
 
-    def with_sensor(self, source: ImageSource) -> "ChipConfig":
+    def with_sensors(self, images: Mapping[str, ImageSource]) -> "ChipConfig":
         """The same; where no sensor is named, that of the images."""
-        return replace(self, encoder=self.encoder.with_sensors({IMAGE: source}))
+        return replace(self, encoder=self.encoder.with_sensors(images))
 
 
 class ChipOutput(NamedTuple):
@@ -55,7 +56,7 @@ class ChipNetwork(nn.Module):
     """Labels of whole images.
 
     Args:
-        channels: of the images.
+        channels: of each image, by the encoder's names, in their order: image, and perhaps beside.
         size: pixels of their sides, a multiple of the encoder's patch.
         record, checkpoint: of the encoder, see `TransferredEncoder`.
     Raises:
@@ -65,7 +66,7 @@ class ChipNetwork(nn.Module):
     def __init__(
         self,
         config: ChipConfig,
-        channels: int,
+        channels: Mapping[str, int],
         classes: int,
         size: int,
         *,
@@ -73,8 +74,8 @@ class ChipNetwork(nn.Module):
         checkpoint: str = "",
     ) -> None:
         super().__init__()
-        self.config, self.channels, self.classes, self.size = config, channels, classes, size
-        self.encoder = TransferredEncoder(config.encoder, {IMAGE: channels}, record, checkpoint=checkpoint)
+        self.config, self.channels, self.classes, self.size = config, dict(channels), classes, size
+        self.encoder = TransferredEncoder(config.encoder, channels, record, checkpoint=checkpoint)
         patch = self.encoder.patch_size
         if size % patch:
             near = max(round(size / patch), 1) * patch
@@ -83,8 +84,8 @@ class ChipNetwork(nn.Module):
             )
         if config.readout == "cls" and not self.encoder.encoder.num_prefix_tokens:
             raise InputError("model.readout is cls, which this encoder does not have; set it to mean_std")
-        groups = len(self.encoder.readings[IMAGE].sensor.group_indices)
-        width = read_out_width(config.readout, self.encoder.embed_dim, groups)
+        groups = [len(reading.sensor.group_indices) for reading in self.encoder.readings.values()]
+        width = sum(read_out_width(config.readout, self.encoder.embed_dim, count) for count in groups)
         hidden = [nn.Linear(width, config.width), nn.GELU()] if config.head == "mlp" else []
         last = config.width if hidden else width
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -95,14 +96,16 @@ class ChipNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor) -> ChipOutput:
-        """Standardised images (b, c, size, size), 0 where missing -> `ChipOutput`.
+        """Standardised images (b, c, size, size), 0 where missing -> `ChipOutput`; channels of a second image follow those of the first.
 
         Raises:
             InputError: other channels or another size.
         """
-        if image.shape[1:] != (self.channels, self.size, self.size):
+        count = sum(self.channels.values())
+        if image.shape[1:] != (count, self.size, self.size):
             raise InputError(
-                f"images are {tuple(image.shape)}, the network takes (b, {self.channels}, {self.size}, {self.size}); resize them"
+                f"images are {tuple(image.shape)}, the network takes (b, {count}, {self.size}, {self.size}); resize them"
             )
-        features = self.encoder.features(image, IMAGE)
-        return ChipOutput(self.head(self.norm(read_out(features, self.config.readout))))
+        parts = zip(self.channels, image.split(list(self.channels.values()), dim=1), strict=True)
+        found = [read_out(self.encoder.features(part, name), self.config.readout) for name, part in parts]
+        return ChipOutput(self.head(self.norm(torch.cat(found, dim=1))))

@@ -216,15 +216,16 @@ LOGITS: Mapping[ChipTaskName, str] = {
 
 
 class ChipGraph(nn.Module):
-    """Stored numbers of images (b, c, size, size) -> logits (b, classes) of the whole image."""
+    """Stored numbers of images (b, c, size, size), one or two of each place -> logits (b, classes) of the whole image."""
 
     def __init__(self, opened: Labeller) -> None:
         super().__init__()
-        self.network, self.image = opened.network, StoredImage(opened.image, whole=True)
+        self.network = opened.network
+        self.images = nn.ModuleList(StoredImage(image, whole=True) for image in opened.inputs.images.values())
 
     def forward(self, *stored: Tensor) -> Tensor:
-        (image,) = stored
-        return self.network(self.image(image)).logits
+        images = [image(numbers) for image, numbers in zip(self.images, stored, strict=True)]
+        return self.network(torch.cat(images, dim=1)).logits
 
 
 def whole_images(opened: Labeller) -> Exportable:

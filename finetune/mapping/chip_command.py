@@ -55,6 +55,11 @@ def write_chip_labels(options: argparse.Namespace, folder: Path, device: str) ->
     """
     _check_options(options)
     labeller = load_chips(folder, device=device)
+    if labeller.beside is not None:
+        raise InputError(
+            f"the network in {folder} takes two images of every patch, --images are one; train one on data.image alone, or have new "
+            f"patches scored as data.test of finetune/{labeller.task}.py"
+        )
     chips, skipped = _open(options.images, labeller)
     if not options.force:
         _refuse_strange(chips, labeller)

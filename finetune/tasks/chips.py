@@ -26,7 +26,7 @@ from engine.ranks import World, gather, together
 from engine.settings import to_record
 from finetune.backbones.statistics import encoder_statistics
 from finetune.chips.checkpoint import ChipTaskName, load_chips, probabilities, save_chips
-from finetune.chips.model import IMAGE, ChipNetwork
+from finetune.chips.model import BESIDE, IMAGE, ChipNetwork
 from finetune.chips.pictures import Shown, draw_chips
 from finetune.chips.scores import Labelled, label_names
 from finetune.chips.tables import Line, write_labels
@@ -35,12 +35,19 @@ from finetune.pictures import colour_channels
 from finetune.task import MODEL, Task
 from finetune.tasks.chips_config import ChipTaskConfig
 from finetune.tasks.chips_data import chip_labels, contents_of, open_parts, usual_size, write_splits
+from finetune.tasks.left_out import sources_left_out, told_without
 
 Config = TypeVar("Config", bound=ChipTaskConfig)
 PREDICTIONS, SPLIT = "predictions.csv", "splits.csv"
 PICTURES = 16  # images in every picture
 BATCH = 64  # images at once, at most, that are evaluated
-NOT_LEARNT = ("path", "workers", "max_broken", "overlap")  # of the data settings: may change when a run goes on
+NOT_LEARNT = (
+    "path",
+    "beside_path",
+    "workers",
+    "max_broken",
+    "overlap",
+)  # of the data settings: may change when a run goes on
 
 
 class Predicted(NamedTuple):
@@ -64,13 +71,15 @@ class ChipTask(Task[Config]):
     def __init__(self, config: Config, world: World) -> None:
         seed = config.run.seed
 
-        def settle(source: ImageSource) -> ImageSource:
-            return encoder_statistics(config.model.encoder, config.checkpoint, {IMAGE: source})[IMAGE]
+        def settle(images: Mapping[str, ImageSource]) -> Mapping[str, ImageSource]:
+            return encoder_statistics(config.model.encoder, config.checkpoint, images)
 
         self.data = open_parts(config.data, several=self.several, seed=seed, settle=settle)
         self.train = self.data.train
         self.source, self.classes = self.train.source, self.train.classes
-        self.model = config.model.with_sensor(self.source)
+        self.images = {IMAGE: self.source} | ({BESIDE: self.train.second.source} if self.train.second else {})
+        self.model = config.model.with_sensors(self.images)
+        self.left_out = sources_left_out(config.evaluate_without, list(self.images))
         super().__init__(config, world, evaluate_every=config.evaluate_every, picture_every=config.run.picture_every)
         self.parts, self.max_broken = self.data.scored, config.data.max_broken
         self.size = config.data.size or usual_size(self.train, config)
@@ -93,10 +102,10 @@ class ChipTask(Task[Config]):
     def inputs(self) -> Inputs:
         """Classes and image of the network, for its file."""
         colours = {name: palette_colour(number) for number, name in enumerate(self.classes)}
-        return Inputs(classes=colours, images={IMAGE: image_input(self.source)})
+        return Inputs(classes=colours, images={name: image_input(each) for name, each in self.images.items()})
 
     def make_model(self) -> ChipNetwork:
-        channels = len(self.source.moments[0])
+        channels = {name: len(source.moments[0]) for name, source in self.images.items()}
         return ChipNetwork(self.model, channels, len(self.classes), self.size, checkpoint=self.config.checkpoint)
 
     def begin(self, run: Running) -> None:
@@ -125,9 +134,11 @@ class ChipTask(Task[Config]):
         self.scores = {"split": part, **told, **self.record(self.latest.found)}
         return self.scores
 
-    def predict(self, model: nn.Module, part: str) -> Predicted:
+    def predict(self, model: nn.Module, part: str, *, lacking: str | None = None) -> Predicted:
         """Probabilities and truth of all images of a part that can be read, each rank predicting its share.
 
+        Args:
+            lacking: name of an image that the network gets nothing of but means.
         Raises:
             InputError: none can be read.
         """
@@ -135,7 +146,8 @@ class ChipTask(Task[Config]):
         share = math.ceil(len(chips) / size)
         own = list(range(self.world.rank, len(chips), size))
         padded = own + [0] * (share - len(own))  # ranks that share weights go forward together
-        said = [self._chances(model, chips, padded[start : start + BATCH]) for start in range(0, share, BATCH)]
+        starts = range(0, share, BATCH)
+        said = [self._chances(model, chips, padded[start : start + BATCH], lacking=lacking) for start in starts]
         rows = list(gather(tuple(np.concatenate(each)[: len(own)] for each in zip(*said, strict=True))))
         chances, weights = (np.concatenate(each) for each in zip(*rows, strict=True))
         numbers = np.concatenate([np.arange(rank, len(chips), size) for rank in range(size)])
@@ -147,11 +159,14 @@ class ChipTask(Task[Config]):
         return Predicted(part, numbers[fine], Labelled(chances[fine].astype(np.float64), truth[numbers[fine]]))
 
     def _chances(
-        self, model: nn.Module, chips: Chips, numbers: Sequence[int], *, say: bool = True
+        self, model: nn.Module, chips: Chips, numbers: Sequence[int], *, say: bool = True, lacking: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probabilities (b, k) of some images, and 0 for those that cannot be read, else 1: (b,); these are named if `say`."""
         batch = batch_of(chips, numbers, self.size, fit=self.model.fit)
-        for fault in batch.faults if say else ():
+        if lacking is not None:
+            own = len(self.source.moments[0])
+            batch.image[:, slice(None, own) if lacking == IMAGE else slice(own, None)] = 0
+        for fault in batch.faults if say and lacking is None else ():
             logger.error("not scored: %s", fault)
         dtype = next(model.parameters()).dtype
         with evaluating(model):
@@ -162,6 +177,17 @@ class ChipTask(Task[Config]):
         super().report(run, done, last=last)
         if last and self.best is not None:
             self._write_predictions(run, done)
+            if self.left_out:
+                self._score_without(run)
+
+    def _score_without(self, run: Running) -> None:
+        """Score the kept network once more without each image, and say how much of the scores is lost."""
+        network, part = together(lambda: self.load(run.folder.path / MODEL)), self.parts[-1]
+        records = {}
+        for name in self.left_out:
+            found = self.record(self.predict(network, part, lacking=name).found)
+            records[name] = told_without(name, found, self.written, self.headline)
+        self._write(run, {**self.written, "without": records})
 
     def save(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
         assert isinstance(model, ChipNetwork), "what make_model makes"

@@ -14,6 +14,7 @@ from engine.optim import OptimConfig
 from engine.runs import RunConfig
 from finetune.chips.model import ChipConfig
 from finetune.sweep.experiment import SeedsConfig
+from finetune.tasks.dense_config import EVERY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ class ChipTaskConfig(SeedsConfig):
     """How steps are computed."""
     evaluate_every: int = ranged(1000, 1, MANY)
     """Steps between two evaluations."""
+    evaluate_without: str = EVERY
+    """Of two images, the one that the kept network is scored without at the end: image, beside, all in turn, or none."""
     resamples: int = ranged(1000, 0, 100_000)
     """Times that images are drawn anew for the 95 % interval of the first score; 0: no interval."""
     seeds: str | list[int] = ""

@@ -19,6 +19,7 @@ from datasets.imagery.images import ImageSource
 from engine.log import logger
 from engine.loop import digest
 from engine.runs import write_whole
+from finetune.chips.model import BESIDE, IMAGE
 from finetune.tasks.chips_config import ChipDataConfig, ChipTaskConfig
 
 LOOKED_AT = 3  # images of every split that are read before the first step
@@ -44,14 +45,18 @@ class Parts:
 
 
 def open_parts(
-    data: ChipDataConfig, *, several: bool, seed: int, settle: Callable[[ImageSource], ImageSource] | None = None
+    data: ChipDataConfig,
+    *,
+    several: bool,
+    seed: int,
+    settle: Callable[[Mapping[str, ImageSource]], Mapping[str, ImageSource]] | None = None,
 ) -> Parts:
     """Find the chips of a run and read a few of each split.
 
     Args:
         several: whether an image may have several labels, or none.
         seed: of the run, for the choice of few.
-        settle: gives the images means and deviations; those without are measured if they say so.
+        settle: gives the images, by the network's names, means and deviations; those without are measured if they say so.
     Raises:
         InputError: they cannot be found, understood or read, a split is missing, or test images also serve for training.
     """
@@ -70,13 +75,25 @@ def open_parts(
             shared = len(shared_chips(parts[names[0]], parts[name]))
             logger.info("%d of %d images of %s also stand in %s", shared, len(parts[name]), name, names[0])
     few = choose_few(parts[names[0]], seed, per_class=data.per_class, share=data.share)
-    settled = settle(found.source) if settle else found.source
-    source = with_statistics(settled, Chips(names[0], few, found.classes, settled))
+    images = {IMAGE: found.source} | ({BESIDE: data.beside} if data.beside else {})
+    sources = measured(dict(settle(images) if settle else images), names[0], few, found.classes)
     chosen = {name: few if name == names[0] else parts[name] for name in names}
-    chips = {name: Chips(name, own, found.classes, source) for name, own in chosen.items()}
+    chips = {name: Chips(name, own, found.classes, *sources) for name, own in chosen.items()}
     for each in chips.values():
         _look_at(each)
     return Parts(found=found, chips=chips, drawn=drawn)
+
+
+def measured(
+    images: Mapping[str, ImageSource], part: str, chips: Sequence[Chip], classes: Sequence[str]
+) -> list[ImageSource]:
+    """The images with the means and deviations of these chips, where they have none."""
+    ready = Chips(part, chips, classes, *images.values())
+    return [
+        with_statistics(source, each)
+        for source, each in zip(images.values(), (ready, ready.second), strict=False)
+        if each is not None
+    ]
 
 
 def contents_of(parts: Parts, data: ChipDataConfig) -> dict[str, str]:
@@ -88,7 +105,8 @@ def contents_of(parts: Parts, data: ChipDataConfig) -> dict[str, str]:
 
 def chip_contents(chips: Sequence[Chip]) -> str:
     """One checksum of the files of chips."""
-    return digest_files({f"{chip.name}/{number}": file for chip in chips for number, file in enumerate(chip.files)})
+    files = {f"{chip.name}/{at}": file for chip in chips for at, file in enumerate((*chip.files, *chip.beside))}
+    return digest_files(files)
 
 
 def chip_labels(chips: Sequence[Chip]) -> str:
@@ -156,6 +174,8 @@ def _look_at(chips: Chips) -> None:
     for number in chosen:
         try:
             chips.read(number)
+            if chips.second:
+                chips.second.read(number)
         except InputError as error:
             refused.append(error)
     if len(refused) == len(chosen):

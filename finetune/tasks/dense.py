@@ -32,10 +32,11 @@ from engine.settings import to_record
 from finetune.model_files import Inputs
 from finetune.pictures import colour_channels, draw_segmentation
 from finetune.pixel_network import PixelNetwork
-from finetune.scores import SegmentationScores, segmentation_record, segmentation_scores, shown
+from finetune.scores import SegmentationScores, segmentation_record, segmentation_scores
 from finetune.task import MODEL, Task
-from finetune.tasks.dense_config import EVERY, NONE, TileDataConfig
+from finetune.tasks.dense_config import NONE, TileDataConfig
 from finetune.tasks.evaluate import evaluate, predict
+from finetune.tasks.left_out import sources_left_out, told_without
 
 PICTURES = 4  # images in every picture
 NOT_LEARNT = ("set", "path", "workers", "max_broken")  # of the data settings: may change when a run goes on
@@ -73,7 +74,7 @@ class DenseTask(Task[Config]):
         for tiles in self.tiles.values():
             for index in {0, len(tiles) // 2, len(tiles) - 1}:  # mistakes of the description show at the start
                 tiles[index]
-        self.left_out = _left_out(self.evaluate_without, self.roles)
+        self.left_out = sources_left_out(self.evaluate_without, list(self.roles.values()))
         self.loader = self.deal_tiles(self.tiles[self.data.train])
         self.max_broken = self.data.max_broken
         self.identity = self._identity()
@@ -188,12 +189,7 @@ class DenseTask(Task[Config]):
         records = {}
         for role in self.left_out:
             scores = self.record(self.scores(network, tiles, set(), lacking=role))
-            found = {name: scores[name] for name in self.headline}
-            full = {name: self.written[name] for name in self.headline}
-            lost = {name: _difference(full[name], found[name]) for name in self.headline}
-            records[role] = {**found, "drop": lost}
-            name, title = next(iter(self.headline.items()))
-            logger.info("without %s: %s %s, a drop of %s", role, title, shown(found[name]), shown(lost[name]))
+            records[role] = told_without(role, scores, self.written, self.headline)
         self._write(run, {**self.written, "without": records})
 
     def _check_labels(self) -> None:
@@ -246,21 +242,3 @@ def refuse_single(batching: Any, world: World) -> None:
             f"a pass of {batching.micro} sample has no variance for batch normalisation; raise optim.batch or "
             f"engine.micro_batch to 2 samples per rank at least"
         )
-
-
-def _left_out(wanted: str, roles: Mapping[str, str]) -> list[str]:
-    """Sources that the network is scored without: all in turn, none, or one."""
-    sources = list(roles.values())
-    if wanted not in (EVERY, NONE, *sources):
-        raise InputError(
-            f"evaluate_without is {wanted!r}; the network takes {' and '.join(sources)}: give one of them, {EVERY} or {NONE}"
-        )
-    if wanted in sources and len(sources) == 1:
-        raise InputError(f"evaluate_without is {wanted!r}, all that the network takes; set it to {NONE}")
-    if wanted == EVERY:
-        return sources if len(sources) > 1 else []
-    return [] if wanted == NONE else [wanted]
-
-
-def _difference(full: float | None, found: float | None) -> float | None:
-    return None if full is None or found is None else round(full - found, 2)

@@ -37,7 +37,7 @@ WIDTHS = {"cls": 96, "mean": 96, "mean_std": 192, "groups": 384}
 def network(mode: str = "frozen", checkpoint: str = "", **changes: Any) -> ChipNetwork:
     torch.manual_seed(0)
     encoder = TransferConfig(model="alliance_nano_patch8", mode=mode, sensors={IMAGE: S2})  # pyright: ignore[reportArgumentType]
-    model = ChipNetwork(ChipConfig(encoder=encoder, **changes), 5, 3, 16, checkpoint=checkpoint)
+    model = ChipNetwork(ChipConfig(encoder=encoder, **changes), {"image": 5}, 3, 16, checkpoint=checkpoint)
     randomise(model, std=0.05)
     return model.eval()
 
@@ -100,9 +100,9 @@ def test_a_written_network_says_the_same(mode: str, head: str, task: Any, tmp_pa
     [
         (lambda: ChipConfig(readout="max"), "readout 'max' is not one of cls, mean, mean_std, groups"),  # pyright: ignore[reportArgumentType]
         (lambda: ChipConfig(head="deep"), "head 'deep' is not one of linear, mlp"),  # pyright: ignore[reportArgumentType]
-        (lambda: ChipNetwork(network().config, 5, 3, 20), "data.size is 20, the encoder's patch 8 pixels; give a multiple, such as 16"),
+        (lambda: ChipNetwork(network().config, {"image": 5}, 3, 20), "data.size is 20, the encoder's patch 8 pixels; give a multiple, such as 16"),
         (lambda: network()(torch.zeros(1, 5, 24, 24)), "images are (1, 5, 24, 24), the network takes (b, 5, 16, 16)"),
-        (lambda: ChipConfig(encoder=TransferConfig(sensors={"rgb": S2})).with_sensor(ImageSource()),
+        (lambda: ChipConfig(encoder=TransferConfig(sensors={"rgb": S2})).with_sensors({"image": ImageSource()}),
          "encoder.sensors names the input rgb; the inputs are image"),
     ],
 )  # fmt: skip

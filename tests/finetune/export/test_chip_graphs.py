@@ -44,7 +44,7 @@ def trained(folder: Path, task: Any, readout: Any, head: Any) -> ChipNetwork:
         torch.manual_seed(0)
         own = alliance.save_encoder(tiny_model({"encoder": {"depth": 1}}).encoder, folder / "encoder")
         config = ChipConfig(encoder=TransferConfig(mode="full", sensors=sensors), readout=readout, head=head)
-        network = ChipNetwork(config, 5, 3, SIZE, checkpoint=str(own)).eval()
+        network = ChipNetwork(config, {"image": 5}, 3, SIZE, checkpoint=str(own)).eval()
         randomise(network, std=0.05)
     source = ImageSource(sensor="sentinel2-l2a", bands=BANDS, mean=MEAN, std=STD)
     inputs = Inputs(classes=dict.fromkeys(CLASSES, (1, 2, 3)), images={IMAGE: image_input(source)})

@@ -52,7 +52,8 @@ def chips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_raw_statistics_tell_brightness_and_stand_beside_every_score(
     tmp_path: Path, checkpoint: Path, chips: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main([str(checkpoint), "--data", f"one={chips}", "--data", f"two@three={chips}", "--out", str(tmp_path)])
+    given = ["--data", f"one={chips}", "--data", f"two@three={chips}", "--fit", "crop", "--out", str(tmp_path)]
+    main([str(checkpoint), *given])
     record = json.loads((tmp_path / "scores.json").read_text())
     told = [(row["data"], row["kind"], row["readout"]) for row in record["probes"]]
     kinds = [(kind, readout) for readout in ("cls", "mean", "mean_std", "groups") for kind in ("knn", "linear")]
