@@ -103,7 +103,7 @@ class Reading(NamedTuple):
 class TransferredEncoder(nn.Module):
     """An encoder that reads one or several inputs of a network, and what of it learns.
 
-    Images come standardised, (value - mean) / std, 0 where missing; `finetune.backbones.statistics` settles by whose means. So
+    Images come standardised, (value - mean) / std, 0 where missing; `finetune.backbones.standardising` settles by whose means. So
     the encoder takes them as they are, as from a sensor with mean 0 and deviation 1, and clamps them to +-5. A frozen encoder stays in evaluation mode, and no gradient passes through it.
 
     Args:

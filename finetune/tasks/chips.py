@@ -24,7 +24,7 @@ from engine.log import logger, report_disk_errors
 from engine.probing import evaluating
 from engine.ranks import World, gather, together
 from engine.settings import to_record
-from finetune.backbones.statistics import encoder_statistics
+from finetune.backbones.standardising import encoder_statistics
 from finetune.chips.checkpoint import ChipTaskName, load_chips, probabilities, save_chips
 from finetune.chips.model import BESIDE, IMAGE, ChipNetwork
 from finetune.chips.pictures import Shown, draw_chips

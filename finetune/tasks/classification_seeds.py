@@ -20,7 +20,7 @@ from datasets.sampling.splits import Split
 from engine.command import run_command
 from engine.log import logger, report_disk_errors
 from engine.ranks import World
-from finetune.backbones.statistics import encoder_statistics, warn_per_scene
+from finetune.backbones.standardising import encoder_statistics, warn_per_scene
 from finetune.mapping.map_pictures import write_maps
 from finetune.s2fin.checkpoint import load_network
 from finetune.scores import Scores, classification_scores

@@ -22,7 +22,7 @@ from engine.log import logger
 from engine.loop import digest
 from engine.ranks import World
 from engine.training import run_job
-from finetune.backbones.statistics import warn_per_scene
+from finetune.backbones.standardising import warn_per_scene
 from finetune.dense.adapting import Taught, entropy_loss, guess_labels, guessed_loss
 from finetune.dense.losses import dense_loss
 from finetune.pixel_network import PixelNetwork

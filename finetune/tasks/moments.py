@@ -8,7 +8,7 @@ from datasets.labelled.survey import survey, with_statistics
 from datasets.labelled.tiles import Tiles
 from engine.log import logger
 from finetune.backbones.alliance_encoder import TransferConfig
-from finetune.backbones.statistics import encoder_statistics
+from finetune.backbones.standardising import encoder_statistics
 
 
 def with_statistics_known(described: LabelledSet, measured_on: Callable[[], Tiles]) -> LabelledSet:

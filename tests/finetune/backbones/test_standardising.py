@@ -23,7 +23,7 @@ from engine.settings import parse_settings
 from engine.signals import StopRequest
 from engine.watch import Watch
 from finetune.backbones.alliance_encoder import InputSensor, TransferConfig, TransferredEncoder
-from finetune.backbones.statistics import encoder_statistics
+from finetune.backbones.standardising import encoder_statistics
 from finetune.tasks.chips_config import SceneConfig
 from finetune.tasks.classification_config import ClassifyConfig
 from finetune.tasks.classification_seeds import open_data
@@ -213,7 +213,7 @@ def test_pixels_of_scenes_are_standardised_by_the_sensor_or_warned_of(
     export: str, tmp_path: Path, warnings: list[str]
 ) -> None:
     """What the encoder reads band by band is by its sensor; the other image stays by the scene."""
-    write_labelled("augsburg", tmp_path / "scene", height=40, width=48, classes=3)
+    write_labelled("augsburg", tmp_path / "scene", height=48, width=64, classes=3)
     given = ["--config", str(CONFIGS / "classify_augsburg.yaml"), "--run.dir", "run", "--data.path", str(tmp_path / "scene"),
              "--checkpoint", export]  # fmt: skip
 
@@ -234,7 +234,7 @@ def test_pixels_of_scenes_are_standardised_by_the_sensor_or_warned_of(
 
 
 def test_components_of_a_scene_are_no_sensors_numbers(export: str, tmp_path: Path, warnings: list[str]) -> None:
-    write_labelled("augsburg", tmp_path / "scene", height=40, width=48, classes=3)
+    write_labelled("augsburg", tmp_path / "scene", height=48, width=64, classes=3)
     given = ["--config", str(CONFIGS / "classify_augsburg.yaml"), "--run.dir", "run", "--data.path", str(tmp_path / "scene"),
              "--checkpoint", export, "--data.components", "4"]  # fmt: skip
     for statistics in ("auto", "sensor"):

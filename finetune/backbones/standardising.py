@@ -11,8 +11,6 @@ from datasets.imagery.images import ImageSource
 from engine.log import logger
 from finetune.backbones.alliance_encoder import Reading, TransferConfig, read_input
 
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
-
 
 class _Unfit(Exception):
     """Why an image cannot be standardised as a sensor is."""

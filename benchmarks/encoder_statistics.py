@@ -1,7 +1,7 @@
 """What a frozen encoder loses by other statistics than its sensor's, on tiles with land cover.
 
     python launch/convert.py galileo ../shared/weights/galileo_nano/encoder.pt OUT
-    python benchmarks/statistics.py OUT --path ../shared/data/terramesh_tiles
+    python benchmarks/encoder_statistics.py OUT --path ../shared/data/terramesh_tiles
 
 Tokens of Sentinel-2 L1C tiles that are standardised by the encoder's sensor, by the mean and deviation of all tiles, and tile by tile:
 cosine to those by the sensor, and the accuracy of a linear probe that learns the commonest class of each patch on the left
