@@ -27,7 +27,9 @@ SLOW = 30.0  # seconds of waiting for one batch that are worth a warning
 class StepReport(NamedTuple):
     """What one optimiser step came to, the same on every rank."""
 
-    losses: dict[str, float] | None  # mean over ranks and passes, the total first; None: not finite, step left out
+    losses: (
+        dict[str, float] | None
+    )  # mean over ranks and passes, the total first; None: not asked for, or step left out
     grad_norm: float | None
     stop: bool  # some rank was asked to save and leave
 
@@ -92,16 +94,16 @@ class Trainer:
         steps, batches = self.config.run.steps, self.job.batches()
         for step in range(start, steps):
             self.world.watch.step = step
-            report = self._step(step, batches)
-            self.clock.steps += 1
             last = step == steps - 1
+            due = (step + 1) % self.config.run.log_every == 0 or step == start or last
+            report = self._step(step, batches, logged=due)
+            self.clock.steps += 1
             if self.failed >= PATIENCE or (last and self.failed > min(step, 1)):  # one step left out is no harm
                 raise AgreedError(
                     f"step {step}: the last {self.failed} steps were not finite ({self.trouble}); lower optim.lr or check "
                     f"the data, then go on from the last good checkpoint with --run.resume auto"
                 )
-            due = (step + 1) % self.config.run.log_every == 0 or step == start or last
-            if due and self.world.is_main and report.losses is not None:
+            if self.world.is_main and report.losses is not None:
                 self.write(**self._record(step, report, report.losses))
             if not self.failed or report.stop or last:  # it may be diverging: keep the earlier checkpoints
                 self.clock.stand_still(partial(after_step, step + 1, report.stop))
@@ -111,30 +113,32 @@ class Trainer:
         self.faults.report(steps - 1)
         return True
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> StepReport:
-        """All passes of a step; not finite on any rank, it is left out on all."""
+    def _step(self, step: int, batches: Iterator[Batch], *, logged: bool) -> StepReport:
+        """All passes of a step; not finite on any rank, it is left out on all. The losses are averaged if `logged`."""
         passes = self.engine.gradient_accumulation_steps()
         set_learning_rate(self.engine, learning_rate(step, self.config.run.steps, self.config.optim))
-        reports, faults, stop, norm, names = [], [], 0, None, ()
+        reports, faults, lost, stop, norm, names = [], [], 0, 0, None, ()
         for index in range(passes):
             batch = self.clock.next(batches)
             faults += batch.faults
             losses = self.job.losses(self.engine, batch, step)
             names, total = tuple(losses), next(iter(losses.values()))
-            fine = bool(torch.isfinite(total))
-            spoilt, asked = count_over_ranks(not fine, bool(self.world.stop), device=self.world.device)
-            stop += asked
+            broken = ~torch.isfinite(total.detach())
+            spoilt, asked, found = count_over_ranks(
+                broken, bool(self.world.stop), len(batch.faults), device=self.world.device
+            )
+            stop, lost = stop + asked, lost + found
             if spoilt:
-                self._name_trouble(step, batch, None if fine else losses)
+                self._name_trouble(step, batch, losses if broken else None)
                 forget_gradients(self.engine)
-                for _ in range(index + 1, passes):
-                    faults += next(batches).faults
+                rest = [fault for _ in range(index + 1, passes) for fault in next(batches).faults]
+                faults, lost = faults + rest, lost + count_over_ranks(len(rest), device=self.world.device)[0]
                 reports = []
                 break
             self.engine.backward(total)
             norm = take_step(self.engine)
             reports.append(torch.stack([value.detach().float() for value in losses.values()]))
-        if count_over_ranks(len(faults), device=self.world.device)[0]:
+        if lost:
             read = (step + 1) * self.config.optim.batch
             self.faults.add((fault for own in gather(faults) for fault in own), step=step, read=read)
         if norm is not None and not math.isfinite(norm):
@@ -143,8 +147,11 @@ class Trainer:
             self.write(event="nonfinite", step=step, grad_norm=norm)
             reports = []
         self.failed = 0 if reports else self.failed + 1
-        means = mean_over_ranks(torch.stack(reports).mean(0)).tolist() if reports else []
-        return StepReport(dict(zip(names, means, strict=True)) if reports else None, norm, bool(stop))
+        means = None
+        if reports and logged:
+            averages = mean_over_ranks(torch.stack(reports).mean(0)).tolist()
+            means = dict(zip(names, averages, strict=True))
+        return StepReport(means, norm, bool(stop))
 
     def _name_trouble(self, step: int, batch: Batch, losses: Mapping[str, Tensor] | None) -> None:
         """Say which ranks, losses and samples were not finite."""

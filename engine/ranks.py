@@ -149,9 +149,16 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total / dist.get_world_size()
 
 
-def count_over_ranks(*counts: int | bool, device: torch.device) -> list[int]:
-    """Sum of small whole numbers over ranks: how many ranks say yes, how many samples were lost."""
-    total = torch.tensor(counts, dtype=torch.float32, device=device)
+def count_over_ranks(*counts: int | bool | torch.Tensor, device: torch.device) -> list[int]:
+    """Sum of small whole numbers over ranks: how many ranks say yes, how many samples were lost.
+
+    Those that the device knows are given as its tensors, of shape (): the host waits for it once, for all of them.
+    """
+    own = [
+        count.float() if isinstance(count, torch.Tensor) else torch.full((), float(count), device=device)
+        for count in counts
+    ]
+    total = torch.stack(own)
     dist.all_reduce(total)
     return [round(count) for count in total.tolist()]
 
