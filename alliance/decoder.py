@@ -39,6 +39,10 @@ class DecoderConfig(Ranged):
     """Options of triple-domain fusion attention."""
     injection: Literal["stage", "every"] = "stage"
     """Frequency tokens enter at the first block of their stage, or before every block."""
+    gate: Literal["sigmoid", "softmax"] = "sigmoid"
+    """How much a place takes of its stage's frequency token as published, or a mix of the three by normalised scores
+    (docs/model.md 6.3).
+    """
     blend: Literal["additive", "convex"] = "additive"
     """Add the frequency tokens, or pull the masked places towards them as in the published file."""
     mask_tokens: Literal["encoded", "bypass"] = "encoded"
@@ -54,18 +58,50 @@ class DecoderConfig(Ranged):
             raise InputError(f"decoder.depth {self.depth} is less than decoder.stages {self.stages}")
 
 
-class FrequencyGate(nn.Module):
-    """Frequency selective gate: how much of a frequency token each place takes, sigmoid(<W_q z, W_k m> / sqrt(d) + beta)."""
+class Transposed(nn.Linear):
+    """A linear layer the other way round: x W in place of x W^T."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., out_features) -> (..., in_features)."""
+        return input @ self.weight
+
+
+class FrequencyScore(nn.Module):
+    """How well a frequency token fits each place: <W_q z, W_k m> / sqrt(d) + beta, as <z, W_q^T W_k m>."""
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        self.query, self.key = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.query, self.key = Transposed(d, d, bias=False), nn.Linear(d, d, bias=False)
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, tokens: Tensor, band: Tensor) -> Tensor:
-        """Tokens (b, n, d) and one frequency token (b, d) -> (b, n, 1)."""
-        score = self.query(tokens) @ rearrange(self.key(band), "b d -> b d 1")
-        return torch.sigmoid(score / math.sqrt(tokens.shape[-1]) + self.bias)
+        """Tokens (b, n, d), or (1, n, d) for the whole batch, and one frequency token (b, d) -> (b, n)."""
+        wanted = self.query(self.key(band))
+        if len(tokens) == 1:
+            score = nn.functional.linear(wanted, tokens[0].to(wanted.dtype))
+        else:
+            score = rearrange(tokens.to(wanted.dtype) @ rearrange(wanted, "b d -> b d 1"), "b n 1 -> b n")
+        return score / math.sqrt(tokens.shape[-1]) + self.bias
+
+
+class FrequencyGates(nn.ModuleList):
+    """Frequency selective gate: how much of each frequency token a place takes (docs/model.md 6.3).
+
+    sigmoid: s(score_k), each by itself. softmax: softmax over k of the scores of LN z and LN m, a mix of them.
+    """
+
+    def __init__(self, d: int, bands: int, kind: str) -> None:
+        super().__init__(FrequencyScore(d) for _ in range(bands))
+        self.kind = kind
+
+    def forward(self, tokens: Tensor, bands: Tensor, chosen: Sequence[int]) -> list[Tensor]:
+        """Tokens (b, n, d) or (1, n, d) and frequency tokens (b, k, d) -> gates of the `chosen` ones, (b, n, 1) each."""
+        if self.kind == "sigmoid":
+            return [rearrange(torch.sigmoid(self[k](tokens, bands[:, k])), "b n -> b n 1") for k in chosen]
+        tokens, bands = (nn.functional.layer_norm(each, each.shape[-1:], eps=1e-6) for each in (tokens, bands))
+        scores = torch.stack([score(tokens, bands[:, k]) for k, score in enumerate(self)], dim=-1)
+        gates = scores.float().softmax(-1).to(scores.dtype)
+        return [gates[..., k : k + 1] for k in chosen]
 
 
 class BandHead(nn.Module):
@@ -104,7 +140,7 @@ class ProgressiveDecoder(nn.Module):
         self.mask_token = None if frequency else nn.Parameter(torch.empty(d))
         self.position = TokenPosition(d, config.position)
         bands = 3 if frequency else 0
-        self.gates = nn.ModuleList(FrequencyGate(d) for _ in range(bands))
+        self.gates = FrequencyGates(d, bands, config.gate)
         plain = config.attention == "plain"
         self.blocks = nn.ModuleList(
             Block(d, config.heads, qkv_bias=True, norm_layer=LayerNorm)
@@ -184,17 +220,19 @@ class ProgressiveDecoder(nn.Module):
         return sequence + behind_cls(rearrange(mask.masked, "b n -> b n 1") * taken)
 
     def _taken(self, tokens: Tensor, bands: Tensor, stage: int, block: int) -> Tensor:
-        """alpha gamma_k m_k (additive) or alpha gamma_k (m_k - z) (convex); one stage takes the mean of the three."""
+        """alpha gamma_k m_k (additive) or alpha gamma_k (m_k - z) (convex).
+
+        One stage takes the mean of the three; gates by softmax, which share one, take their sum at every stage.
+        """
         alpha = 1 - 0.5 * block / len(self.blocks)
-        chosen = range(3) if self.config.stages == 1 else [stage]
+        shared = self.config.gate == "softmax"
+        chosen = range(3) if shared or self.config.stages == 1 else [stage]
         convex = self.config.blend == "convex" and block > 0
         total = torch.zeros((), device=tokens.device, dtype=tokens.dtype)
-        for k in chosen:
-            band = bands[:, k]
-            wide = rearrange(band, "b d -> b 1 d")
-            gate = self.gates[k](tokens.expand(len(band), -1, -1), band)
+        for k, gate in zip(chosen, self.gates(tokens, bands, chosen), strict=True):
+            wide = rearrange(bands[:, k], "b d -> b 1 d")
             total = total + gate * (wide - tokens if convex else wide)
-        return alpha * total / len(chosen)
+        return alpha * total / (1 if shared else len(chosen))
 
     def _run(self, block: nn.Module, sequence: Tensor, grid: Grid) -> Tensor:
         arguments = (sequence, grid) if isinstance(block, FusionBlock) else (sequence,)

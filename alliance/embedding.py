@@ -109,9 +109,9 @@ class GroupKernels(nn.Module):
     def forward(self, code: Tensor, sensor: Sensor, groups: Groups) -> tuple[Tensor, Tensor | None, Tensor]:
         """-> kernels (g, m, fan_in, fan_out), zero beyond a group's bands; biases (g, m, fan_out); real (g, m)."""
         kernels, bias = self.source(code) if isinstance(self.source, BandKernels) else self.source(sensor)
-        index, real, *_ = group_table(groups, kernels.device)
-        kernels = kernels[index] * rearrange(real, "g m -> g m 1 1").to(kernels.dtype)
-        return kernels, None if bias is None else bias[index], real
+        table = group_table(groups, kernels.device)
+        kernels = kernels[table.channels] * rearrange(table.real, "g m -> g m 1 1").to(kernels.dtype)
+        return kernels, None if bias is None else bias[table.channels], table.real
 
 
 class SpectralPosition(nn.Module):
@@ -123,8 +123,9 @@ class SpectralPosition(nn.Module):
 
     def forward(self, code: Tensor, groups: Groups) -> Tensor:
         """Codes of all bands (c, CODE_WIDTH) -> (g, d)."""
-        members = group_table(groups, code.device).members
-        mean = torch.stack([code[channels].mean(0) for channels in members])
+        table = group_table(groups, code.device)
+        real = rearrange(table.real, "g m -> g m 1").to(code.dtype)
+        mean = (code[table.channels] * real).sum(1) / real.sum(1)
         return self.mlp(mean.to(self.mlp.fc1.weight.dtype))
 
 

@@ -19,6 +19,7 @@ Edge = Literal["raised_cosine", "ideal"]
 Extension = Literal["mirror", "periodic"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+ONE_PRODUCT = 8  # largest patch side whose DCT is done as one matrix product: faster than two of tiny matrices
 MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done as one matrix product
 
 
@@ -29,10 +30,13 @@ def float32_island(like: Tensor) -> Iterator[None]:
         yield
         return
     with torch.autocast(like.device.type, enabled=False):
+        if torch.compiler.is_compiling():  # the compiler follows no setting of products
+            yield
+            return
         backend = torch.backends.cuda if like.is_cuda else torch.backends.mkldnn
         products = backend.matmul  # pyright: ignore[reportAttributeAccessIssue]
         precision = products.fp32_precision
-        if torch.compiler.is_compiling() or precision == "ieee":
+        if precision == "ieee":
             yield
             return
         products.fp32_precision = "ieee"
@@ -125,15 +129,25 @@ def low_pass(
         (len(cutoffs), ..., h, w) float32.
     """
     h, w = image.shape[-2:]
+    gains = _pass_gains(h, w, tuple(cutoffs), edge, extension, image.device)
     if extension == "periodic":
         spectrum = torch.fft.rfft2(image.float())
-        radius = radial_frequency(h, w, half=True, device=image.device)
-        passed = [torch.fft.irfft2(spectrum * pass_response(radius, cutoff, edge), s=(h, w)) for cutoff in cutoffs]
-        return torch.stack(passed)
+        return torch.stack([torch.fft.irfft2(spectrum * gain, s=(h, w)) for gain in gains])
     coefficients = dct2(image)
-    fy, fx = (torch.arange(size, device=image.device) / (2 * size) for size in (h, w))
-    radius = torch.hypot(fy[:, None], fx[None, :])
-    return idct2(torch.stack([coefficients * pass_response(radius, cutoff, edge) for cutoff in cutoffs]))
+    return idct2(torch.stack([coefficients * gain for gain in gains]))
+
+
+@kept(32)
+def _pass_gains(
+    h: int, w: int, cutoffs: tuple[float, ...], edge: Edge, extension: Extension, device: torch.device
+) -> Tensor:
+    """Gains of low-passes on the half spectrum (periodic) or on the DCT: (len(cutoffs), h, w // 2 + 1 or w)."""
+    if extension == "periodic":
+        radius = radial_frequency(h, w, half=True, device=device)
+    else:
+        fy, fx = (torch.arange(size, device=device) / (2 * size) for size in (h, w))
+        radius = torch.hypot(fy[:, None], fx[None, :])
+    return torch.stack([pass_response(radius, cutoff, edge) for cutoff in cutoffs])
 
 
 def patch_log_amplitude(patches: Tensor, patch: int) -> Tensor:
@@ -142,8 +156,19 @@ def patch_log_amplitude(patches: Tensor, patch: int) -> Tensor:
     Args:
         patches: (..., patch * patch).
     """
-    coefficients = rearrange(dct2(rearrange(patches, "... (i j) -> ... i j", i=patch)), "... i j -> ... (i j)")
+    if patch <= ONE_PRODUCT:
+        with float32_island(patches):
+            coefficients = patches.float() @ _patch_dct_matrix(patch, patches.device)
+    else:
+        coefficients = rearrange(dct2(rearrange(patches, "... (i j) -> ... i j", i=patch)), "... i j -> ... (i j)")
     return (torch.log(coefficients.abs() + 0.05) + 1.5) / 1.2
+
+
+@kept(16)
+def _patch_dct_matrix(patch: int, device: torch.device) -> Tensor:
+    """`dct2` of a patch as one product from the right, (patch^2, patch^2)."""
+    matrix = dct_matrix(patch, torch.device("cpu")).double()
+    return torch.kron(matrix, matrix).mT.float().contiguous().to(device)
 
 
 @kept(16)

@@ -1,4 +1,4 @@
-"""Small tensors that depend on few plain values: made once, but anew inside a graph that is compiled or exported."""
+"""Small tensors that depend on few plain values: made once, constants of a graph that is compiled, made anew in one that is exported."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,19 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def constant(function: Function) -> Function:
+    """Mark a function of plain values: while a graph is compiled it is called once, and what it gave belongs to the graph.
+
+    It sets what `torch.compiler.assume_constant_result` does, which would import the compiler.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
 def kept(most: int) -> Callable[[Function], Function]:
     """Remember what a function of hashable values gave, for the `most` values that were used last.
 
-    Inside a graph it is called each time: sizes are symbols there, and what is made belongs to that graph alone.
+    Inside a graph that is exported it is called each time: sizes are symbols there, and what is made belongs to that graph alone.
     """
 
     def decorate(function: Function) -> Function:
@@ -21,9 +30,13 @@ def kept(most: int) -> Callable[[Function], Function]:
             with torch.inference_mode(False):
                 return function(*arguments)
 
+        @constant
+        def table(*arguments: Any) -> Any:
+            return remembered(*arguments)
+
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            return (function if torch.compiler.is_compiling() else remembered)(*arguments)
+            return (function if torch.compiler.is_exporting() else table)(*arguments)
 
         return cast(Function, call)
 

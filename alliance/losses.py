@@ -16,6 +16,7 @@ from alliance.sensors import Sensor
 from alliance.tokens import Groups, group_table, patchify
 
 STAGES = ("low", "mid", "high")
+LEAST_SHARE = 0.1  # of present pixels around one, by which a low-passed image is divided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class LossConfig(Ranged):
     """Largest weight of the high stage for SAR, whose high frequencies are mostly speckle."""
     fft: float = ranged(0.0, 0, LARGE)
     """Weight of the spectral distance of the last stage; 0.1 where used, 0: left out."""
+    summary: float = ranged(0.0, 0, LARGE)
+    """Weight of the error of cls and the frequency tokens in telling band means and radial log-power of the image (docs/model.md
+    8.6); 0, or without such tokens: they are asked for nothing.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,17 +65,30 @@ class Losses(NamedTuple):
     stages: Tensor  # (k,) float32, low to high, before weighting
 
 
-def frequency_bands(image: Tensor, cutoffs: Sequence[float], edge: Edge, extension: Extension) -> Tensor:
-    """Standardised image (b, c, h, w) -> its disjoint bands low, mid, high, (3, b, c, h, w), which sum to it."""
-    low, mid = low_pass(image, cutoffs, edge=edge, extension=extension)
+def frequency_bands(
+    image: Tensor, cutoffs: Sequence[float], edge: Edge, extension: Extension, valid: Tensor | None = None
+) -> Tensor:
+    """Standardised image (b, c, h, w) -> its disjoint bands low, mid, high, (3, b, c, h, w), which sum to it.
+
+    Args:
+        valid: pixels that are there, (b, 1, h, w); the image is 0 elsewhere. The low-passed image is divided by these,
+            low-passed, so that what is missing does not pull its neighbours towards 0 (normalised convolution).
+    """
+    passed = low_pass(image, cutoffs, edge=edge, extension=extension)
+    if valid is not None:
+        share = low_pass(valid.float(), cutoffs, edge=edge, extension=extension).clamp(min=LEAST_SHARE)
+        passed = torch.where(valid.all(dim=-1, keepdim=True).all(dim=-2, keepdim=True), passed, passed / share)
+    low, mid = passed
     return torch.stack([low, mid - low, image.float() - mid])
 
 
-def stage_targets(image: Tensor, sensor: Sensor, patch: int, stages: int, config: LossConfig) -> Tensor:
-    """What each stage shall predict: (k, b, c, h, w) float32; `image` is standardised."""
+def stage_targets(
+    image: Tensor, sensor: Sensor, patch: int, stages: int, config: LossConfig, valid: Tensor | None = None
+) -> Tensor:
+    """What each stage shall predict: (k, b, c, h, w) float32; `image` is standardised, `valid` as of `frequency_bands`."""
     if stages == 1:
         return image.float()[None]
-    bands = frequency_bands(image, config.cutoffs_for(patch), config.edge, config.extension)
+    bands = frequency_bands(image, config.cutoffs_for(patch), config.edge, config.extension, valid)
     if config.targets == "cumulative":
         return bands.cumsum(0)
     return bands / band_spread(sensor, config, image.device)
@@ -106,27 +124,29 @@ def measure_spread(image: Tensor, patch: int, config: LossConfig) -> Tensor:
     return reduce(bands.square(), "k b c h w -> c k", "mean").sqrt().clamp(min=1e-3)
 
 
-def stage_weights(progress: float, stages: int, config: LossConfig, *, sar: bool = False) -> Tensor:
+def stage_weights(
+    progress: float, stages: int, config: LossConfig, *, sar: bool = False, device: torch.device | None = None
+) -> Tensor:
     """Weights of the stage losses at a fraction of the run, (k,) float32, sum 1.
 
     linear: a third each for a quarter of the run, then towards low 0.10, mid 1/3, high 0.57 (published file,
     renormalised). rbf: softmax of -(t - c_k)^2 / (2 * 0.45^2) with c = 0, 0.5, 1 (decay, hump, rise of the figure).
     """
     if stages == 1:
-        return torch.ones(1)
+        return torch.ones(1, device=device)
     t = min(max(progress, 0.0), 1.0)
     if config.schedule == "linear":
         s = max((t - 0.25) / 0.75, 0.0)
-        weights = torch.tensor([(1 - s) / 3 + 0.10 * s, 1 / 3, (1 - s) / 3 + 0.57 * s])
+        low, mid, high = (1 - s) / 3 + 0.10 * s, 1 / 3, (1 - s) / 3 + 0.57 * s
     elif config.schedule == "rbf":
-        weights = torch.softmax(-((t - torch.tensor([0.0, 0.5, 1.0])) ** 2) / (2 * 0.45**2), dim=0)
+        low, mid, high = (math.exp(-((t - centre) ** 2) / (2 * 0.45**2)) for centre in (0.0, 0.5, 1.0))
     else:
-        weights = torch.ones(3)
-    weights = weights / weights.sum()
-    if sar and weights[2] > config.sar_high:
-        weights[:2] *= (1 - config.sar_high) / weights[:2].sum()
-        weights[2] = config.sar_high
-    return weights
+        low, mid, high = 1.0, 1.0, 1.0
+    share = high / (low + mid + high)
+    if sar:
+        share = min(share, config.sar_high)
+    rest = (1 - share) / (low + mid)
+    return torch.stack([torch.full((), weight, device=device) for weight in (low * rest, mid * rest, share)])
 
 
 def group_patches(image: Tensor, patch: int, groups: Groups) -> Tensor:

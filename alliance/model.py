@@ -1,8 +1,9 @@
 """The pretraining model: hide tokens, encode the rest, decode low -> mid -> high, compare with the image's bands."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, reduce
@@ -24,7 +25,18 @@ from alliance.losses import (
     token_errors,
 )
 from alliance.sensors import Sensor
-from alliance.tokens import Groups, Mask, MaskingConfig, draw_mask, group_table, patchify, ungroup, unpatchify
+from alliance.summary import SummaryHead, summarise_image, summary_error
+from alliance.tokens import (
+    Groups,
+    GroupTable,
+    Mask,
+    MaskingConfig,
+    draw_mask,
+    group_table,
+    patchify,
+    ungroup,
+    unpatchify,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +60,8 @@ class Prediction(NamedTuple):
     mask: Mask
     standardised: Tensor  # (b, c, h, w)
     valid: Tensor  # (b, 1, h, w) bool
+    special: Tensor  # (b, s, d) cls and frequency tokens behind the encoder
+    code: Tensor  # (c, CODE_WIDTH), of all bands
 
 
 class Reconstruction(NamedTuple):
@@ -72,6 +86,10 @@ class Alliance(nn.Module):
             sensors=sensors,
         )  # fmt: skip
         self.decoder.reset_parameters(self.encoder.patch_embed.code)
+        asked = config.loss.summary and encoder.tokens != "none"
+        self.summary = SummaryHead(encoder.embed_dim, encoder.tokenizer, sensors) if asked else None
+        if self.summary is not None:
+            self.summary.reset_parameters(self.encoder.patch_embed.code)
 
     def predict(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups) -> Prediction:
         """Hide, encode, decode: the overview figure of the paper. Arguments as of `forward`: (b, c, h, w), (b, g * n)."""
@@ -82,7 +100,8 @@ class Alliance(nn.Module):
         mask = draw_mask(noise, patch_validity(valid, patch), len(groups), self.config.masking)
         encoded = self.encoder.encode(embedded, mask.visible)[-1]
         stages = self.decoder(encoded, embedded, mask, sensor, groups, h, w)
-        return Prediction(stages, mask, standardised, valid)
+        special = encoded[:, : len(embedded.special.cls) + len(embedded.special.frequency)]
+        return Prediction(stages, mask, standardised, valid, special, embedded.code)
 
     def forward(
         self, image: Tensor, sensor: Sensor, noise: Tensor, progress: float = 0.0, groups: Groups | None = None
@@ -94,50 +113,68 @@ class Alliance(nn.Module):
             progress: fraction of the run, moves the stage weights.
             groups: band groups to use; None: all of the sensor.
         """
-        groups = groups or sensor.group_indices
+        longest = max(map(len, sensor.group_indices))
+        table = group_table(groups or sensor.group_indices, image.device, longest)
+        weights = stage_weights(
+            progress, self.config.decoder.stages, self.config.loss, sar=sensor.is_sar, device=image.device
+        )
+        return self._step(image, sensor, noise, weights, table)
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile what a step computes, arguments as of `torch.compile`.
+
+        What changes from step to step goes in as tensors: there is one graph per sensor and size, whatever its groups.
+        """
+        dynamo = importlib.import_module("torch._dynamo")
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 2 * len(self.encoder.sensors) + 8)
+        self._step = torch.compile(self._step, *arguments, **options)
+
+    def _step(self, image: Tensor, sensor: Sensor, noise: Tensor, weights: Tensor, groups: GroupTable) -> Losses:
+        """The losses of a batch (b, c, h, w) by the weights (k,) of the stages."""
         prediction = self.predict(image, sensor, noise, groups)
         with torch.autocast(image.device.type, enabled=False):
-            return self._losses(prediction, sensor, progress, groups)
+            return self._losses(prediction, sensor, weights, groups)
 
     def reconstruct(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None) -> Reconstruction:
         """What the model makes of the masked image (b, c, h, w), stage by stage; arguments as of `forward`."""
-        groups = groups or sensor.group_indices
+        groups = group_table(groups or sensor.group_indices, image.device)
         config, patch, c = self.config.loss, self.config.encoder.patch, len(sensor.bands)
         h, w = image.shape[-2] // patch, image.shape[-1] // patch
         prediction = self.predict(image, sensor, noise, groups)
         stages, target = prediction.stages.float(), prediction.standardised
-        index, real, *_ = group_table(groups, image.device)
         if config.normalise == "patch_group":
-            mean, deviation = patch_statistics(group_patches(target, patch, groups), real)
+            mean, deviation = patch_statistics(group_patches(target, patch, groups), groups.real)
             stages = torch.cat([stages[:-1], stages[-1:] * deviation + mean])
         stages = assemble(unpatchify(ungroup(stages, groups, c), h, w), sensor, config)
-        targets = assemble(stage_targets(target, sensor, patch, len(stages), config), sensor, config)
+        targets = assemble(stage_targets(target, sensor, patch, len(stages), config, prediction.valid), sensor, config)
         masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups)).float()
-        masked = masked.expand(-1, -1, -1, index.shape[1], patch**2)
+        masked = masked.expand(-1, -1, -1, groups.channels.shape[1], patch**2)
         masked = unpatchify(ungroup(masked, groups, c), h, w) != 0
         return Reconstruction(targets, stages, masked, prediction.valid)
 
-    def _losses(self, prediction: Prediction, sensor: Sensor, progress: float, groups: Groups) -> Losses:
+    def _losses(self, prediction: Prediction, sensor: Sensor, weights: Tensor, groups: GroupTable) -> Losses:
         config, patch = self.config.loss, self.config.encoder.patch
         k = len(prediction.stages)
-        real = group_table(groups, prediction.valid.device).real
         with torch.no_grad():
-            images = stage_targets(prediction.standardised, sensor, patch, k, config)
+            images = stage_targets(prediction.standardised, sensor, patch, k, config, prediction.valid)
             targets = group_patches(images, patch, groups)
             if config.normalise == "patch_group":
-                mean, deviation = patch_statistics(targets[-1], real)
+                mean, deviation = patch_statistics(targets[-1], groups.real)
                 targets[-1] = (targets[-1] - mean) / deviation
         pixels = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b n p")
-        errors = token_errors(prediction.stages, targets, pixels, real)
+        errors = token_errors(prediction.stages, targets, pixels, groups.real)
         usable = patch_validity(prediction.valid, patch)
         stages = masked_mean(errors, prediction.mask.masked, usable)
-        weights = stage_weights(progress, k, config, sar=sensor.is_sar).to(stages.device)
         total = (weights * stages).sum()
         if config.fft:
             total = total + config.fft * self._spectral_loss(prediction, targets[-1], groups)
+        if self.summary is not None:
+            summary = summarise_image(prediction.standardised, config.cutoffs_for(patch))
+            said = self.summary(prediction.special, prediction.code, sensor, groups)
+            total = total + config.summary * summary_error(said, summary, groups)
         return Losses(total, stages.detach())
 
-    def _spectral_loss(self, prediction: Prediction, target: Tensor, groups: Groups) -> Tensor:
+    def _spectral_loss(self, prediction: Prediction, target: Tensor, groups: GroupTable) -> Tensor:
         """Spectral distance of the last stage, true pixels where the encoder could see or data is missing (A2MIM)."""
         patch = self.config.encoder.patch
         h, w = (size // patch for size in prediction.standardised.shape[-2:])
@@ -145,8 +182,7 @@ class Alliance(nn.Module):
         valid = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b 1 n 1 p")
         mixed = torch.where(masked & valid, prediction.stages[-1].float(), target)
         pair = ungroup(torch.stack([mixed, target]), groups, prediction.standardised.shape[1])
-        used = sorted(index for group in groups for index in group)
-        images = unpatchify(pair[:, :, used], h, w)
+        images = unpatchify(pair[:, :, groups.used], h, w)
         return spectral_distance(images[0], images[1])
 
 

@@ -15,8 +15,6 @@ from alliance.ranges import Ranged, ranged
 
 MASK_STREAM, GROUP_STREAM = 3, 4  # keep these draws apart from each other and from those of order and augmentation
 
-Groups = Sequence[Sequence[int]]  # channel indices of every band group
-
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig(Ranged):
@@ -64,29 +62,41 @@ def unpatchify(patches: Tensor, h: int, w: int) -> Tensor:
     return rearrange(patches, "... c (y x) (i j) -> ... c (y i) (x j)", y=h, x=w, i=patch, j=patch)
 
 
-class GroupTable(NamedTuple):
-    """Band groups of unequal size as tensors."""
+@dataclass(frozen=True, eq=False)
+class GroupTable:
+    """Band groups of unequal size as tensors; as long as there are groups."""
 
     channels: Tensor  # (g, m) int64, indices; beyond a group's bands its first one
     real: Tensor  # (g, m) bool, whether it is one of the group's bands
-    members: tuple[Tensor, ...]  # channel indices of each group
     places: Tensor  # of the real entries among the g * m, (c,) int64
+    used: Tensor  # channels of all groups, ascending, (c,) int64
+
+    def __len__(self) -> int:
+        return len(self.channels)
 
 
-def group_table(groups: Groups, device: torch.device) -> GroupTable:
-    """The tensors of band groups; made once per device."""
+Groups = Sequence[Sequence[int]] | GroupTable  # channel indices of every band group
+
+
+def group_table(groups: Groups, device: torch.device, longest: int = 0) -> GroupTable:
+    """The tensors of band groups, made once per device; a table is itself.
+
+    Args:
+        longest: least number m of its columns, so that other groups of one sensor have a table of the same shape.
+    """
+    if isinstance(groups, GroupTable):
+        return groups
     key = tuple(tuple(group) for group in groups)
-    return _make_table(key, device)
+    return _make_table(key, device, max(longest, *map(len, key)))
 
 
 @kept(1024)  # random subsets of a sensor's groups are drawn each step
-def _make_table(groups: tuple[tuple[int, ...], ...], device: torch.device) -> GroupTable:
-    longest = max(len(group) for group in groups)
+def _make_table(groups: tuple[tuple[int, ...], ...], device: torch.device, longest: int) -> GroupTable:
     index = torch.tensor([[*group, *[group[0]] * (longest - len(group))] for group in groups], device=device)
     real = torch.tensor([[place < len(group) for place in range(longest)] for group in groups], device=device)
     places = [row * longest + place for row, group in enumerate(groups) for place in range(len(group))]
-    members = tuple(torch.tensor(group, device=device) for group in groups)
-    return GroupTable(index, real, members, torch.tensor(places, device=device))
+    used = sorted(index for group in groups for index in group)
+    return GroupTable(index, real, torch.tensor(places, device=device), torch.tensor(used, device=device))
 
 
 def ungroup(grouped: Tensor, groups: Groups, channels: int) -> Tensor:
@@ -98,7 +108,7 @@ def ungroup(grouped: Tensor, groups: Groups, channels: int) -> Tensor:
     return image
 
 
-def draw_groups(groups: Groups, most: int, seed: int, step: int) -> Groups:
+def draw_groups(groups: Sequence[Sequence[int]], most: int, seed: int, step: int) -> Sequence[Sequence[int]]:
     """At most `most` of a sensor's band groups, the same for every rank at one step."""
     if len(groups) <= most:
         return groups

@@ -157,7 +157,7 @@ def build_engine(
     settings = deepspeed_settings(optim, config, batching, precision, stage)
     engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimiser, config=settings)
     if config.compile:
-        engine.compile()
+        engine.compile(compile_kwargs={"dynamic": False})  # sizes are few: a graph for each
     return engine
 
 

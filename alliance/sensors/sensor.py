@@ -19,6 +19,7 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.images import as_tensor
+from alliance.kept import constant
 from alliance.ranges import GREATEST, LARGE, MANY, SMALLEST, Ranged, ranged, stated_ranges
 from alliance.sensors.checks import (
     BANDWIDTHS,
@@ -160,12 +161,7 @@ class Sensor(Numbered):
 
     def compiled(self, build: Callable[["Sensor", torch.device], T], device: torch.device) -> T:
         """`build(sensor, device)`, done once for each device: small tensors need no copy in every pass."""
-        if torch.compiler.is_compiling():  # constants of the graph
-            return build(self, device)
-        if (build, device) not in self._tables:
-            with torch.inference_mode(False), torch.no_grad():
-                self._tables[build, device] = build(self, device)
-        return self._tables[build, device]
+        return build(self, device) if torch.compiler.is_exporting() else _table(self, build, device)
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -338,6 +334,15 @@ class Sensor(Numbered):
             return cls(**own, bands=tuple(Band(**(shared | dict(entry))) for entry in bands))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
+
+
+@constant
+def _table(sensor: Sensor, build: Callable[[Sensor, torch.device], T], device: torch.device) -> T:
+    tables = sensor._tables
+    if (build, device) not in tables:
+        with torch.inference_mode(False), torch.no_grad():
+            tables[build, device] = build(sensor, device)
+    return tables[build, device]
 
 
 class _Columns(NamedTuple):

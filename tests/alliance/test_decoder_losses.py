@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alliance.decoder import DecoderConfig
+from alliance.decoder import DecoderConfig, FrequencyGates
 from alliance.errors import InputError
 from alliance.losses import (
     LossConfig,
@@ -25,7 +25,14 @@ from alliance.losses import (
 )
 from alliance.model import Alliance
 from alliance.tokens import Mask, group_table
-from tests.helpers.models import ABLATIONS, FOUR_BANDS, natural_image, noise_for, tiny_model
+from tests.helpers.models import (
+    ABLATIONS,
+    FOUR_BANDS,
+    natural_image,
+    noise_for,
+    randomise,
+    tiny_model,
+)
 
 CPU = torch.device("cpu")
 SCHEDULES = ["linear", "rbf", "constant"]
@@ -291,6 +298,36 @@ def test_options_of_the_decoder_change_the_result_and_train_every_part(name):
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_gates_follow_their_formulas(kind: str, batched: bool):
+    # s(<W_q z, W_k m_k> / sqrt(d) + beta_k), or the softmax over k of the same of LN z and LN m_k
+    gates = FrequencyGates(8, 3, kind).double()
+    randomise(gates)
+    tokens, bands = torch.randn(4 if batched else 1, 5, 8).double(), torch.randn(4, 3, 8).double()
+    z, m = tokens.expand(4, -1, -1), bands
+    if kind == "softmax":
+        z, m = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt() for x in (z, m))
+    scores = torch.stack(
+        [(z @ g.query.weight.T * (m[:, k, None] @ g.key.weight.T)).sum(-1) / 8**0.5 + g.bias for k, g in enumerate(gates)]
+    )  # fmt: skip
+    expected = scores.sigmoid() if kind == "sigmoid" else scores.softmax(0)
+    for chosen in ([0], [2], [0, 1, 2]):
+        found = gates(tokens, bands, chosen)
+        torch.testing.assert_close(torch.stack(found), expected[chosen][..., None], atol=1e-6, rtol=0)
+
+
+def test_the_gates_of_the_three_tokens_share_one():
+    model, image = tiny_model({"decoder": {"gate": "softmax", "stages": 1}}), natural_image(2, 4, 16, 16)
+    seen: list[list[Tensor]] = []
+    handle = model.decoder.gates.register_forward_hook(lambda _, __, gates: seen.append(gates))
+    run(model, image)
+    handle.remove()
+    gates = seen[0]
+    torch.testing.assert_close(sum(gates), torch.ones(2, 32, 1), atol=1e-6, rtol=0)
+    assert all(gate.std() > 0 for gate in gates)
 
 
 def test_the_baseline_predicts_the_image_at_once_with_a_plain_mae_decoder():

@@ -224,7 +224,9 @@ def test_channels_of_groups_that_were_not_drawn_are_nan():
 
 
 def test_the_group_table_says_which_places_are_real():
-    index, real, *_ = group_table([(4, 2, 0), (1,)], torch.device("cpu"))
+    table = group_table([(4, 2, 0), (1,)], torch.device("cpu"))
+    index, real = table.channels, table.real
+    assert len(table) == 2
     assert index[0].tolist() == [4, 2, 0]
     assert index[1, 0] == 1
     assert real.tolist() == [[True, True, True], [True, False, False]]

@@ -55,6 +55,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "query-key norm": {"encoder": {"qk_norm": True}},
     "positions side by side": {"encoder": {"position": "concat"}, "decoder": {"position": "concat"}},
     "tube masks": {"masking": {"geometry": "tube"}},
+    "gates by sigmoid": {"decoder": {"gate": "sigmoid"}},
+    "gates by softmax": {"decoder": {"gate": "softmax"}},
     "convex blend": {"decoder": {"blend": "convex"}},
     "injection at every block": {"decoder": {"injection": "every"}},
     "mask tokens bypass the encoder": {"decoder": {"mask_tokens": "bypass"}},
@@ -62,6 +64,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "constant schedule": {"loss": {"schedule": "constant"}},
     "patch-group normalised": {"loss": {"normalise": "patch_group"}},
     "spectral loss": {"loss": {"fft": 0.1}},
+    "summary of the image": {"loss": {"summary": 0.1}},
     "ideal periodic filter": {"loss": {"edge": "ideal", "extension": "periodic"}},
     "baseline": {"encoder": {"tokens": "plain"}, "decoder": {"stages": 1, "attention": "plain"}},
 }
