@@ -134,7 +134,8 @@ def _refuse_other_numbers(path: Path, sensor: Sensor, images: Sequence[Tensor]) 
 
 def _common_size(path: Path, images: Sequence[Tensor], patch: int, fit: Fit) -> tuple[int, int]:
     if fit == "resize":
-        side = fitting_size(*images[0].shape[-2:], patch, fit)
+        h, w = images[0].shape[-2:]
+        side = fitting_size(h, w, patch, fit)
         return side, side
     height, width = (min(image.shape[axis] for image in images) // patch * patch for axis in (-2, -1))
     if not height or not width:
