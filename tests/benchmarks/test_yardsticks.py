@@ -81,13 +81,15 @@ def test_two_dates_stand_beside_their_difference() -> None:
 def test_an_interval_is_that_of_the_images_and_a_gain_is_paired() -> None:
     """Of 400 images three in four right: the deviation of their share is sqrt(0.75 * 0.25 / 400). Equal rows differ by 0."""
     right = (torch.arange(400) % 4 > 0).double()
-    found = summarise({"raw": [right], "untrained": [right], "pretrained": [1 - right]}, share_right)
+    found = summarise(
+        {"raw": [right], "untrained": [right], "pretrained": [1 - right]}, share_right, ("raw", "untrained")
+    )
     value, low, high = found["raw"]["score"]
     width = 2 * 1.96 * 100 * math.sqrt(0.75 * 0.25 / 400)
     assert value == 75.0 and high - low == pytest.approx(width, rel=0.15) and low < 75 < high
     assert found["untrained"]["above raw"] == [0.0, 0.0, 0.0]
     assert found["pretrained"]["above raw"][0] == -50.0
-    assert summarise({"raw": [right[:3]]}, share_right)["raw"]["score"][1:] == [None, None]  # too few
+    assert summarise({"raw": [right[:3]]}, share_right, ())["raw"]["score"][1:] == [None, None]  # too few
 
 
 def test_measures_of_hand_worked_matrices() -> None:
@@ -121,7 +123,8 @@ def test_pixels_that_one_band_tells_are_told_and_the_table_says_so(tmp_path: Pat
     task = DenseTask(questions=(Question("bright", ("optical",), measured="OA"),), sensors={"optical": "two"},
                      open=lambda *_: parts, patch=4)  # fmt: skip
     encoders = {"pretrained": AllianceEncoder(SMALL, [TWO]).eval()}
-    (record,) = task.score(tmp_path, encoders, {"two": TWO}, range(2))
+    (found,) = task.answers(tmp_path, encoders, {"two": TWO}, range(2))
+    record = found.record()
     assert (record["learnt"], record["scored"]) == (
         "1008 pixels",
         "8 images",

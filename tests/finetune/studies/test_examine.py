@@ -21,6 +21,7 @@ from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.fusion import FusionConfig
 from finetune.pad.inputs import as_seen_by, describe
 from finetune.pad.model import Pad, PadConfig
+from finetune.scores import OVERALL
 from finetune.studies.command import main
 from finetune.tasks.evaluate import predict
 from tests.helpers.models import randomise
@@ -93,7 +94,7 @@ def test_tables_and_figures_are_written(
     expected = 100 * jaccard_score(truth, found, labels=present, average="macro")
     assert float(rows[0]["miou"]) == pytest.approx(expected, rel=1e-3)
     for row in rows:
-        assert list(row)[6:] == [f"iou_class {index}" for index in range(CLASSES)]
+        assert list(row) == ["condition", *OVERALL, *(f"iou_class {index}" for index in range(CLASSES))]
         assert all(0 <= float(value) <= 100 for name, value in row.items() if name in ("oa", "miou", "mf1"))
     said = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in said[:5]] == [row["condition"] for row in rows]
