@@ -63,7 +63,10 @@ def write_layout(folder: Path, layout: Layout, arrays: dict[str, np.ndarray], *,
         else:
             files.setdefault(path.name, {})[key or path.stem] = array
     for name, content in files.items():
-        write_matlab(folder / name, content, matlab)
+        if name.endswith(".npz"):
+            np.savez(folder / name, **content)  # pyright: ignore[reportArgumentType] - arrays by their keys
+        else:
+            write_matlab(folder / name, content, matlab)
 
 
 def write_matlab(path: Path, content: dict[str, np.ndarray], version: str) -> None:

@@ -52,7 +52,7 @@ def test_every_layout_opens(name, index, matlab, tmp_path):
         np.testing.assert_allclose(scene.passive, arrays["passive"].transpose(2, 0, 1), rtol=1e-6)
     else:
         assert scene.passive.shape == (0, *GRID)
-    assert scene.active.shape == (arrays["active"].shape[2], *GRID)
+    assert scene.active.shape == (arrays["active"].shape[2] if "active" in layout.images else 0, *GRID)
     if layout.labels:
         assert (scene.labels == np.maximum(arrays["labels"], 0)).all()
     if layout.train:
