@@ -39,22 +39,30 @@ __all__ = [
 ]
 
 _PLACES = {  # imported on use: torch and timm take seconds, and a command may need neither
-    "alliance.checkpoint": ("load_encoder", "save_encoder"),
-    "alliance.encoder": ("AllianceEncoder", "EncoderConfig", "Features"),
-    "alliance.errors": ("InputError",),
-    "alliance.model": ("Alliance", "AllianceConfig", "create_model", "list_models"),
-    "alliance.sensors": ("Band", "Sensor", "read_sensor"),
-    "alliance.sensors.catalog": ("find_sensor", "sensor_names"),
+    "Alliance": "alliance.model",
+    "AllianceConfig": "alliance.model",
+    "AllianceEncoder": "alliance.encoder",
+    "Band": "alliance.sensors",
+    "EncoderConfig": "alliance.encoder",
+    "Features": "alliance.encoder",
+    "InputError": "alliance.errors",
+    "Sensor": "alliance.sensors",
+    "create_model": "alliance.model",
+    "find_sensor": "alliance.sensors.catalog",
+    "list_models": "alliance.model",
+    "list_sensors": "alliance.sensors.catalog",
+    "load_encoder": "alliance.checkpoint",
+    "read_sensor": "alliance.sensors",
+    "save_encoder": "alliance.checkpoint",
 }
+_CALLED = {"list_sensors": "sensor_names"}  # where they are made
 
 
 def __getattr__(name: str) -> Any:
-    wanted = "sensor_names" if name == "list_sensors" else name
-    for place, names in _PLACES.items():
-        if name in __all__ and wanted in names:
-            globals()[name] = value = getattr(import_module(place), wanted)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_PLACES[name]), _CALLED.get(name, name))
+    return value
 
 
 def __dir__() -> list[str]:

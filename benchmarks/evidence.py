@@ -1,11 +1,13 @@
-"""Does the frequency machinery help, and does pretraining?  python benchmarks/evidence.py --data ../shared/data --out evidence.json
+"""Does the frequency machinery help, and does pretraining?
+
+    python benchmarks/evidence.py --data ../shared/data --out evidence.json --keep runs/evidence
 
 Variants of the nano model learn from the same images without labels, each for as many steps (--equal steps) or for as long as
 the plain masked autoencoder (--equal time: what a step of each costs is measured first, in turns, in one process). Linear
 probes of their features are scored on images that none has seen, beside raw statistics and the untrained default. Every seed
 is another pretraining and another draw of labels, the same for all rows. Intervals hold for 95 in 100 drawings of the scored
-images, of the mean over the seeds; what each seed gave stands in the file. With --keep, the same command goes on where an
-earlier one stopped, and one with more --variants or --seeds trains these alone.
+images, of the mean over the seeds; what each seed gave stands in the file. The same command goes on where an earlier one
+stopped, and one with more --variants or --seeds trains these alone.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from benchmarks.step import Competitor, step_seconds
 from benchmarks.yardsticks.imagery import SETS, Imagery
 from benchmarks.yardsticks.pretraining import BATCH, CONFIG, Images, pretrain_steps
 from benchmarks.yardsticks.scoring import RAW, UNTRAINED, Answers
-from benchmarks.yardsticks.table import read_results, write_results
+from benchmarks.yardsticks.table import interval_text, read_results, write_results
 from engine.settings import parse_settings
 from finetune.probing.command import untrained
 from pretrain.config import PretrainConfig
@@ -43,7 +45,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py besi
     "without stages": ONE_STAGE,
     "without fusion attention": PLAIN_ATTENTION,
     "without frequency tokens": PLAIN_TOKENS,
-    "two blocks in the decoder": ["--model.decoder.depth", "3"],
+    "three blocks in the decoder": ["--model.decoder.depth", "3"],
     "targets normalised by patch": ["--model.loss.normalise", "patch_group"],
     "mask ratio 0.6": ["--model.masking.ratio", "0.6"],
 }
@@ -112,22 +114,15 @@ def table(results: Mapping[str, dict]) -> str:
     for each in results.values():
         for task in each["tasks"]:
             for row, found in task["rows"].items():
-                gains = [_told(found.get(f"above {other}"), "+") for other in (PLAIN, UNTRAINED, RAW)]
+                gains = [interval_text(found.get(f"above {other}"), "+") for other in (PLAIN, UNTRAINED, RAW)]
                 cells = [
                     f"{task['task']} ({task['measure']})",
                     row,
                     str(each["steps"].get(row, "-")),
-                    _told(found["score"]),
+                    interval_text(found["score"]),
                 ]
                 lines.append("| " + " | ".join([*cells, *gains]) + " |")
     return "\n".join(lines)
-
-
-def _told(found: Sequence[float | None] | None, sign: str = "") -> str:
-    if not found or found[0] is None:
-        return "-"
-    value, low, high = found
-    return f"{value:{sign}.1f}" + ("" if low is None else f" ({low:{sign}.1f} to {high:{sign}.1f})")
 
 
 def main() -> None:

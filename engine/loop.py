@@ -27,9 +27,7 @@ SLOW = 30.0  # seconds of waiting for one batch that are worth a warning
 class StepReport(NamedTuple):
     """What one optimiser step came to, the same on every rank."""
 
-    losses: (
-        dict[str, float] | None
-    )  # mean over ranks and passes, the total first; None: not asked for, or step left out
+    losses: dict[str, float] | None  # means over ranks and passes, the total first; None: not asked for, or left out
     grad_norm: float | None
     stop: bool  # some rank was asked to save and leave
 

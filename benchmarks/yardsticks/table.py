@@ -35,15 +35,16 @@ def table(results: Mapping[str, Any]) -> str:
     for each in results.values():
         for task in each["tasks"]:
             rows, trained = task["rows"], task["rows"].get(TRAINED, {})
-            cells = [_interval(rows[row]["score"]) if row in rows else "-" for row in TITLES]
-            gains = [_interval(trained.get(f"above {other}"), sign="+") for other in (UNTRAINED, RAW)]
+            cells = [interval_text(rows[row]["score"]) if row in rows else "-" for row in TITLES]
+            gains = [interval_text(trained.get(f"above {other}"), sign="+") for other in (UNTRAINED, RAW)]
             title = f"{task['task']} ({task['measure']}; {task['classes']})"
             lines.append([title, f"{task['learnt']} / {task['scored']}", *cells, *gains])
     told = [f"{name}: {each['steps']} steps in {each['seconds']:.0f} s" for name, each in results.items()]
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", "Pretraining: " + "; ".join(told) + "."])
 
 
-def _interval(found: Sequence[float | None] | None, sign: str = "") -> str:
+def interval_text(found: Sequence[float | None] | None, sign: str = "") -> str:
+    """Percent with its ends; a dash where there is none."""
     if not found or found[0] is None:
         return "-"
     value, low, high = found

@@ -67,10 +67,8 @@ def place_logits(
         raise InputError(f"a batch of {batch} pixels was asked for; give at least 1")
     for start in range(0, len(place), batch):
         inputs = tables.around(place[start : start + batch])
-        with (
-            evaluating(model),
-            torch.inference_mode(),
-        ):  # not around the yield: who takes the logits has modes of its own
+        # Not around the yield: who takes the logits has modes of its own.
+        with evaluating(model), torch.inference_mode():
             logits = model(*(image.to(device) for image in inputs)).logits
         yield logits
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -23,12 +23,15 @@ from finetune.studies.robustness import CLEAN, NO_RGB, NO_SAR, RobustnessConfig,
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows of the same columns as CSV, numbers with four significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, list(rows[0]), (row.values() for row in rows), digits=4)
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]], *, digits: int) -> None:
+    """Write a CSV, whole or not at all, numbers that are no whole ones with so many significant digits."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(
-        {key: f"{cell:.4g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows
-    )
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows([f"{cell:.{digits}g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
     replace_file(path, text.getvalue().encode())
 
 

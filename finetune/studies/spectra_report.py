@@ -1,8 +1,5 @@
 """Tables (CSV) and figures (PNG) of a comparison of optical and SAR images."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from alliance.files import replace_file
 from datasets.figures import save_figure
 from finetune.studies.modality_gap import (
     EDGES,
@@ -26,6 +22,7 @@ from finetune.studies.modality_gap import (
     normality,
     sampled_moments,
 )
+from finetune.studies.report import write_table
 
 RATES = tuple(step / 20 for step in range(1, 21))
 DRAWS = 50  # random orders of the pairs
@@ -41,7 +38,7 @@ def write_tables(folder: Path, study: Study) -> None:
     numbers = _mean_and_variance(study.moments)
     header = ["pair", *(f"{label}_{kind}" for label in LABELS for kind in ("mean", "variance"))]
     rows = ([name, *row.ravel()] for name, row in zip(study.names, numbers, strict=True))
-    _write(folder / "pairs.csv", header, rows)
+    write_table(folder / "pairs.csv", header, rows, digits=6)
     shape = [field for field in Normality._fields if field != "mean"]
     header = ["map", "band", "mean", "variance", *(f"average_map_{field}" for field in shape)]
     pooled = _mean_and_variance(study.moments.mean(axis=0))
@@ -49,10 +46,12 @@ def write_tables(folder: Path, study: Study) -> None:
         [*region, *row, *(getattr(normal, field) for field in shape)]
         for region, row, normal in zip(REGIONS, pooled, normalities(study), strict=True)
     )
-    _write(folder / "bands.csv", header, rows)
+    write_table(folder / "bands.csv", header, rows, digits=6)
     frequency, mean, std = study.profiles
     header = ["cycles_per_pixel", "rad_mean", "rad_std_over_pairs", "appd_mean", "appd_std_over_pairs"]
-    _write(folder / "profile.csv", header, np.stack([frequency, mean[0], std[0], mean[1], std[1]], axis=1))
+    write_table(
+        folder / "profile.csv", header, np.stack([frequency, mean[0], std[0], mean[1], std[1]], axis=1), digits=6
+    )
     _write_sampling(folder / "sampling.csv", study)
     _write_histograms(folder / "histograms.csv", study)
 
@@ -89,7 +88,7 @@ def _write_sampling(path: Path, study: Study) -> None:
     header = ["sampling_rate", "pairs", *columns, *(f"{column}_std_over_draws" for column in columns)]
     values = [numbers.mean(axis=0).reshape(len(counts), -1), numbers.std(axis=0).reshape(len(counts), -1)]
     rows = np.concatenate([(counts / len(study.names))[:, None], counts[:, None], *values], axis=1)
-    _write(path, header, rows)
+    write_table(path, header, rows, digits=6)
 
 
 def _write_histograms(path: Path, study: Study) -> None:
@@ -98,15 +97,7 @@ def _write_histograms(path: Path, study: Study) -> None:
         for region, counts in zip(REGIONS, study.counts, strict=True)
         for left, right, count in zip(EDGES[region[0]], EDGES[region[0]][1:], counts, strict=False)
     )
-    _write(path, ["map", "band", "from", "to", "values"], rows)
-
-
-def _write(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    replace_file(path, text.getvalue().encode())
+    write_table(path, ["map", "band", "from", "to", "values"], rows, digits=6)
 
 
 def _draw_maps(study: Study, path: Path) -> None:

@@ -41,13 +41,8 @@ Config = TypeVar("Config", bound=ChipTaskConfig)
 PREDICTIONS, SPLIT = "predictions.csv", "splits.csv"
 PICTURES = 16  # images in every picture
 BATCH = 64  # images at once, at most, that are evaluated
-NOT_LEARNT = (
-    "path",
-    "beside_path",
-    "workers",
-    "max_broken",
-    "overlap",
-)  # of the data settings: may change when a run goes on
+# Of the data settings: may change when a run goes on.
+NOT_LEARNT = ("path", "beside_path", "workers", "max_broken", "overlap")
 
 
 class Predicted(NamedTuple):

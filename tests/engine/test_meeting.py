@@ -1,6 +1,5 @@
 """Ranks that wait for each other: they say for whom, and give up in time with what to do."""
 
-import logging
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ from engine.build import EngineConfig
 from engine.meeting import Meeting
 from engine.ranks import start
 from tests.helpers import warm
+from tests.helpers.listening import heard
 from tests.helpers.runs import arguments_of, environment, free_port
 
 pytestmark = pytest.mark.timeout(60)
@@ -23,19 +23,8 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLUR
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What a rank tells while it waits."""
-    lines: list[str] = []
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    ear, logger = Ear(), logging.getLogger("alliance")
-    level = logger.level
-    logger.addHandler(ear)
-    logger.setLevel(logging.INFO)
-    yield lines
-    logger.removeHandler(ear)
-    logger.setLevel(level)
+    with heard() as lines:
+        yield lines
 
 
 @pytest.mark.parametrize("loopback", [True, False])

@@ -35,7 +35,7 @@ from finetune.chips.tables import Line, write_footprints, write_labels
 from finetune.conversion import main as convert
 from finetune.model_files import read_inputs
 from finetune.scores import write_scores
-from finetune.studies import report, spectra_report
+from finetune.studies import report
 from finetune.sweep.command import _claim
 from finetune.sweep.processes import train_part
 from finetune.tasks.change_config import ChangeConfig
@@ -226,7 +226,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "labels.geojson": lambda path: write_footprints(path, [], ["a"], several=False),
     "scores.json": lambda path: write_scores(path, {"oa": 1.0}),
     "rows.csv": lambda path: report.write_rows(path, [{"a": 1.0}]),
-    "table.csv": lambda path: spectra_report._write(path, ["a"], [[1.0]]),
+    "table.csv": lambda path: report.write_table(path, ["a"], [[1.0]], digits=6),
     "set.yaml": lambda path: write_set(LabelledSet(name="s", images={}, classes=CLASSES, patches="a"), path),
     "model.safetensors": lambda path: save_tensors({"a": torch.zeros(2)}, path),
     "map.tif": lambda path: write_class_map(path, Grid(8, 8), CLASSES, np.zeros((8, 8), np.uint8)),

@@ -32,6 +32,7 @@ from finetune.tasks.crossdomain_config import CrossDomainConfig
 from finetune.tasks.scene import Scene
 from finetune.tasks.segmentation import EncoderSegmentation
 from finetune.tasks.segmentation_config import SegmentConfig
+from tests.helpers.listening import heard
 from tests.helpers.models import sensor_of, tiny_model
 from tests.helpers.runs import ROOT
 
@@ -56,16 +57,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
     """What is warned of."""
-    said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("alliance")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield said
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    with heard(logging.WARNING) as lines:
+        yield lines
 
 
 def config(sensor: InputSensor, **changes: Any) -> TransferConfig:
