@@ -1,5 +1,7 @@
 """What several tests share: real data where they are at hand, and small synthetic scenes."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,19 @@ from datasets.synthetic.landscapes import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # two OpenMP threads on busy cores stall at their barriers
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """No test leaves another environment to the ones after it, whichever those are on this worker."""
+    before = _environment()
+    yield
+    changed = dict(before.items() ^ _environment().items())
+    assert not changed, f"the test left these variables changed: {sorted(changed)}"
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Whole scenes: windows blend into one map without seams, on the grid of the images, in a cloud optimised file."""
 
-import runpy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,9 @@ from finetune.model_files import Inputs, image_input
 from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.inputs import MODALITIES, describe, read_pad_inputs
 from finetune.pad.model import Pad, PadConfig, PadOutput
+from tests.helpers import warm
 from tests.helpers.rasters import write_tiff
+from tests.helpers.runs import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = {"farmland": (204, 102, 0), "water": (0, 0, 255), "rest & roads": (1, 2, 3)}
@@ -515,19 +515,10 @@ def test_the_command_maps_a_scene_that_fits_one_window_as_the_network_sees_it(
 
 def test_a_network_of_one_modality_needs_one_image(tmp_path: Path, runs: Path) -> None:
     run, files = runs / "rgb", write_pair(tmp_path, 70, 100)
-    script = str(ROOT / "finetune" / "predict.py")
-    with pytest.MonkeyPatch.context() as patch:
-        command = [
-            "--checkpoint",
-            str(run / "model"),
-            "--optical",
-            str(files["optical"]),
-            "--out",
-            str(tmp_path / "map.tif"),
-        ]
-        patch.setattr(sys, "argv", [script, *command, "--device", "cpu", "--window", "64", "--overlap", "16"])
-        patch.setattr(sys, "path", ["finetune", *sys.path])
-        runpy.run_path(script, run_name="__main__")
+    command = [str(ROOT / "finetune" / "predict.py"), "--checkpoint", str(run / "model")]
+    command += ["--optical", str(files["optical"]), "--out", str(tmp_path / "map.tif")]
+    done = warm.run([*command, "--device", "cpu", "--window", "64", "--overlap", "16"], environment(), 100)
+    assert done.returncode == 0, done.stdout
     assert (read(tmp_path / "map.tif") < 3).all()
 
 

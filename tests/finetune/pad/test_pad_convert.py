@@ -2,8 +2,6 @@
 
 import collections
 import json
-import runpy
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,11 @@ from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.convert import convert, from_release, release_name
 from finetune.pad.inputs import read_pad_inputs
 from finetune.pad.model import Pad, PadConfig
+from tests.helpers import warm
 from tests.helpers.mmengine_files import mmengine_file
 from tests.helpers.models import natural_image
 from tests.helpers.pad_release import manifest, reference, released, weightless
+from tests.helpers.runs import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 ATTO = PadConfig(size="atto", classes=3)
@@ -189,15 +189,11 @@ def test_what_a_release_does_not_say_is_said_to_be_assumed(tmp_path: Path, capsy
     assert (sar.source.bands, sar.preprocessing.mean.tolist()) == ((1,), [53.837])
 
 
-def test_the_command_refuses_in_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = str(ROOT / "launch" / "convert.py")
-    monkeypatch.setattr(sys, "argv", [script, "pad", str(tmp_path / "a.pth"), str(tmp_path / "out")])
-    monkeypatch.setattr(sys, "path", ["launch", *sys.path])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(script, run_name="__main__")
-    assert capsys.readouterr().err.startswith(f"error: there is no file '{tmp_path / 'a.pth'}'")
+def test_the_command_refuses_in_one_message(tmp_path: Path) -> None:
+    command = [str(ROOT / "launch" / "convert.py"), "pad", str(tmp_path / "a.pth"), str(tmp_path / "out")]
+    done = warm.run(command, environment(), 100)
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"error: there is no file '{tmp_path / 'a.pth'}'")
     assert not (tmp_path / "out").exists()
 
 
