@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from alliance.errors import InputError
 from alliance.model import AllianceConfig
-from alliance.ranges import Ranged, ranged
-from datasets.shards.download import TIMEOUT
+from alliance.ranges import LARGE, Ranged, ranged
 from datasets.shards.loader import SourceConfig
+from datasets.storage.places import PATIENCE, TIMEOUT
 from engine.build import EngineConfig
 from engine.optim import OptimConfig
 from engine.runs import RunConfig
@@ -31,6 +31,14 @@ class DataConfig(Ranged):
     """Whether a source may be a command (pipe:...), which is run; only the command line can say so, no file."""
     timeout: float = ranged(TIMEOUT, 0, 600, above=True)
     """Seconds that a download of shards may stall; it is then tried once more, and its samples count as broken."""
+    patience: float = ranged(PATIENCE, 0, 86400)
+    """Seconds that a store of shards (s3, gs, az, https) may be away: requests are made again until then; after that the run
+    stops, to go on later.
+    """
+    cache: str = ""
+    """Folder on this machine that keeps what was read from stores, shared by its ranks; empty: nothing is kept."""
+    cache_gb: float = ranged(100.0, 0, LARGE, above=True)
+    """Size of `cache`, 1e9 bytes; what was not used for longest goes first."""
     max_broken: float = ranged(0.05, 0, 1)
     """The run stops when a larger share of the samples read is broken (judged from 1,000 on)."""
 

@@ -36,6 +36,9 @@ NOT_LEARNT = (
     "verify",
     "allow_pipe",
     "timeout",
+    "patience",
+    "cache",
+    "cache_gb",
     "max_broken",
 )  # of the data settings: may change when a run goes on
 PROBE_SAMPLES = 8  # of each sensor, drawn in every picture
@@ -56,7 +59,7 @@ class Inputs:
         loading = LoaderConfig(
             seed=config.run.seed, micro=batching.micro, accumulation=batching.accumulation,
             workers=data.workers, crop=data.crop, flips=data.augment, verify=data.verify,
-            timeout=data.timeout,
+            timeout=data.timeout, patience=data.patience, cache=data.cache, cache_gb=data.cache_gb,
         )  # fmt: skip
         self.batching = batching
         self.loader = ShardLoader(data.sources, loading, rank=world.rank, world=world.size, allow_pipe=data.allow_pipe)
@@ -83,7 +86,7 @@ class Inputs:
         record = to_record(config)
         data = {key: value for key, value in record["data"].items() if key not in NOT_LEARNT}
         shards = [
-            [source.index.digest, given.weight, list(given.sensors)]
+            [source.index.digest, given.weight, list(given.sensors), *(["streamed"] * isinstance(source, StreamSource))]
             for source, given in zip(self.loader.sources, config.data.sources, strict=True)
         ]
         return {

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -97,10 +98,13 @@ class Pretraining(Job[PretrainConfig]):
     def progress(self, step: int) -> dict[str, Any]:
         """Sensor, epoch and digest of the sample keys of a step, for its log line."""
         loader = self.inputs.loader
+        traffic = loader.traffic()
+        asked = {f"store_{name}": count for name, count in asdict(traffic).items()} if traffic else {}
         return {
             "epoch": loader.epoch(),
             "sensor": loader.sensor(step),
             "sample_digest": digest(loader.global_keys(step)),
+            **asked,
         }
 
     def state_dict(self) -> dict[str, Any]:

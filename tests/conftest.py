@@ -14,17 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # two OpenMP threads on busy cores stall at their barriers
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+def _python() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("PYTHON") or name == "PATH"}
 
 
 @pytest.fixture(autouse=True)
-def environment_stays() -> Iterator[None]:
-    """No test leaves another environment to the ones after it, whichever those are on this worker."""
-    before = _environment()
+def python_stays() -> Iterator[None]:
+    """No test changes which Python, and which packages, the tests after it start on this worker."""
+    before = _python()
     yield
-    changed = dict(before.items() ^ _environment().items())
-    assert not changed, f"the test left these variables changed: {sorted(changed)}"
+    assert _python() == before
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ from alliance.sensors import Sensor
 from datasets.sampling.faults import BrokenSample, Fault
 from datasets.sampling.order import SampleOrder
 from datasets.sampling.placement import Placement, draw_placements
-from datasets.shards.download import TIMEOUT
 from datasets.shards.read import MEND, Samples, ShardSource
 from datasets.shards.stream import Lane, StreamSource
+from datasets.storage.places import PATIENCE, TIMEOUT
 
 Source = ShardSource | StreamSource
 TRIES = 8  # other batches looked at when no sample of a micro-batch can be read
@@ -51,6 +51,12 @@ class LoaderConfig:
     """Compare every sample with its checksum."""
     timeout: float = TIMEOUT
     """Seconds that a download may stall."""
+    patience: float = PATIENCE
+    """Seconds that a store may be away."""
+    cache: str = ""
+    """Folder that keeps what was read from stores; empty: nothing is kept."""
+    cache_gb: float = 100.0
+    """Size of that folder, 1e9 bytes."""
 
 
 class Step(NamedTuple):
@@ -89,6 +95,7 @@ class Reader:
             lanes: of the sources that are streamed, by number.
         """
         self.config, self.lanes = config, lanes
+        self.sources = [source for source in sources if isinstance(source, ShardSource)]
         self.rank, self.world = rank, world
         self.own = _Own(sources, config)
         self._buffers = Buffers(AHEAD * max(config.workers, 1) + 2)
@@ -108,6 +115,8 @@ class Reader:
                 yield task, reading.result() if reading else self._finish(task)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+            for source in self.sources:
+                source.interrupt()
 
     def _begin(self, task: Task, threads: ThreadPoolExecutor) -> tuple[Task, Future[Reading] | None]:
         """A lane is read in order, by the thread that asks; it reads ahead by itself."""

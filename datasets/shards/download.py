@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 
 from webdataset.gopen import gopen
 
-from alliance.errors import InputError
-from alliance.passwords import REFERENCE, hide_passwords
+from alliance.passwords import hide_passwords
 from datasets.children import Guarded, guard, start
 from datasets.descriptors import FULL, too_many
 
-TIMEOUT = 60.0  # seconds that a download may stall
 SLOWEST = 1000.0  # bytes a second; what comes more slowly stalls
 T = TypeVar("T")
 
@@ -87,22 +85,6 @@ class Download(io.RawIOBase):
         if self._opener:
             self._file.close()
             self._opener.end()
-
-
-def filled_in(place: str) -> str:
-    """A place with what the environment holds for every `${NAME}`; in a command its shell does that.
-
-    Raises:
-        InputError: it holds nothing for one.
-    """
-    if place.startswith("pipe:"):
-        return place
-    missing = [name for name in REFERENCE.findall(place) if not os.environ.get(name)]
-    if missing:
-        raise InputError(
-            f"{place}: the environment variable {missing[0]} is not set; export it on every machine of the run"
-        )
-    return REFERENCE.sub(lambda found: os.environ[found[1]], place)
 
 
 def address_of(place: str, name: str) -> str:

@@ -27,6 +27,7 @@ from datasets.sampling.moments import FIGURES, Moments
 VERSION = 1
 NAME = "index.json"
 NUMBER = re.compile(rb"[<>|=][iu][1248]|[<>=]f[248]")  # dtypes of pixels
+Content = bytes  # which is a number of them in what follows
 NEAR = 1e-6  # relative, of statistics that are the same but for rounding
 DAMAGED = (
     EOFError,
@@ -87,16 +88,25 @@ class Sidecar:
             OSError: it cannot be read.
             ValueError: it is damaged, or none of ours.
         """
-        arrays = _read_arrays(path)
+        return cls.parse(regular(path).read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, content: Content, where: str) -> "Sidecar":
+        """The sidecar from the content of its file; `where` is said in errors.
+
+        Raises:
+            ValueError: it is damaged, or none of ours.
+        """
+        arrays = _read_arrays(content, where)
         if not {"keys", "record"} <= set(arrays):
-            raise ValueError(f"{path} holds {shown(sorted(arrays))}")
+            raise ValueError(f"{where} holds {shown(sorted(arrays))}")
         keys = arrays["keys"]
-        notes = from_record(_Notes, parse_json(str(arrays["record"]), str(path)), str(path))
+        notes = from_record(_Notes, parse_json(str(arrays["record"]), where), where)
         sensors = [name.removesuffix(".offset") for name in arrays if name.endswith(".offset")]
         places = {name: _places(arrays, name, len(keys) if keys.ndim == 1 else -1) for name in sensors}
         moments = {name: _moments(arrays, name) for name in sensors}
         if keys.dtype.kind != "S" or (len(keys) and not sensors):
-            raise ValueError(f"{path} holds keys of {keys.dtype} and {len(sensors)} sensors")
+            raise ValueError(f"{where} holds keys of {keys.dtype} and {len(sensors)} sensors")
         return cls(keys=keys, places=places, moments=moments, **notes._asdict())
 
 
@@ -110,18 +120,18 @@ class _Notes(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz that is not compressed, so that it is no larger than its file."""
     try:
-        with zipfile.ZipFile(regular(path)) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError(f"{path} is compressed")
-        with np.load(path, allow_pickle=False) as stored:
+                raise ValueError(f"{where} is compressed")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except DAMAGED as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{where} cannot be read ({type(error).__name__}: {error})") from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError(f"{path} holds files that are no arrays")
+        raise ValueError(f"{where} holds files that are no arrays")
     return arrays
 
 

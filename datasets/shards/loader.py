@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,13 @@ from alliance.sensors import Sensor
 from datasets.descriptors import allowed, share_out
 from datasets.sampling.faults import Fault
 from datasets.shards.batches import LoaderConfig, Reader, Source, Step, Task
+from datasets.shards.files import RemoteFiles
+from datasets.shards.index import NAME
+from datasets.shards.kept import KeptRanges
 from datasets.shards.read import OPEN_SHARDS, ShardSource
 from datasets.shards.stream import Lane, StreamSource, is_remote
+from datasets.storage.places import is_store
+from datasets.storage.store import Store, Traffic, client
 
 STREAM = 2  # keeps the draws of sources apart from those of samples and augmentation
 
@@ -25,13 +30,17 @@ class SourceConfig(Ranged):
     """One set of shards."""
 
     shards: str
-    """Folder of shards, or a place to stream from: https://..., s3://..., pipe:COMMAND {}. ${NAME} in it stands for what
-    the environment holds: a password.
+    """Folder of shards, on this machine or elsewhere: s3://..., gs://..., az://..., https://..., or pipe:COMMAND {} to
+    stream from. ${NAME} in it stands for what the environment holds: a password.
     """
     weight: float = ranged(1.0, 0, LARGE, above=True)
     """Its part of the steps, relative to the other sources."""
     sensors: tuple[str, ...] = ()
     """Which of its sensors are read; empty: all."""
+    stream: bool = False
+    """Of shards elsewhere: read whole tars one after the other and mix their samples in a buffer, as where there are no
+    byte ranges to be had; the order is then that of this number of ranks.
+    """
 
 
 class Batch(NamedTuple):
@@ -70,7 +79,7 @@ class ShardLoader:
             raise InputError("no shards given; pass data.sources '[{shards: DIR, weight: 1.0}]'")
         self.config = config
         self.batch = config.micro * config.accumulation * world
-        self.sources = [_open(source.shards, allow_pipe, config.timeout) for source in sources]
+        self.sources = [_open(source, allow_pipe, config) for source in sources]
         own = [source for source in self.sources if isinstance(source, ShardSource)]
         for source in own:
             source.keep_open(share_out(allowed(), len(own) * max(config.workers, 1), OPEN_SHARDS))
@@ -153,6 +162,15 @@ class ShardLoader:
         source = self._recent[-1][0].source if self._recent else self._draw(self._step)[0]
         return self._reader.own.orders[source].epoch(self._consumed[source])
 
+    def traffic(self) -> Traffic | None:
+        """What was asked of stores so far; None: nothing lies in any."""
+        found = [
+            s.files.store.traffic
+            for s in self.sources
+            if isinstance(s, ShardSource) and isinstance(s.files, RemoteFiles)
+        ]
+        return Traffic(*map(sum, zip(*map(astuple, found), strict=True))) if found else None
+
     def _taken(self, step: int) -> tuple[Step, list[str]]:
         """A recent step, and the keys that this rank took."""
         found = [recent for recent in self._recent if recent[0].number == step]
@@ -169,8 +187,19 @@ class ShardLoader:
         return source, names[int(raw[1]) % len(names)]
 
 
-def _open(place: str, allow_pipe: bool, timeout: float) -> Source:
-    return StreamSource(place, allow_pipe=allow_pipe, timeout=timeout) if is_remote(place) else ShardSource(place)
+def _open(source: SourceConfig, allow_pipe: bool, config: LoaderConfig) -> Source:
+    """Shards here and in stores are read by place, all others, and those of servers without byte ranges, as a stream."""
+    place = source.shards
+    if is_store(place) and not source.stream and client() is not None:
+        store = Store(place, timeout=config.timeout)
+        kept = KeptRanges(config.cache, int(config.cache_gb * 1e9)) if config.cache else None
+        if store.gives_ranges(NAME):
+            opened = ShardSource(RemoteFiles(store, kept))
+            store.be_patient(config.patience)
+            return opened
+    if is_remote(place):
+        return StreamSource(place, allow_pipe=allow_pipe, timeout=config.timeout)
+    return ShardSource(place)
 
 
 def _sensor_names(config: SourceConfig, source: Source) -> list[str]:

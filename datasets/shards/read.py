@@ -1,28 +1,25 @@
 """Read samples of indexed shards straight from their place in the tars into a batch array."""
 
+import copy
 import itertools
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from alliance.errors import InputError
-from alliance.files import regular
 from alliance.sensors import Sensor
-from datasets.descriptors import FULL, too_many
 from datasets.sampling.faults import BrokenSample, Cause, Fault
 from datasets.sampling.order import Cache
 from datasets.sampling.placement import Placement
-from datasets.shards.index import Index, Sidecar
+from datasets.shards.files import OPEN_SHARDS, Files, LocalFiles, Span
+from datasets.shards.index import Sidecar
 
-T = TypeVar("T")
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 MEND = "copy the shards again, or have the damaged ones named: python launch/shards.py --verify {}"
-OPEN_SHARDS = 64  # file descriptors and sidecars kept at a time, unless fewer are to be had
 
 
 class Samples(NamedTuple):
@@ -36,17 +33,20 @@ class Samples(NamedTuple):
 class ShardSource:
     """The shards of one folder. Reads are independent of each other; a copy has caches of its own."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, place: Path | str | Files) -> None:
         """Read the index; the shards are not looked at, see `check`.
 
+        Args:
+            place: a folder of this machine, or files that lie elsewhere.
         Raises:
             InputError: no folder or no index.
         """
-        self.folder = Path(folder)
-        self.index = Index.read(self.folder)
+        self.files: Files = LocalFiles(Path(place)) if isinstance(place, Path | str) else place
+        self.folder = self.files.place  # as it may be shown
+        self.index = self.files.index()
         self.counts = np.array([shard.samples for shard in self.index.shards], dtype=np.int64)
-        self.open_shards = OPEN_SHARDS
-        self._open_caches()
+        self.kept_open = OPEN_SHARDS  # shards
+        self._sidecars: Cache[Sidecar] = Cache(self.kept_open)
 
     def check(self, tolerance: float = 0.0) -> list[Fault]:
         """See that every shard is there, with the indexed size.
@@ -58,10 +58,8 @@ class ShardSource:
         Raises:
             InputError: more samples than that are lost.
         """
-        faults, lost = [], 0
-        for shard in self.index.shards:
-            path = self.folder / shard.name
-            size = path.stat().st_size if path.is_file() else None
+        faults, lost, shards = [], 0, self.index.shards
+        for shard, size in zip(shards, self.files.sizes([shard.name for shard in shards]), strict=True):
             if size is None:
                 faults.append(Fault("shard", shard.name, f"{shard.samples} samples", "is missing"))
             elif size != shard.bytes:
@@ -73,7 +71,7 @@ class ShardSource:
         if lost > tolerance * self.samples:
             more = f" and {len(faults) - 1} more" * (len(faults) > 1)
             raise InputError(
-                f"shard {self.folder / faults[0].shard} {faults[0].reason}{more}; "
+                f"shard {self.folder}/{faults[0].shard} {faults[0].reason}{more}; "
                 f"copy the shards again, or give the launch/shards.py command that made them again, which writes those anew"
             )
         return faults
@@ -112,19 +110,16 @@ class ShardSource:
         shape = self.shape(sensor)
         height, width = (placements[0].height, placements[0].width) if placements else shape[1:]
         stored = allocate((len(shards), shape[0], height, width), dtype.newbyteorder("="))
-        memory, whole = _as_bytes(stored), Placement.of_whole(shape)
-        size = len(memory) // len(shards)
-        for place, entry in entries.items():
-            placement, kind = placements[place] if placements else whole, kinds[entry.code]
+        chosen = placements or [Placement.of_whole(shape)] * len(shards)
+        for span, found in self.files.fill(self._spans(entries.values(), kinds, shape, stored, chosen)):
+            entry, array = span.what
             try:
-                if placement == whole and kind == stored.dtype:
-                    self._fill(memory[place * size : (place + 1) * size], entry, verify)
-                    continue
-                array = np.empty(shape, kind)
-                self._fill(_as_bytes(array), entry, verify)
-                stored[place] = placement.apply(array)[0]
+                self._check(entry, span.memory, found, verify)
             except BrokenSample as error:
-                broken[place] = error
+                broken[entry.place] = error
+                continue
+            if array is not None:
+                stored[entry.place] = chosen[entry.place].apply(array)[0]
         if broken:
             good = [place for place in sorted(entries) if place not in broken]
             if not good:
@@ -135,13 +130,14 @@ class ShardSource:
 
     def keys(self, shards: Iterable[int], samples: Iterable[int]) -> list[str]:
         """Keys of many samples; a sample whose sidecar is broken is called by its numbers."""
-        names = []
-        for shard, sample in zip(shards, samples, strict=True):
-            try:
-                names.append(self._sidecar(int(shard)).keys[sample].decode())
-            except BrokenSample:
-                names.append(f"{self.index.shards[int(shard)].name}:{sample}")
-        return names
+        named = [(int(shard), int(sample)) for shard, sample in zip(shards, samples, strict=True)]
+        sidecars = self._sidecars_of(sorted({shard for shard, _ in named}))
+        return [
+            f"{self.index.shards[shard].name}:{sample}"
+            if isinstance(sidecar := sidecars[shard], BrokenSample)
+            else sidecar.keys[sample].decode()
+            for shard, sample in named
+        ]
 
     def _find(
         self, sensor: str, shards: np.ndarray, samples: np.ndarray
@@ -150,48 +146,66 @@ class ShardSource:
         entries: dict[int, _Entry] = {}
         broken: dict[int, BrokenSample] = {}
         order, numbers = np.lexsort((samples, shards)).tolist(), samples.tolist()
+        sidecars = self._sidecars_of(np.unique(shards).tolist())
         for shard, places in itertools.groupby(order, key=shards.tolist().__getitem__):
-            try:
-                sidecar = self._sidecar(shard)
-            except BrokenSample as error:
-                broken |= dict.fromkeys(places, error)
+            sidecar = sidecars[shard]
+            if isinstance(sidecar, BrokenSample):
+                broken |= dict.fromkeys(places, sidecar)
                 continue
             key, (offset, code, crc32) = sidecar.keys.item, (column.item for column in sidecar.places[sensor])
             for place in places:
                 number = numbers[place]
-                entries[place] = _Entry(shard, key(number), offset(number), code(number), crc32(number))
+                entries[place] = _Entry(place, shard, key(number), offset(number), code(number), crc32(number))
         return entries, broken
 
-    def _fill(self, data: memoryview, entry: "_Entry", verify: bool) -> None:
-        """Read the bytes of one sample."""
-        try:
-            descriptor = self._descriptor(entry.shard)
-            count = more = os.preadv(descriptor, [data], entry.offset)
-            while more and count < len(data):  # some file systems give less than they have
-                more = os.preadv(descriptor, [data[count:]], entry.offset + count)
-                count += more
-        except OSError as error:
-            raise self._broken("shard", entry, error.strerror or str(error)) from error
-        if count < len(data):
-            raise self._broken("truncated", entry, f"{count} of {len(data)} bytes are there")
+    def _spans(
+        self, entries: Iterable["_Entry"], kinds: Mapping[bytes, np.dtype], whole: tuple[int, ...], stored: np.ndarray,
+        placements: Sequence[Placement],
+    ) -> Iterator[Span["_Target"]]:  # fmt: skip
+        """What is read for a batch: straight into its array, or into one of the sample's own that is cut afterwards."""
+        memory, size = _as_bytes(stored), stored.nbytes // len(stored)
+        for entry in entries:
+            place, kind, array = entry.place, kinds[entry.code], None
+            part = memory[place * size : (place + 1) * size]
+            if placements[place] != Placement.of_whole(whole) or kind != stored.dtype:
+                array = np.empty(whole, kind)
+                part = _as_bytes(array)
+            yield Span(self.index.shards[entry.shard], entry.offset, part, entry.crc32, _Target(entry, array))
+
+    def _check(self, entry: "_Entry", data: memoryview, found: int | OSError, verify: bool) -> None:
+        """Refuse bytes that are not those of the sample."""
+        if isinstance(found, OSError):
+            raise self._broken("shard", entry, found.strerror or str(found)) from found
+        if found < len(data):
+            raise self._broken("truncated", entry, f"{found} of {len(data)} bytes are there")
         if verify and zlib.crc32(data) != entry.crc32:
             raise self._broken("checksum", entry, "its bytes are not those that were indexed (crc32)")
 
     def _broken(self, cause: Cause, entry: "_Entry", reason: str) -> BrokenSample:
         return BrokenSample(Fault(cause, self.index.shards[entry.shard].name, entry.name.decode(), reason))
 
-    def _sidecar(self, shard: int) -> Sidecar:
-        try:
-            return self._sidecars.get_or_make(shard, lambda: self._with_files(lambda: self._load_sidecar(shard)))
-        except InputError:
-            raise
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            name = self.index.shards[shard].name
-            raise BrokenSample(Fault("index", name, "sidecar", f"cannot be read: {error}")) from error
+    def _sidecars_of(self, shards: Sequence[int]) -> dict[int, Sidecar | BrokenSample]:
+        """The sidecars of some shards; in place of one that cannot be read, the fault of its samples."""
+        found: dict[int, Sidecar | BrokenSample] = {
+            shard: self._sidecars[shard] for shard in shards if shard in self._sidecars
+        }
+        absent = [shard for shard in shards if shard not in found]
+        names = [Path(self.index.shards[shard].name).with_suffix(".npz").name for shard in absent]
+        for shard, name, content in zip(absent, names, self.files.whole(names) if names else [], strict=True):
+            try:
+                found[shard] = self._parse_sidecar(shard, name, content)
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                fault = Fault("index", self.index.shards[shard].name, "sidecar", f"cannot be read: {error}")
+                found[shard] = BrokenSample(fault)
+        for shard in shards:
+            if isinstance(sidecar := found[shard], Sidecar):
+                self._sidecars.get_or_make(shard, lambda sidecar=sidecar: sidecar)
+        return found
 
-    def _load_sidecar(self, shard: int) -> Sidecar:
-        record = self.index.shards[shard]
-        sidecar = Sidecar.load((self.folder / record.name).with_suffix(".npz"))
+    def _parse_sidecar(self, shard: int, name: str, content: bytes | OSError) -> Sidecar:
+        if isinstance(content, OSError):
+            raise content
+        record, sidecar = self.index.shards[shard], Sidecar.parse(content, f"{self.folder}/{name}")
         if len(sidecar.keys) != record.samples:
             raise ValueError(f"has {len(sidecar.keys)} samples, the index {record.samples}")
         if sidecar.sha256 != record.sha256:
@@ -200,54 +214,26 @@ class ShardSource:
             raise ValueError(f"has nothing of sensor {absent[0]}")
         return sidecar
 
-    def _descriptor(self, shard: int) -> int:
-        path = self.folder / self.index.shards[shard].name
-        return self._descriptors.get_or_make(
-            shard, lambda: self._with_files(lambda: os.open(regular(path), os.O_RDONLY))
-        )
-
-    def _with_files(self, action: Callable[[], T]) -> T:
-        """Do what opens a file; where too many are open, once more without those of this source.
-
-        Raises:
-            InputError: there are too many all the same. That is no fault of the data.
-        """
-        try:
-            return action()
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-        self.close()
-        try:
-            return action()
-        except OSError as error:
-            raise (too_many(error) if error.errno in FULL else error) from error
-
-    def _open_caches(self) -> None:
-        self._sidecars: Cache[Sidecar] = Cache(self.open_shards)
-        self._descriptors: Cache[int] = Cache(self.open_shards, discard=os.close)
-
     def keep_open(self, shards: int) -> None:
         """Keep at most so many shards open, here and in copies made from now on."""
-        self.close()
-        self.open_shards = shards
-        self._open_caches()
-
-    def __del__(self) -> None:
-        if "_descriptors" in vars(self):
-            self.close()
+        self.files.keep_open(shards)
+        self.kept_open, self._sidecars = shards, Cache[Sidecar](shards)
 
     def close(self) -> None:
         """Close the open shards; they are opened again when needed."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self.files.close()
+
+    def interrupt(self) -> None:
+        """End what other threads wait for."""
+        self.files.interrupt()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_sidecars", "_descriptors")}
+        own = {name: value for name, value in vars(self).items() if name != "_sidecars"}
+        return own | {"files": copy.copy(self.files)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open_caches()
+        self._sidecars: Cache[Sidecar] = Cache(self.kept_open)
 
 
 def _in_order(broken: dict[int, BrokenSample]) -> list[Fault]:
@@ -261,10 +247,18 @@ def _as_bytes(array: np.ndarray) -> memoryview:
 
 
 class _Entry(NamedTuple):
-    """Where one array lies."""
+    """Where one array of a batch lies."""
 
+    place: int  # in the batch
     shard: int
     name: bytes
     offset: int
     code: bytes  # of the dtype
     crc32: int
+
+
+class _Target(NamedTuple):
+    """Whose bytes are read, and the array that is cut afterwards, if it is."""
+
+    entry: _Entry
+    array: np.ndarray | None

@@ -23,10 +23,11 @@ from alliance.errors import InputError
 from alliance.passwords import hide_passwords
 from datasets.sampling.faults import Fault
 from datasets.sampling.order import Cache, shuffled
-from datasets.shards.download import TIMEOUT, Download, address_of, filled_in
+from datasets.shards.download import Download, address_of
 from datasets.shards.index import NAME, Index
 from datasets.shards.read import Samples
 from datasets.shards.scan import read_header
+from datasets.storage.places import TIMEOUT, filled_in
 
 TRIES = 8  # shards in a row without a sample at which reading stops
 ATTEMPTS = 2  # at a download that stalls, unless the one before did so too

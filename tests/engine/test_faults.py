@@ -16,6 +16,7 @@ import torch
 from alliance.errors import InputError
 from datasets.sampling.faults import Fault
 from datasets.shards import LoaderConfig, ShardLoader, ShardSource, SourceConfig
+from datasets.shards.index import Sidecar
 from engine.errors import AgreedError
 from engine.faults import FaultLog
 from engine.log import WandbMirror, read_metrics
@@ -35,8 +36,9 @@ def change_sample(folder: Path, place: int, value: np.ndarray) -> str:
     """Overwrite sample `place` of the first shard in its tar; returns its key."""
     source = ShardSource(folder)
     (name,) = source.sensors
-    sidecar = source._sidecar(0)
-    with open(folder / source.index.shards[0].name, "r+b") as tar:
+    path = folder / source.index.shards[0].name
+    sidecar = Sidecar.load(path.with_suffix(".npz"))
+    with open(path, "r+b") as tar:
         tar.seek(int(sidecar.places[name].offset[place]))
         tar.write(value.tobytes())
     return sidecar.keys[place].decode()

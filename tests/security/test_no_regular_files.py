@@ -96,9 +96,10 @@ def test_a_scene_that_is_a_pipe_is_left_out_of_a_folder(
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.npz"])
 def test_a_shard_that_becomes_a_pipe_is_a_fault_like_any_other(name: str, tmp_path: Path) -> None:
-    source = ShardSource(write_tiny_shards(tmp_path / "shards", [3, 3]))
-    (source.folder / name).unlink()
-    os.mkfifo(source.folder / name)
+    folder = write_tiny_shards(tmp_path / "shards", [3, 3])
+    source = ShardSource(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
     read = source.read(SENSOR, np.array([0, 1]), np.array([0, 0]))
     assert read.keys == ["s0-0", "s0-0"]
     assert ["no regular file" in fault.reason for fault in read.faults] == [True]

@@ -1,0 +1,280 @@
+"""A folder in object storage (s3, gs, az, http): whole files and byte ranges, asked again for as long as it may be away."""
+
+import asyncio
+import base64
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from alliance.errors import InputError
+from alliance.passwords import hide_passwords
+from datasets.storage.places import TIMEOUT, filled_in
+
+logger = logging.getLogger("alliance")
+
+T = TypeVar("T")
+PAUSES = 0.2, 10.0  # seconds before the first try anew, and at most
+ATTEMPTS = 2  # at least
+AT_ONCE = 64  # requests under way in a process
+NEAR = 1 << 18  # bytes; ranges that lie nearer to each other are one request
+TOLD = 30.0  # seconds between two lines about tries anew
+MOST = 1 << 30  # bytes of a file that is read whole
+INSTALL = "pip install '.[cloud]'"
+_jitter = random.Random()  # the draws of training are others
+
+
+@dataclass
+class Traffic:
+    """What was asked of a store since it was opened."""
+
+    requests: int = 0  # ranges that lie near each other are one
+    retries: int = 0
+    bytes: int = 0
+
+
+class Missing(OSError):
+    """There is no such file."""
+
+
+class NoRanges(Exception):
+    """The server gives whole files alone."""
+
+
+def client() -> ModuleType | None:
+    """The library that speaks to stores, where it is installed."""
+    try:
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+    except ImportError:
+        return None
+    return obstore
+
+
+class Store:
+    """One folder. Any thread may ask; requests of all are under way at a time, on one thread of the process."""
+
+    def __init__(self, place: str, *, timeout: float = TIMEOUT) -> None:
+        """Open it; nothing is asked yet. Credentials come from the environment alone.
+
+        Args:
+            place: `${NAME}` in it stands for what the environment holds.
+            timeout: seconds that one request may take, and for which one that fails is made again until `be_patient`.
+        Raises:
+            InputError: the client is not installed, or takes no such place.
+        """
+        library = client()
+        if library is None:
+            raise InputError(f"{hide_passwords(place)} needs obstore; install it: {INSTALL}")
+        self.place, self._patience = hide_passwords(place).rstrip("/"), (timeout, "data.timeout")
+        self.traffic = Traffic()
+        self._library, self._store = library, _open(library, filled_in(place), timeout)
+        self._stop, self._told = threading.Event(), -TOLD
+
+    def __copy__(self) -> "Store":
+        return self
+
+    def be_patient(self, patience: float) -> None:
+        """Make requests that fail again for so many seconds: what worked once is expected to come back."""
+        self._patience = patience, "data.patience"
+
+    def name(self, name: str) -> str:
+        """A file as it may be shown."""
+        return f"{self.place}/{name}"
+
+    def gives_ranges(self, name: str) -> bool:
+        """Whether parts of files can be had, tried on one that should be there."""
+        try:
+            self.ranges([(name, [0], [1])])
+        except NoRanges:
+            return False
+        return True
+
+    def whole(self, names: Sequence[str], limit: int = MOST) -> list[bytes | OSError]:
+        """Files of at most `limit` bytes, all at once; in place of one that cannot be had, why."""
+        return self._run([self._whole(name, limit) for name in names])
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Sizes in bytes; None: there is no such file."""
+        found = self._run([self._size(name) for name in names])
+        return [None if isinstance(each, OSError) else each for each in found]
+
+    def ranges(self, asked: Sequence[tuple[str, list[int], list[int]]]) -> list[list[memoryview] | OSError]:
+        """Byte ranges of files, all at once: (name, starts, ends) each. Past a file's end there are fewer bytes.
+
+        Raises:
+            NoRanges: the server gives whole files alone.
+        """
+        return self._run([self._ranges(*each) for each in asked])
+
+    def interrupt(self) -> None:
+        """End what is under way; those who wait for it get an InputError."""
+        stop, self._stop = self._stop, threading.Event()
+        stop.set()
+
+    def _run(self, tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T | OSError]:
+        """Await the tasks on the process's loop; an OSError stands in the place of what it ended."""
+        if not tasks:
+            return []
+        stop, gathered = self._stop, _gather(tasks)
+        future = asyncio.run_coroutine_threadsafe(gathered, _loop(os.getpid()))
+        while True:
+            try:
+                found = future.result(0.2)
+                break
+            except TimeoutError:
+                if stop.is_set():
+                    future.cancel()
+                    raise InputError(f"{self.place}: reading was ended") from None
+        for each in found:
+            if isinstance(each, BaseException) and not isinstance(each, OSError):
+                raise each
+        return found
+
+    async def _whole(self, name: str, limit: int) -> bytes:
+        async def ask() -> bytes:
+            answer = await self._library.get_async(self._store, name)
+            if answer.meta["size"] > limit:
+                raise OSError(f"has {answer.meta['size']} bytes, more than {limit} is not read")
+            return bytes(await answer.bytes_async())
+
+        content = await self._persist(name, ask)
+        self.traffic.bytes += len(content)
+        return content
+
+    async def _size(self, name: str) -> int:
+        return (await self._persist(name, lambda: self._library.head_async(self._store, name)))["size"]
+
+    async def _ranges(self, name: str, starts: list[int], ends: list[int]) -> list[memoryview]:
+        """Ranges that are near each other come in one piece."""
+        pieces: list[tuple[int, int]] = []
+        for start, end in sorted(zip(starts, ends, strict=True)):
+            if pieces and start <= pieces[-1][1] + NEAR:
+                pieces[-1] = pieces[-1][0], max(pieces[-1][1], end)
+            else:
+                pieces.append((start, end))
+        had = await asyncio.gather(*(self._range(name, start, end) for start, end in pieces))
+        firsts = [first for first, _ in pieces]
+        found = []
+        for start, end in zip(starts, ends, strict=True):
+            place = bisect_right(firsts, start) - 1
+            found.append(had[place][start - firsts[place] : end - firsts[place]])
+        return found
+
+    async def _range(self, name: str, start: int, end: int) -> memoryview:
+        try:
+            found = await self._persist(
+                name, lambda: self._library.get_range_async(self._store, name, start=start, end=end)
+            )
+        except _PastTheEnd:
+            found = b""
+        self.traffic.bytes += len(found)
+        return memoryview(found).cast("B")
+
+    async def _persist(self, name: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask, and ask again while the store fails, with pauses that grow, until patience is at its end.
+
+        Raises:
+            Missing: the store says that there is no such file.
+            InputError: it refuses us, or fails for too long.
+        """
+        (patience, setting), begun, pause = self._patience, time.monotonic(), PAUSES[0]
+        for attempt in itertools.count(1):
+            try:
+                self.traffic.requests += 1
+                async with _at_once():
+                    return await ask()
+            except FileNotFoundError as error:
+                raise Missing("is missing") from error
+            except self._library.exceptions.NotSupportedError as error:
+                raise NoRanges(self.place) from error
+            except (PermissionError, self._library.exceptions.BaseError) as error:
+                reason = self._reason(name, error)
+                if attempt >= ATTEMPTS and time.monotonic() - begun + pause > patience:
+                    raise InputError(
+                        f"{self.name(name)} cannot be read for {patience:g} s ({setting}): {reason}; correct the place or, "
+                        f"when it is there again, give the same command, which goes on with --run.resume auto"
+                    ) from error
+                self._tell(name, reason)
+            await asyncio.sleep(pause * _jitter.uniform(0.5, 1.0))
+            pause = min(2 * pause, PAUSES[1])
+        raise AssertionError("the loop has no end")
+
+    def _reason(self, name: str, error: Exception) -> str:
+        """What went wrong, in a line; raises what asking again cannot mend."""
+        text, kinds = str(error).partition("\n\nDebug source")[0], self._library.exceptions
+        if "416 Range Not Satisfiable" in text:
+            raise _PastTheEnd
+        if isinstance(error, PermissionError | kinds.PermissionDeniedError | kinds.UnauthenticatedError):
+            raise InputError(
+                f"{self.name(name)} is refused to us: the credentials in the environment are missing, expired, or do not "
+                f"allow it; renew them there, and give the same command, which goes on with --run.resume auto"
+            ) from error
+        return hide_passwords(" ".join(text.split()))[:300]
+
+    def _tell(self, name: str, reason: str) -> None:
+        self.traffic.retries += 1
+        if time.monotonic() - self._told > TOLD:
+            self._told = time.monotonic()
+            logger.warning("%s: %s; asked again, %d times so far", self.name(name), reason, self.traffic.retries)
+
+
+class _PastTheEnd(Exception):
+    """A range begins behind the last byte."""
+
+
+async def _gather(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[Any]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _open(library: ModuleType, place: str, timeout: float) -> Any:
+    """The client's store of a place.
+
+    Raises:
+        InputError: it takes no such place.
+    """
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout), "connect_timeout": timedelta(seconds=timeout)}
+    parts = urlsplit(place)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    if parts.scheme == "http" or (parts.scheme == "s3" and endpoint.startswith("http://")):
+        options["allow_http"] = True
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        login, _, host = parts.netloc.rpartition("@")
+        token = base64.b64encode(unquote(login).encode()).decode()
+        options["default_headers"] = {"authorization": f"Basic {token}"}
+        place = urlunsplit(parts._replace(netloc=host))
+    once = {"max_retries": 0, "retry_timeout": timedelta(seconds=timeout)}
+    try:
+        return library.store.from_url(place, client_options=options, retry_config=once)
+    except (library.exceptions.BaseError, ValueError) as error:
+        raise InputError(
+            f"{hide_passwords(place)} is no place of a store: {hide_passwords(str(error))[:200]}"
+        ) from None
+
+
+@cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """The loop of this process, on a thread that ends with it."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name=f"store-{process}").start()
+    return loop
+
+
+@cache
+def _limit(process: int) -> asyncio.Semaphore:
+    return asyncio.Semaphore(AT_ONCE)
+
+
+def _at_once() -> asyncio.Semaphore:
+    return _limit(os.getpid())
