@@ -6,7 +6,8 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,35 +15,50 @@ from safetensors import SafetensorError
 
 from alliance.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # not of Unix
+    fcntl = None
+
 TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{16}\.tmp")
 LITTLE = 64 * 2**20  # bytes; where less is free, the disk is taken to be full
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # where the system has them
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the new one, never half of it, also after a power cut."""
-    with replacing(path) as file:
+def replace_file(path: Path, content: bytes, *, crowded: bool = False) -> None:
+    """Write a file so that it is either the old or the new one, never half of it, also after a power cut.
+
+    Args:
+        crowded: see `new_file`.
+    """
+    with replacing(path, crowded=crowded) as file:
         file.write(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, crowded: bool = False) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path`, whole and on the disk, when the block ends; nothing stays if it fails.
 
     It is made beside `path`, with the rights that the umask gives, and follows no link.
     """
-    with new_file(path) as part, open(part, "r+b") as file:
+    with new_file(path, crowded=crowded) as part, open(part, "r+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, crowded: bool = False) -> Iterator[Path]:
     """An empty file of our own beside `path`, for a writer that wants a name; it gets the name `path` when the block ends.
 
-    Whatever the writer makes of it has the rights that the umask gives. Nothing stays if the block fails.
+    Whatever the writer makes of it has the rights that the umask gives. Nothing stays if the block fails; what a writer of
+    `path` that was killed has left goes.
+
+    Args:
+        crowded: one of very many files of a folder, whose owner removes what was left once for all.
     """
+    if not crowded:
+        clear_left(path)
     with scratch_file(path) as part:
         rights = part.stat().st_mode & 0o777
         yield part
@@ -53,13 +69,49 @@ def new_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def scratch_file(path: Path) -> Iterator[Path]:
     """An empty file of our own beside `path`, under a name that nobody can foresee; it is removed when the block ends."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with naming(path):
-            os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666))
+    with naming(path):
+        part, descriptor = _created(path)
+        try:
             yield part
-    finally:
-        part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _created(path: Path) -> tuple[Path, int]:
+    """A new file, locked for as long as its writer lives; another one if `clear_left` took it before it was locked."""
+    while True:
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
+        if lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            return part, descriptor
+        os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file until it is closed; whether that could be done. None: there are no locks on this file system."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def clear_left(path: Path) -> None:
+    """Remove the temporary files of `path` whose writers were killed; those of living ones are locked and stay."""
+    for left in path.parent.glob(f"{escape(path.name)}.*.tmp"):
+        if TEMPORARY.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+            with suppress(OSError):
+                descriptor = os.open(left, os.O_RDONLY | NO_LINKS)
+                try:
+                    if lock(descriptor):
+                        left.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def require_empty(folder: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,8 @@ def _check(owner: Ranged, field: "dataclasses.Field[Any]", value: Any) -> None:
     if value is None and "None" in hint:
         return
     whole = "int" in hint
-    numbers = [(each, stated) for each in _numbers(value) if not (isinstance(each, str) and "str" in hint)]
+    others = tuple(kind for kind in (str, Path) if kind.__name__ in hint)
+    numbers = [(each, stated) for each in _numbers(value) if not isinstance(each, others)]
     if KEYS in field.metadata and isinstance(value, Mapping):
         numbers += [(key, field.metadata[KEYS]) for key in value]
     for each, allowed in numbers:

@@ -1,6 +1,7 @@
 """What files hold, in one checksum: a run that goes on sees by it that its data are still the same, wherever they lie.
 
-Of images the files count too that give their numbers a meaning or stand for them: ENVI's headers, parts of virtual rasters.
+Of images the files count too that give their numbers a meaning or stand for them: ENVI's headers, parts of virtual rasters,
+metadata of products.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alliance.files import regular
-from datasets.imagery.parts import MARGIN, noted, parts
+from datasets.imagery.parts import parts, speaks_of_more, told
 
 WHOLE = 1 << 30  # bytes of all files together up to which every byte counts; of more, ends and middles
 PART = 1 << 16  # bytes of each of these
@@ -66,16 +67,16 @@ def _stamp(path: Path) -> _Stamp:
         found = regular(path).stat()
     except OSError:
         return _Stamp(0, 0)
-    return _Stamp(0 if path.name.endswith(MARGIN) else found.st_size, found.st_mtime_ns)
+    return _Stamp(0 if speaks_of_more(path) else found.st_size, found.st_mtime_ns)
 
 
 @cache
 def _digest(path: Path, stamp: _Stamp, *, whole: bool) -> bytes:
     """Of one file; the several runs of a command read it once. Empty: it says nothing of numbers."""
     try:
-        if path.name.endswith(MARGIN):
-            told = noted(path)
-            return hashlib.sha256(told).digest() if told else b""
+        if speaks_of_more(path):
+            said = told(path)
+            return hashlib.sha256(said).digest() if said else b""
         return _read(path, stamp.size, whole=whole)
     except OSError:
         return b"cannot be read"

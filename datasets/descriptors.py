@@ -1,7 +1,6 @@
 """Open files: locks on folders, appending without following links, and how many a process may have at a time."""
 
 import errno
-import fcntl
 import os
 import resource
 import secrets
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from alliance.errors import InputError
-from alliance.files import NO_LINKS, TEMPORARY
+from alliance.files import NO_LINKS, TEMPORARY, lock
 
 LOCK = ".lock"
 SPARE = 128  # descriptors kept for everything that is no shard: libraries, logs, sockets, scenes
@@ -30,7 +29,7 @@ def open_lock(path: Path) -> int | None:
         OSError: the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
-    if _lock(descriptor) is False:
+    if lock(descriptor) is False:
         os.close(descriptor)
         return None
     return descriptor
@@ -44,7 +43,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         InputError: another process is.
     """
     descriptor: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    locked = _lock(descriptor)
+    locked = lock(descriptor)
     if locked is None:
         os.close(descriptor)
         descriptor = open_lock(folder / LOCK)
@@ -63,7 +62,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     made.mkdir(mode=0o700)
     descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _lock(descriptor)
+        lock(descriptor)
         folder = made.rename(made.with_name(f"{made.name}.tmp"))  # only now may others look whether it is locked
         try:
             yield folder
@@ -81,21 +80,10 @@ def clear_scratch(path: Path) -> None:
         with suppress(OSError):
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | NO_LINKS)
             try:
-                if _lock(descriptor):
+                if lock(descriptor):
                     shutil.rmtree(left)
             finally:
                 os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Whether the lock could be had; None: there are none on this file system."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
 
 
 def append_to(path: str | Path) -> BinaryIO:

@@ -14,6 +14,7 @@ from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.labelled.inspection import describe_set, set_images
 from datasets.labelled.parse import find_set, set_names
+from datasets.options import Parser
 from datasets.shards.gather import AUTO, Request
 from datasets.shards.inspection import Look, describe, exported, look_at, look_into, show
 from engine.settings import parse_settings
@@ -124,7 +125,14 @@ def _network(path: Path) -> Path | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `launch/inspect.py`; a user's mistake is one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
+    options = _parser().parse_args(arguments)
+    cube = CubeOptions(key=options.key, axes=options.axes)
+    request = Request(sensor=options.sensor, paths=tuple(options.paths), cube=cube)
+    run_body(lambda: inspect(request, options.out, options.root), stopped="stopped; nothing was written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="launch/inspect.py",
         description="Say what images, a set of labelled images, an encoder or a trained network hold; nothing is written but "
         "the picture that --out names.",
@@ -137,7 +145,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--out", type=Path, metavar="FILE", help="picture (.png) with the histograms of the stored numbers")
     add("--key", help="name of the array in HDF5, netCDF, MATLAB and NumPy files (default: the only 3-D one)")
     add("--axes", help="order of its axes, such as hwc or chw")
-    options = parser.parse_args(arguments)
-    cube = CubeOptions(key=options.key, axes=options.axes)
-    request = Request(sensor=options.sensor, paths=tuple(options.paths), cube=cube)
-    run_body(lambda: inspect(request, options.out, options.root), stopped="stopped; nothing was written")
+    return parser

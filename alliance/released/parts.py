@@ -16,6 +16,7 @@ from alliance.encoder import EncoderConfig
 from alliance.errors import InputError
 from alliance.files import regular
 from alliance.positions import SpatialCode, coded_position
+from alliance.ranges import Ranged, ranged
 from alliance.sensors import Sensor
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}  # of the usual vision transformers, by width
@@ -27,14 +28,14 @@ Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Ranged):
     """What a file may not say."""
 
-    heads: int | None = None
+    heads: int | None = ranged(None, 1, 1024)
     """Attention heads; None: those usual for the width."""
     sensors: tuple[Sensor, ...] = ()
     """Whose images it shall read; empty: those it was trained on."""
-    month: int = 6
+    month: int = ranged(6, 1, 12)
     """Of the images, 1 to 12, where the encoder asks for it."""
     record: Mapping[str, Any] | None = None
     """Of the config.json beside the weights."""

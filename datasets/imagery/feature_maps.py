@@ -15,7 +15,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 
 from alliance.errors import InputError
-from datasets.imagery.maps import BLOCK, Grid, Stored, cloud_optimised, forget_statistics, tiff_profile
+from datasets.imagery.maps import BLOCK, Grid, Stored, cloud_optimised, tiff_profile
 from datasets.imagery.rasters import open_quietly
 
 Dtype = Literal["float16", "int8"]
@@ -73,7 +73,6 @@ def feature_map(
                 rows = FeatureRows(features)
                 yield rows
                 _quantise(features, target, rows.largest)
-    forget_statistics(path)
 
 
 def read_features(

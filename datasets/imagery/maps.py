@@ -53,13 +53,12 @@ BYTES = Stored()
 @contextmanager
 def class_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> Iterator[DatasetWriter]:
     """A file for class indices (h, w) uint8 that appears, whole, when the block ends."""
-    with cloud_optimised(path, grid, count=1, overviews="mode") as target:
+    with cloud_optimised(path, grid, count=1, overviews="mode", beside=_categories(list(classes))) as target:
         colours = {index: (*colour, 255) for index, colour in enumerate(classes.values())}
         target.write_colormap(1, {**colours, IGNORE: (0, 0, 0, 0)})
         target.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(classes)})
         target.set_band_description(1, "class")
         yield target
-    _write_categories(path, list(classes))
 
 
 def write_class_map(path: Path, grid: Grid, classes: Mapping[str, Colour], indices: NDArray[np.uint8]) -> None:
@@ -78,7 +77,6 @@ def probability_map(path: Path, grid: Grid, classes: Mapping[str, Colour]) -> It
         target.descriptions = tuple(classes)
         target.scales = [1 / FULL] * len(classes)
         yield target
-    forget_statistics(path)
 
 
 def tiff_profile(grid: Grid, count: int, stored: Stored) -> dict[str, Any]:
@@ -91,11 +89,14 @@ def tiff_profile(grid: Grid, count: int, stored: Stored) -> dict[str, Any]:
 
 @contextmanager
 def cloud_optimised(
-    path: Path, grid: Grid, *, count: int, overviews: str, stored: Stored = BYTES
+    path: Path, grid: Grid, *, count: int, overviews: str, stored: Stored = BYTES, beside: bytes | None = None
 ) -> Iterator[DatasetWriter]:
     """A cloud optimised file has its overviews first, so it is copied at the end from the one that is written here.
 
     That one lies in a folder of its own, in which the writer may keep other files until then.
+
+    Args:
+        beside: content of its `.aux.xml`; None: it has none, and that of an older file of this name goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_scratch(path)
@@ -113,7 +114,13 @@ def cloud_optimised(
         if not _copied(windows, whole, form):
             raise OSError(f"{path} cannot be written whole; make room, then give the same command again")
         sync(whole)
+        sidecar = _sidecar(path)
+        if beside is not None:
+            replace_file(folder / sidecar.name, beside)
+        sidecar.unlink(missing_ok=True)  # of an older map: this one may not have its names for a moment
         os.replace(whole, path)
+        if beside is not None:
+            os.replace(folder / sidecar.name, sidecar)
 
 
 def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
@@ -129,18 +136,14 @@ def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
         return False
 
 
-def _write_categories(path: Path, names: Sequence[str]) -> None:
+def _categories(names: Sequence[str]) -> bytes:
+    """Names of classes as GDAL keeps them beside a file."""
     root = ElementTree.Element("PAMDataset")
     categories = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
     for name in names:
         ElementTree.SubElement(categories, "Category").text = name
     ElementTree.indent(root)
-    replace_file(_sidecar(path), ElementTree.tostring(root, encoding="utf-8"))
-
-
-def forget_statistics(path: Path) -> None:
-    """Remove what GDAL wrote beside an older file of this name."""
-    _sidecar(path).unlink(missing_ok=True)
+    return ElementTree.tostring(root, encoding="utf-8")
 
 
 def _bits(stored: Stored) -> dict[str, int]:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from alliance.files import regular
 from datasets.imagery.envi import header_beside
+from datasets.imagery.products import is_metadata, metadata_numbers, metadata_of
 from datasets.imagery.rasters import DRIVERS
 from datasets.imagery.scenes import Unreadable
 from datasets.imagery.vrt import nested_files
@@ -20,7 +21,8 @@ STATISTICS = re.compile(r"STATISTICS_\w*|PyramidResamplingType|LAYER_TYPE")  # w
 def parts(path: Path) -> Iterator[Path]:
     """The files, besides `path` itself, whose change may change what is read from it, in an order that does not change.
 
-    ENVI's header, ERDAS' second file, masks, notes of GDAL; of a virtual raster all that it reads, and what lies beside that.
+    ENVI's header, ERDAS' second file, masks, notes of GDAL, metadata of products; of a virtual raster all that it reads, and
+    what lies beside that.
     """
     suffix = path.suffix.lower()
     if suffix == ".vrt":
@@ -40,6 +42,22 @@ def _beside(path: Path) -> Iterator[Path]:
     others = [path.with_suffix(".ige")] if suffix == ".img" else []
     others += [path.with_name(path.name + ending) for ending in (".msk", MARGIN)]
     yield from ([header] if header else []) + [other for other in others if other.is_file()]
+    if metadata := metadata_of(path):
+        yield metadata
+
+
+def speaks_of_more(path: Path) -> bool:
+    """Whether a file beside an image also says what its numbers do not depend on."""
+    return path.name.endswith(MARGIN) or is_metadata(path)
+
+
+def told(path: Path) -> bytes:
+    """What of such a file numbers depend on; empty: nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return noted(path) if path.name.endswith(MARGIN) else metadata_numbers(path)
 
 
 def noted(path: Path) -> bytes:

@@ -31,6 +31,9 @@ LANDSAT_LINES = {"SR": (2.75e-5, -0.2), "ST": (0.00341802, 149.0)}
 LANDSAT8_LEVEL1 = (2e-5, -0.1)  # reflectance at the top of the atmosphere, bands 1 to 9 of OLI
 FLAT, SURFACE = "_FRE", "_SRE"  # Theia's reflectance with and without the correction of slopes
 METADATA_BYTES = 4_000_000
+NUMBER = r"[-+]?\d{1,20}(?:\.\d{0,20})?(?:[Ee][-+]?\d{1,4})?"
+SENTINEL2_OFFSETS = re.compile(rf"<(?:BOA|RADIO)_ADD_OFFSET[^>]*>\s*({NUMBER})\s*<")
+LANDSAT_NUMBERS = re.compile(rf"\bREFLECTANCE_(MULT|ADD)_BAND_(\d{{1,2}})\s*=\s*({NUMBER})(?![\w.+-])")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def join_bands(
             reason = "its bands lie in files of different footprints"
             skipped.extend(Skipped(source, reason) for _, scene in bands for source in scene.sources)
     alone, others = _without_products(single, joined)
-    return [*map(with_product, joined), *map(with_product, alone)], skipped + others
+    kept, unread = _with_products([*joined, *alone])
+    return kept, skipped + others + unread
 
 
 def band_file(path: Path, is_band: Callable[[str], bool]) -> BandFile | None:
@@ -111,8 +115,54 @@ def band_file(path: Path, is_band: Callable[[str], bool]) -> BandFile | None:
     return None
 
 
+def _with_products(scenes: Sequence[RasterScene]) -> tuple[list[RasterScene], list[Skipped]]:
+    """The scenes with what their products say, and those whose products cannot be read or say no numbers."""
+    kept, skipped = [], []
+    for scene in scenes:
+        try:
+            kept.append(with_product(scene))
+        except Unreadable as error:
+            skipped.extend(Skipped(source, str(error)) for source in scene.sources)
+    return kept, skipped
+
+
+def metadata_of(path: Path) -> Path | None:
+    """The file beside a product's band that scale and offset are read from; None: there is none.
+
+    Raises:
+        OSError: a folder cannot be entered.
+    """
+    product = product_facts(path).get("product", "")
+    if SENTINEL2.match(product):
+        folder = next((parent for parent in path.parents if SENTINEL2.search(parent.name)), path.parent)
+        return min(folder.glob("MTD_MSIL*.xml"), default=None)
+    if LANDSAT.match(product):
+        return min(path.parent.glob("*_MTL.txt"), default=None)
+    return None
+
+
+def is_metadata(path: Path) -> bool:
+    """Whether a file has the name of a product's metadata."""
+    return path.match("MTD_MSIL*.xml") or path.match("*_MTL.txt")
+
+
+def metadata_numbers(path: Path) -> bytes:
+    """What of a product's metadata numbers depend on.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    text = _read(path)
+    told = [*SENTINEL2_OFFSETS.findall(text), *map(" ".join, LANDSAT_NUMBERS.findall(text))]
+    return "\n".join(told).encode()
+
+
 def with_product(scene: RasterScene) -> RasterScene:
-    """The scene with its product's facts, and with the scale and offset that the product's metadata give."""
+    """The scene with its product's facts, and with the scale and offset that the product's metadata give.
+
+    Raises:
+        Unreadable: the metadata cannot be read, or say no numbers.
+    """
     facts = product_facts(scene.files[0])
     lines = _product_lines(scene, facts) if facts and not scene.scales else None
     if lines is None:
@@ -130,8 +180,10 @@ def _product_lines(scene: RasterScene, facts: Mapping[str, str]) -> list[tuple[f
         return [(REFLECTANCE, 0.0)] * scene.shape[0]
     if LANDSAT.match(product) and scene.dtype == "uint16" and scene.band_names:
         stems = [file.stem for file in scene.files] if len(scene.files) > 1 else scene.band_names
-        texts = "\n".join(_text(path) for path in sorted(first.parent.glob("*_MTL.txt"))[:1])
-        told = [_landsat_line(stem, facts, texts) for stem in stems]
+        found: dict[str, float] = {}
+        for kind, band, value in LANDSAT_NUMBERS.findall(_text(first)):
+            found.setdefault(f"{kind} {int(band)}", float(value))
+        told = [_landsat_line(stem, facts, found) for stem in stems]
         return [line or (1.0, 0.0) for line in told] if any(told) else None
     return None
 
@@ -143,36 +195,43 @@ def _is_untouched(file: Path) -> bool:
 
 def _sentinel2_offset(file: Path, baseline: str) -> float:
     """Offset of the reflectance: as the product's metadata say it, else by its processing baseline."""
-    folder = next((parent for parent in file.parents if SENTINEL2.search(parent.name)), file.parent)
-    for metadata in sorted(folder.glob("MTD_MSIL*.xml"))[:1]:
-        told = re.findall(r"<(?:BOA|RADIO)_ADD_OFFSET[^>]*>\s*(-?\d+)\s*<", _text(metadata))
-        if told:
-            return int(told[0]) * REFLECTANCE
+    told = SENTINEL2_OFFSETS.findall(_text(file))
+    if told:
+        return float(told[0]) * REFLECTANCE
     return OFFSET if int(baseline.replace(".", "")) >= OFFSET_BASELINE else 0.0
 
 
-def _landsat_line(stem: str, facts: Mapping[str, str], metadata: str) -> tuple[float, float] | None:
-    """Scale and offset of a band of a Landsat Collection 2 product; None where nothing tells them."""
+def _landsat_line(stem: str, facts: Mapping[str, str], told: Mapping[str, float]) -> tuple[float, float] | None:
+    """Scale and offset of a band of a Landsat Collection 2 product; None where nothing tells them.
+
+    Args:
+        told: numbers of the metadata, by MULT or ADD and the band's number.
+    """
     found = re.search(r"(?:(SR|ST)_)?B(\d+)$", stem)
     if not found:
         return None
     if facts["level"].startswith("L2"):
         return LANDSAT_LINES.get(found[1] or "SR")
-    told = [
-        re.search(rf"REFLECTANCE_{kind}_BAND_{int(found[2])}\s*=\s*([-+.\dEe]+)", metadata) for kind in ("MULT", "ADD")
-    ]
-    if told[0] and told[1]:
-        return float(told[0][1]), float(told[1][1])
+    line = [told.get(f"{kind} {int(found[2])}") for kind in ("MULT", "ADD")]
+    if line[0] is not None and line[1] is not None:
+        return line[0], line[1]
     is_oli = facts["spacecraft"] in ("LC08", "LC09", "LO08", "LO09") and int(found[2]) <= 9
     return LANDSAT8_LEVEL1 if is_oli else None
 
 
-def _text(path: Path) -> str:
+def _text(band: Path) -> str:
+    """The metadata of the product that a band's file is of; empty where there are none."""
     try:
-        with regular(path).open("rb") as file:
-            return file.read(METADATA_BYTES).decode("latin-1")
+        metadata = metadata_of(band)
+        return _read(metadata) if metadata else ""
     except OSError as error:
-        raise Unreadable(f"its metadata {path.name} cannot be read: {error.strerror}") from error
+        name = Path(error.filename or band).name
+        raise Unreadable(f"its product's metadata {name} cannot be read: {error.strerror}") from error
+
+
+def _read(path: Path) -> str:
+    with regular(path).open("rb") as file:
+        return file.read(METADATA_BYTES).decode("latin-1")
 
 
 def _without_slopes(groups: dict[tuple[Path, str], list[tuple[str, RasterScene]]]) -> list[Skipped]:

@@ -12,6 +12,7 @@ from datasets.labelled.checks import check_values, count_labels, shared_samples
 from datasets.labelled.parse import find_set
 from datasets.labelled.survey import survey, with_statistics
 from datasets.labelled.tiles import Tiles
+from datasets.options import Parser, number_of
 from datasets.releases.cut import Edges, Grid
 from datasets.releases.facts import DDHR_SK, WHU_OPT_SAR, Release
 from datasets.releases.prepare import NAME, Constants, Options, Split, prepare
@@ -76,7 +77,7 @@ def _prepare(options: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="launch/prepare.py", description=__doc__, epilog=EPILOG)
+    parser = Parser(prog="launch/prepare.py", description=__doc__, epilog=EPILOG)
     kinds = parser.add_subparsers(required=True, metavar="KIND")
     for release in (WHU_OPT_SAR, DDHR_SK):
         _add_release(kinds.add_parser(release.name, help=f"tiles of {release.name}, split lists, statistics"), release)
@@ -93,12 +94,17 @@ def _add_release(parser: argparse.ArgumentParser, release: Release) -> None:
     folders = ", ".join("|".join(names) for names in release.folders.values())
     add("root", type=Path, metavar="ROOT", help=f"folder that holds {folders}, at any of three levels")
     add("out", type=Path, metavar="OUT", help="folder to write")
-    add("--tile", type=int, default=release.tile, help="side of a tile, pixels (default %(default)s)")
+    add(
+        "--tile",
+        type=number_of(Grid, "tile"),
+        default=release.tile,
+        help="side of a tile, pixels (default %(default)s)",
+    )
     add("--edges", choices=get_args(Edges), default="drop", help="rest of a scene: left out (default, as PAD), or shift "
         "the last tile inwards (as ASANet)")  # fmt: skip
     add("--split", choices=get_args(Split), default="published", help="published (default), or tiles drawn at random, "
         "which puts neighbours into training and test")  # fmt: skip
-    add("--seed", type=int, default=0, help="of a random split (default %(default)s)")
+    add("--seed", type=number_of(Options, "seed"), default=0, help="of a random split (default %(default)s)")
     lists = " and ".join((release.lists or {}).values())
     add("--lists", type=Path, metavar="DIR", help=f"folder of {lists} (default: found below ROOT)"
         if lists else argparse.SUPPRESS)  # fmt: skip

@@ -13,6 +13,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from alliance.files import new_file, sync
+from alliance.ranges import REQUIRED, Ranged, ranged
 from datasets.imagery.grids import compare_grids
 from datasets.imagery.images import describe
 from datasets.imagery.labels import IGNORE, Colour, to_indices
@@ -26,11 +27,13 @@ LABEL_DTYPES = ("uint8", "int8", "uint16", "int16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Ranged):
     """Where tiles lie: side by side from the upper left corner."""
 
-    tile: int  # side, pixels
-    edges: Edges = "drop"  # what no whole tile covers is left out (PAD), or the last tile is shifted inwards (ASANet)
+    tile: int = ranged(REQUIRED, 1, 65536)
+    """Side, pixels."""
+    edges: Edges = "drop"
+    """What no whole tile covers is left out (PAD), or the last tile is shifted inwards (ASANet)."""
 
     def starts(self, length: int) -> list[int]:
         """First pixel of every tile along a side of `length` pixels."""
@@ -178,7 +181,7 @@ def _write_tile(
     if source.crs or not source.transform.is_identity:
         profile |= {"crs": source.crs, "transform": source.window_transform(window)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as part:
+    with new_file(path, crowded=True) as part:
         tile = open_quietly(part, "w", **profile)
         with suppress(RasterioError, CPLE_BaseError), tile:  # told by what can be read
             tile.write(pixels)

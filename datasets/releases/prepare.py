@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from alliance.errors import InputError
 from alliance.files import clear_temporaries, final_name, regular, replace_file
+from alliance.ranges import SEEDS, Ranged, ranged
 from datasets.contents import digest_files
 from datasets.descriptors import LOCK, only_writer
 from datasets.imagery.images import ImageSource
@@ -36,15 +37,21 @@ DEPTH = 3  # levels below the root on which the folders are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Ranged):
     """How a data set is prepared."""
 
     grid: Grid
-    split: Split = "published"  # tiles: drawn at random
-    seed: int = 0  # of a random split
-    lists: Path | None = None  # folder of published lists; None: found below the root
+    """Where tiles lie."""
+    split: Split = "published"
+    """The published one, or tiles drawn at random."""
+    seed: int = ranged(0, 0, SEEDS)
+    """Of a random split."""
+    lists: Path | None = None
+    """Folder of published lists; None: found below the root."""
     constants: Constants = "measured"
+    """Mean, deviation and band order: of the training tiles, or of PAD's public code."""
     overwrite: bool = False
+    """Remove the tiles of an earlier run."""
 
 
 @dataclass

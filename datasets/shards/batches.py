@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alliance.errors import InputError
+from alliance.ranges import MANY, SEEDS, Ranged, ranged
 from alliance.sensors import Sensor
 from datasets.sampling.faults import BrokenSample, Fault
 from datasets.sampling.order import SampleOrder
@@ -30,26 +31,26 @@ AHEAD = 2  # micro-batches that a thread may be ahead of the training
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
+class LoaderConfig(Ranged):
     """How batches are drawn and read."""
 
-    seed: int = 0
+    seed: int = ranged(0, 0, SEEDS)
     """Number from which sample order, crops and turns are drawn."""
-    micro: int = 8
+    micro: int = ranged(8, 1, MANY)
     """Samples per rank and forward pass."""
-    accumulation: int = 1
+    accumulation: int = ranged(1, 1, MANY)
     """Forward passes per optimiser step."""
-    workers: int = 0
+    workers: int = ranged(0, 0, 1024)
     """Threads per rank that read ahead; 0 reads when the batch is asked for."""
-    shuffle_group: int = 16
+    shuffle_group: int = ranged(16, 1, MANY)
     """Number of shards whose samples are mixed."""
-    crop: int | None = None
+    crop: int | None = ranged(None, 1, 65536)
     """Side of a random square cut out of every tile, pixels; smaller tiles stay whole; None: all do."""
     flips: bool = True
     """Random mirrors and quarter turns."""
     verify: bool = True
     """Compare every sample with its checksum."""
-    timeout: float = TIMEOUT
+    timeout: float = ranged(TIMEOUT, 0, 600, above=True)
     """Seconds that a download may stall."""
     patience: float = PATIENCE
     """Seconds that a store may be away."""

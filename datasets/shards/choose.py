@@ -22,7 +22,7 @@ def dropped_bands(text: str | None, scene: Scene) -> set[int]:
     dropped: set[int] = set()
     for word in (text or "").replace(",", " ").split():
         named = [place for place, name in enumerate(scene.band_names or ()) if name.lower() == word.lower()]
-        span = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        span = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
         if named:
             dropped.update(named)
         elif span and 1 <= int(span[1]) <= int(span[2] or span[1]) <= scene.shape[0]:

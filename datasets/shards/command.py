@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from alliance.errors import InputError
@@ -10,6 +11,7 @@ from alliance.sensors.templates import template_names
 from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import summarise
+from datasets.options import WORKERS, Parser, number_of
 from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.guess import COUNTS
@@ -169,7 +171,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch/shards.py",
         description="Cut imagery into tiles and pack them into WebDataset shards with an index and statistics.",
         epilog=f"shipped sensors:\n  {', '.join(sensor_names())}\nimaging spectrometers, whose files give the "
@@ -182,11 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--inspect", action="store_true", help="say what the scenes hold and which sensors fit; --out: a .png of it")
     add("--sensor", default=AUTO, metavar="NAME", help=known)
     add("--out", type=Path, metavar="DIR", help="folder to write into")
-    add("--tile", type=int, default=96, help="tile side in pixels of the first sensor (default %(default)s)")
-    add("--stride", type=int, help="step from tile to tile in pixels (default: the tile)")
-    add("--workers", type=int, default=2, help="processes (default %(default)s)")
-    add("--shard-mb", type=float, default=256.0, help="largest shard, MB (default %(default)s)")
-    add("--max-missing", type=float, default=0.5, help="drop tiles that lack a larger part (default %(default)s)")
+    tiles, cubes = partial(number_of, TileOptions), partial(number_of, Generated)
+    add("--tile", type=tiles("tile"), default=96, help="tile side in pixels of the first sensor (default %(default)s)")
+    add("--stride", type=tiles("stride"), help="step from tile to tile in pixels (default: the tile)")
+    add("--workers", type=WORKERS, default=2, help="processes (default %(default)s)")
+    add("--shard-mb", type=tiles("shard_mb"), default=256.0, help="largest shard, MB (default %(default)s)")
+    add("--max-missing", type=tiles("max_missing"), default=0.5, help="drop tiles that lack a larger part (default "
+        "%(default)s)")  # fmt: skip
     add(
         "--force", action="store_true", help="take scenes whose numbers are not what the sensor says; the index says so"
     )
@@ -213,8 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     made("--name", help="its name (default hsi and the band count)")
     made("--wavelengths", metavar="W", help="file with a number per band, or start:stop in nm (default: of the image)")
     made("--unit", help="of the physical values (default reflectance, or digital number where they are none)")
-    made("--scale", type=float, default=1.0, help="physical value of a stored 1 (default %(default)s)")
-    made("--nodata", type=float, help="stored value of missing pixels (default: of the image)")
+    made("--scale", type=cubes("scale"), default=1.0, help="physical value of a stored 1 (default %(default)s)")
+    made("--nodata", type=cubes("nodata"), help="stored value of missing pixels, beside NaN (default: of the image)")
     foreign = parser.add_argument_group("tars made by others").add_argument
     foreign("--index", type=Path, metavar="DIR", help="index the .tar files in DIR; with --out, convert them")
     foreign("--member", metavar="FIELD", help="member that holds the image (default: the only one)")

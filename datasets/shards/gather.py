@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alliance.errors import InputError
+from alliance.ranges import GREATEST, SMALLEST, Ranged, ranged
 from alliance.sensors import Band, Sensor
 from alliance.sensors.catalog import (
     find_sensor,
@@ -34,14 +35,19 @@ WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
+class Generated(Ranged):
     """What `--sensor hsi` makes of a cube."""
 
-    name: str | None = None  # default hsi<band count>
-    wavelengths: str | None = None  # file with one number per band, or start:stop in nm; None: as in the image
-    unit: str | None = None  # None: reflectance, or digital numbers where the values are none
-    scale: float = 1.0  # stored value to unit
-    nodata: float | None = None  # None: as in the image
+    name: str | None = None
+    """Of the sensor; None: hsi and the band count."""
+    wavelengths: str | None = None
+    """File with one number per band, or start:stop in nm; None: as in the image."""
+    unit: str | None = None
+    """Of the physical values; None: reflectance, or digital numbers where the values are none."""
+    scale: float = ranged(1.0, SMALLEST, GREATEST)
+    """Physical value of a stored 1."""
+    nodata: float | None = ranged(None)
+    """Stored value of missing pixels, beside NaN; None: as in the image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ class Sidecar:
             arrays[f"{name}.moments"] = self.moments[name].to_array()
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        replace_file(path, buffer.getvalue())
+        replace_file(path, buffer.getvalue(), crowded=True)
 
     @classmethod
     def load(cls, path: Path) -> "Sidecar":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.ranges import LARGE, Ranged, ranged
 from alliance.sensors import Sensor
 from datasets.imagery.duplicates import find_copies
 from datasets.imagery.grids import compare_grids
@@ -23,19 +24,17 @@ VERSION = 1  # of the shards' layout; part of every fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileOptions:
+class TileOptions(Ranged):
     """How scenes become tiles. Everything here changes the shards, and so their fingerprint."""
 
-    tile: int = 96  # pixels of the first sensor
-    stride: int = 96
-    max_missing: float = 0.5  # tiles with a larger part of missing values are dropped
-    shard_mb: float = 256.0  # a shard's tar is at most this large, 1e6 bytes
-
-    def __post_init__(self) -> None:
-        if self.tile < 1 or self.stride < 1:
-            raise InputError(f"tile {self.tile} and stride {self.stride} must be at least 1 pixel")
-        if not 0 <= self.max_missing <= 1:
-            raise InputError(f"max-missing {self.max_missing} is a part of the tile, between 0 and 1")
+    tile: int = ranged(96, 1, 65536)
+    """Side of a tile, pixels of the first sensor."""
+    stride: int = ranged(96, 1, 65536)
+    """From tile to tile, pixels."""
+    max_missing: float = ranged(0.5, 0, 1)
+    """Tiles with a larger part of missing values are dropped."""
+    shard_mb: float = ranged(256.0, 0, LARGE, above=True)
+    """A shard's tar is at most this large, 1e6 bytes, if it holds more than one sample."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alliance.files import require_empty
+from alliance.ranges import LARGE, SMALLEST, Range
 from datasets.commands import run_body
+from datasets.options import SEED, Number, Parser, number_of, whole
 from datasets.synthetic.bigearthnet import write_bigearthnet
 from datasets.synthetic.chips import write_chips
 from datasets.synthetic.domains import write_yellow_river
@@ -24,41 +26,53 @@ class Kind(NamedTuple):
 
     text: str
     write: Callable[..., Any]  # folder, options
-    options: Mapping[str, tuple[int | float, str]]
+    options: Mapping[str, tuple[int | float, Number, str]]  # default, what it may be, meaning
 
 
-SEED = {"seed": (0, "same seed, same pixels")}
+SEEDED = {"seed": (0, SEED, "same seed, same pixels")}
 SIZE = SyntheticOptions()
+SIDE = 8192  # pixels, of the largest image that is drawn in one piece
 KINDS = {
     "scenes": Kind(
         "scenes of optical, SAR, hyperspectral, elevation and land cover, for launch/shards.py",
         write_scenes,
         {
-            "scenes": (12, "how many"),
-            "size": (384, "pixels along each side, 10 m each"),
-            "cube": (128, "side of the hyperspectral cubes, 0: none"),
-            "looks": (LOOKS, "number of looks of the SAR"),
+            "scenes": (12, whole(1, 10**6), "how many"),
+            "size": (384, whole(32, SIDE), "pixels along each side, 10 m each"),
+            "cube": (128, whole(0, SIDE), "side of the hyperspectral cubes, 0: none"),
+            "looks": (LOOKS, Number(Range(SMALLEST, LARGE), whole=False), "number of looks of the SAR"),
         },
     ),
     "chips": Kind(
         "images in folders of classes, with a table of all their classes, for finetune/scene.py and multilabel.py",
         write_chips,
-        {"chips": (120, "how many"), "size": (64, "side, pixels"), "classes": (5, "2 to 6")},
+        {
+            "chips": (120, whole(2, 10**6), "how many"),
+            "size": (64, whole(16, SIDE), "side, pixels"),
+            "classes": (5, whole(2, 6), "2 to 6"),
+        },
     ),
     "bigearthnet": Kind(
         "patches of Sentinel-2 and Sentinel-1 with labels, in the layout of BigEarthNet, for finetune/multilabel.py",
         write_bigearthnet,
-        {"patches": (40, "how many"), "size": (120, "side, pixels of 10 m, a multiple of 6")},
+        {
+            "patches": (40, whole(1, 10**6), "how many"),
+            "size": (120, whole(12, SIDE), "side, pixels of 10 m, a multiple of 6"),
+        },
     ),
     **{
         name: Kind(
             "labelled scene of two modalities, for finetune/classify.py",
             partial(write_labelled, name),
             {
-                "height": (SIZE.height, "rows"),
-                "width": (SIZE.width, "columns"),
-                "classes": (SIZE.classes, "the first classes of the data set"),
-                "layout": (SIZE.layout, "which layout in configs/labelled/NAME.yaml, from 1"),
+                "height": (SIZE.height, number_of(SyntheticOptions, "height"), "rows"),
+                "width": (SIZE.width, number_of(SyntheticOptions, "width"), "columns"),
+                "classes": (SIZE.classes, number_of(SyntheticOptions, "classes"), "the first classes of the data set"),
+                "layout": (
+                    SIZE.layout,
+                    number_of(SyntheticOptions, "layout"),
+                    "which layout in configs/labelled/NAME.yaml, from 1",
+                ),
             },
         )
         for name in SETS
@@ -66,17 +80,17 @@ KINDS = {
     "whu-opt-sar": Kind(
         "five scenes with the known defects of the set, for launch/prepare.py",
         write_whu,
-        {"height": (320, "rows"), "width": (448, "columns")},
+        {"height": (320, whole(32, SIDE), "rows"), "width": (448, whole(32, SIDE), "columns")},
     ),
     "ddhr-sk": Kind(
         "JPEG pairs with PNG labels and lists of another machine's paths, for launch/prepare.py",
         write_ddhr,
-        {"pairs": (60, "count"), "size": (64, "side, pixels")},
+        {"pairs": (60, whole(2, 10**6), "count"), "size": (64, whole(32, SIDE), "side, pixels")},
     ),
     "yellow-river": Kind(
         "scenes of two years as domains, for finetune/crossdomain.py",
         write_yellow_river,
-        {"size": (256, "side of a scene, pixels"), "scenes": (1, "of each year")},
+        {"size": (256, whole(64, SIDE), "side of a scene, pixels"), "scenes": (1, whole(1, 10**6), "of each year")},
     ),
 }
 
@@ -95,7 +109,7 @@ def _write(name: str, out: Path, options: Mapping[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch/synthetic.py",
         description="Write synthetic scenes with known truth, or in the layout of a public set. Nothing is measured.",
     )
@@ -103,6 +117,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in KINDS.items():
         added = kinds.add_parser(name, help=kind.text, description=kind.text)
         added.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-        for option, (value, text) in {**kind.options, **SEED}.items():
-            added.add_argument(f"--{option}", type=type(value), default=value, help=f"{text} (default %(default)s)")
+        for option, (value, read, text) in {**kind.options, **SEEDED}.items():
+            added.add_argument(f"--{option}", type=read, default=value, help=f"{text} (default %(default)s)")
     return parser

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from alliance.errors import InputError
 from alliance.files import require_empty
+from alliance.ranges import SEEDS, Ranged, ranged
 from datasets.labelled.description import Layout
 from datasets.labelled.parse import find_set
 from datasets.synthetic.landscapes import CRS, PIXEL_M, cell_map, correlated_field, smooth_field
@@ -55,21 +56,27 @@ LABELLED_SHARE = 0.85  # of all parcels
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticOptions:
+class SyntheticOptions(Ranged):
     """Size of a synthetic scene; defaults give 20 training and 10 validation pixels to each class."""
 
-    height: int = 64
-    width: int = 96
-    classes: int = 6  # the first ones of the data set
-    seed: int = 0
-    layout: int = 1  # which of the data set's layouts, from 1
+    height: int = ranged(64, 24, 8192)
+    """Rows."""
+    width: int = ranged(96, 24, 8192)
+    """Columns."""
+    classes: int = ranged(6, 2, 255)
+    """The first ones of the data set."""
+    seed: int = ranged(0, 0, SEEDS)
+    """Same seed, same pixels."""
+    layout: int = ranged(1, 1, 255)
+    """Which of the data set's layouts, from 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         room = self.height * self.width // int(4 * PARCEL**2)
-        if min(self.height, self.width) < 24 or self.seed < 0 or not 2 <= self.classes <= room:
+        if self.classes > room:
             raise InputError(
-                f"{self.height} x {self.width} pixels, {self.classes} classes, seed {self.seed} cannot be made; "
-                f"give at least 24 pixels a side, 2 to {max(room, 2)} classes on so many pixels, a seed from 0 on"
+                f"{self.classes} classes have no room on {self.height} x {self.width} pixels; give at most {room}, or more "
+                f"pixels"
             )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from alliance.errors import InputError
 from alliance.files import replace_file
 from datasets.commands import run_body
+from datasets.options import Parser
 from engine.reporting.page import page
 from engine.reporting.reading import read_run
 
@@ -35,7 +36,7 @@ def _report(folders: Sequence[Path], out: Path | None) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="launch/report.py", description=__doc__)
+    parser = Parser(prog="launch/report.py", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, of any task, also while they run"
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from alliance.errors import InputError
 from datasets.commands import run_body
+from datasets.options import Parser, whole
 from finetune.export.graphs import Exportable, Sides, open_exportable
 from finetune.export.hub import check_id, push_folder, write_folder
-from finetune.export.programs import OPSET, check_opset, make_program, require_onnx, write_onnx, write_torch
+from finetune.export.programs import NEWEST, OPSET, check_opset, make_program, require_onnx, write_onnx, write_torch
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 ALONE = {"hub": ("licence", "push", "private"), "onnx": ("opset",)}  # options of one format
@@ -97,7 +98,7 @@ def _sizes(given: Sequence[str], wanted: Exportable) -> list[Sides | None]:
         )
     sizes: list[Sides | None] = []
     for text in given:
-        match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+        match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
         sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not all(sides) or any(side % wanted.multiple for side in sides):
             least = wanted.multiple
@@ -126,7 +127,7 @@ def _targets(out: Path, sizes: Sequence[Sides | None]) -> dict[Path, Sides | Non
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="launch/export.py", description=__doc__)
+    parser = Parser(prog="launch/export.py", description=__doc__)
     add = parser.add_argument
     add("path", metavar="RUN", help="run folder of pretraining or of a task, an encoder/ or model/ folder, a converted "
         "release, or an id of the hub (encoders)")  # fmt: skip
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "model.safetensors and a model card")  # fmt: skip
     add("--sensor", metavar="NAME", help="whose images an encoder shall take (default: the only one that it knows)")
     add("--size", action="append", default=[], metavar="N|HxW", help="rows and columns; again for more files")
-    add("--opset", type=int, metavar="N", help=f"of ONNX (default {OPSET})")
+    add("--opset", type=whole(OPSET, NEWEST), metavar="N", help=f"of ONNX (default {OPSET})")
     add(
         "--licence",
         metavar="ID",

@@ -17,6 +17,7 @@ import torch
 
 from alliance.errors import InputError
 from datasets.commands import run_body
+from datasets.options import Parser, number_of
 from finetune.chips.checkpoint import TASKS
 from finetune.mapping.chip_command import add_chip_options, refuse_chip_options, write_chip_labels
 from finetune.mapping.embedding_command import add_embedding_options, embed, refuse_embedding_options
@@ -88,7 +89,7 @@ def _device(name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="finetune/predict.py", description=__doc__)
+    parser = Parser(prog="finetune/predict.py", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run folder, its model/, or a converted release")
     add("--image", action="append", default=[], metavar="NAME=FILE", help="an image that the network takes, stored as the "
@@ -109,10 +110,20 @@ def _parser() -> argparse.ArgumentParser:
         help="write these too: a band per class, uint8 = 250 x probability",
     )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
-    add("--window", type=int, metavar="N", help=f"side, pixels (default {STANDARD.window}; embeddings: about 256)")
-    add("--overlap", type=int, metavar="N", help="of windows, pixels (default 128; none for networks of patches; "
+    add(
+        "--window",
+        type=number_of(SceneOptions, "window"),
+        metavar="N",
+        help=f"side, pixels (default {STANDARD.window}; embeddings: about 256)",
+    )
+    add("--overlap", type=number_of(SceneOptions, "overlap"), metavar="N", help="of windows, pixels (default 128; none for networks of patches; "
         "embeddings: a quarter of the window)")  # fmt: skip
-    add("--batch", type=int, metavar="N", help="windows, or patches, at once (default 4, or 256)")
+    add(
+        "--batch",
+        type=number_of(SceneOptions, "batch"),
+        metavar="N",
+        help="windows, or patches, at once (default 4, or 256)",
+    )
     add("--force", action="store_true", help="map images though their numbers are not like those of training")
     add_embedding_options(parser)
     add_chip_options(parser)

@@ -10,6 +10,7 @@ from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor
+from datasets.options import NumberOrFile, number_of
 from finetune.mapping.embeddings import Embedded, EmbeddingOptions, embed_scene
 from finetune.mapping.images import ImageFile
 from finetune.mapping.map_pictures import draw_features
@@ -27,7 +28,7 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
         choices=["float16", "int8"],
         help="how features are stored (default float16); int8 with a scale per band",
     )
-    add("--pca", metavar="K|FILE", help="write K principal components, fitted to a part of the scene, or those of a FILE "
+    add("--pca", type=NumberOrFile(number_of(EmbeddingOptions, "pca")), metavar="K|FILE", help="write K principal components, fitted to a part of the scene, or those of a FILE "
         "that was written so")  # fmt: skip
     add(
         "--groups",
@@ -39,7 +40,11 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     add("--bands", metavar="NAMES", help="bands of the sensor that the image has, such as B02,B03,B04 (default: all)")
     add("--parquet", type=Path, metavar="FILE", help="also a GeoParquet table of the patches' centres (needs pyarrow)")
     add("--picture", type=Path, metavar="FILE", help="also a .png of the first three bands as red, green and blue")
-    add("--seed", type=int, help="of the part that principal components are fitted to (default 0)")
+    add(
+        "--seed",
+        type=number_of(EmbeddingOptions, "seed"),
+        help="of the part that principal components are fitted to (default 0)",
+    )
 
 
 def refuse_embedding_options(options: argparse.Namespace) -> None:
@@ -65,7 +70,7 @@ def embed(options: argparse.Namespace, device: str) -> list[str]:
         name: getattr(options, name) for name in ("window", "overlap", "batch", "groups", "positions", "dtype", "seed")
     }
     given = {name: value for name, value in given.items() if value is not None}
-    embedding = EmbeddingOptions(**given, pca=_components(options.pca), force=options.force)
+    embedding = EmbeddingOptions(**given, pca=options.pca, force=options.force)
     try:
         found = embed_scene(
             encoder, sensor, file, options.out, embedding, table=options.parquet, digest=digest_of(options.checkpoint)
@@ -108,9 +113,3 @@ def _image(options: argparse.Namespace, encoder: AllianceEncoder) -> tuple[Senso
             f"of a sensor with mean and std"
         )
     return sensor, ImageFile.parse(text)
-
-
-def _components(text: str | None) -> int | Path | None:
-    if text is None:
-        return None
-    return int(text) if text.isascii() and text.isdigit() else Path(text)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from alliance.encoder import AllianceEncoder, shift_patches
 from alliance.errors import InputError
 from alliance.model import patch_validity
+from alliance.ranges import MANY, SEEDS, Ranged, ranged
 from alliance.sensors import Sensor
 from datasets.imagery.feature_maps import Dtype, feature_map, row_of_blocks
 from datasets.imagery.images import SensorSource
@@ -46,14 +47,14 @@ Positions = Literal["remove", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
+class EmbeddingOptions(Ranged):
     """How a scene is taken apart, and what is written."""
 
-    window: int | None = None
+    window: int | None = ranged(None, 1, 65536)
     """Side of a window, pixels, a multiple of the encoder's patch; None: about 256."""
-    overlap: int | None = None
+    overlap: int | None = ranged(None, 0, 65536)
     """Pixels that neighbouring windows share, a multiple of the patch; None: a quarter of a window."""
-    batch: int = 4
+    batch: int = ranged(4, 1, MANY)
     """Windows at once."""
     groups: Groups = "mean"
     """Average the features of the band groups, or keep them as bands side by side."""
@@ -61,9 +62,9 @@ class EmbeddingOptions:
     """Take from the features what the encoder says at the same place of a window without content, but for its mean, or not."""
     dtype: Dtype = "float16"
     """How features are stored."""
-    pca: int | Path | None = None
+    pca: int | Path | None = ranged(None, 1, MANY)
     """Principal components: how many, or a file written earlier whose axes are used; None: the features themselves."""
-    seed: int = 0
+    seed: int = ranged(0, 0, SEEDS)
     """Of the windows that principal components are fitted to."""
     force: bool = False
     """Take images whose numbers do not look like those of training."""
@@ -78,10 +79,10 @@ class EmbeddingOptions:
         """
         window = max(USUAL_WINDOW // patch, 1) * patch if self.window is None else self.window
         overlap = window // patch // 4 * patch if self.overlap is None else self.overlap
-        if window % patch or overlap % patch or not 0 <= 2 * overlap <= window or window < 1 or self.batch < 1:
+        if window % patch or overlap % patch or 2 * overlap > window:
             raise InputError(
-                f"window {window}, overlap {overlap}, batch {self.batch}: window and overlap are multiples of the patch of "
-                f"{patch} pixels, the overlap at most half the window, a batch at least one; leave them out for usual ones"
+                f"window {window}, overlap {overlap}: window and overlap are multiples of the patch of {patch} pixels, the "
+                f"overlap at most half the window; leave them out for usual ones"
             )
         return window // patch, overlap // patch
 

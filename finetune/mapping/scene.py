@@ -14,6 +14,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from alliance.errors import InputError
+from alliance.ranges import MANY, Ranged, ranged
 from datasets.imagery.labels import IGNORE
 from datasets.imagery.maps import BLOCK, FULL, class_map, probability_map
 from finetune.mapping.blending import Strip, cover
@@ -26,14 +27,14 @@ SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneOptions:
+class SceneOptions(Ranged):
     """How a scene is taken apart and put together."""
 
-    window: int = 512
+    window: int = ranged(512, 1, 65536)
     """Side of a window, pixels."""
-    overlap: int | None = None
+    overlap: int | None = ranged(None, 0, 65536)
     """Pixels that neighbouring windows share; None: what suits the network."""
-    batch: int | None = None
+    batch: int | None = ranged(None, 1, MANY)
     """Windows, or patches, at once; None: what suits the network."""
     force: bool = False
     """Take images whose numbers do not look like those of training."""
@@ -44,7 +45,7 @@ class SceneOptions:
         """Overlap and batch for a network.
 
         Raises:
-            InputError: windows, overlap or batch that it cannot have.
+            InputError: windows or an overlap that it cannot have.
         """
         if self.overlap and network.overlap is None:
             raise InputError(
@@ -54,10 +55,10 @@ class SceneOptions:
         usual = min(network.overlap or 0, self.window // 2)
         overlap = usual if self.overlap is None else self.overlap
         batch = network.batch if self.batch is None else self.batch
-        if self.window < network.smallest or not 0 <= overlap <= self.window // 2 or batch < 1:
+        if self.window < network.smallest or overlap > self.window // 2:
             raise InputError(
-                f"window {self.window}, overlap {overlap}, batch {batch}: a window has at least {network.smallest} "
-                f"pixels, the overlap at most half of them, a batch at least one"
+                f"window {self.window}, overlap {overlap}: a window has at least {network.smallest} pixels, the overlap at "
+                f"most half of them"
             )
         return overlap, batch
 

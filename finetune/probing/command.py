@@ -15,12 +15,14 @@ import torch
 from alliance.checkpoint import load_encoder
 from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
+from alliance.ranges import Range
 from alliance.readout import ReadOut
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor
 from datasets.chips.reading import Fit
 from datasets.commands import run_body
 from datasets.labelled.parse import find_set
+from datasets.options import SEED, Number, Parser, whole
 from engine.probe_images import ProbeSet, open_probe_set
 from engine.probing import Found, Kind, Labelled, probe, raw_statistics
 from finetune.probing.dense import encoder_patches, open_mask_set, probe_masks, raw_patches
@@ -162,7 +164,7 @@ def _interval(found: Found) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="finetune/probe.py", description=__doc__)
+    parser = Parser(prog="finetune/probe.py", description=__doc__)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="run folder, export, converted folder, or an id of the hub")
     add("--data", action="append", default=[], metavar="NAME[@SENSOR]=FOLDER", help="images in folders of classes, or below "
@@ -181,39 +183,23 @@ def _parser() -> argparse.ArgumentParser:
         default=list(READOUTS),
         help="what is read from the encoder (default all)",
     )
-    add("--images", type=_positive, default=1000, metavar="N", help="images to learn from at most, and as many to score, "
+    add("--images", type=whole(1), default=1000, metavar="N", help="images to learn from at most, and as many to score, "
         "every class alike (default %(default)s)")  # fmt: skip
     add(
         "--share",
-        type=_share,
+        type=Number(Range(0, 1, above=True, below=True), whole=False),
         default=0.5,
         help="of the images that is scored, where no folders tell (default %(default)s)",
     )
     add("--fit", choices=get_args(Fit), default="resize", help="how images of --data get one size: resized whole, or their middles "
         "cut out; the same choice as model.fit of scene.py (default %(default)s)")  # fmt: skip
-    add("--batch", type=_positive, default=64, metavar="N", help="images at once (default %(default)s)")
+    add("--batch", type=whole(1), default=64, metavar="N", help="images at once (default %(default)s)")
     add(
         "--seed",
-        type=int,
+        type=SEED,
         default=0,
         help="of splits, held-out parts, intervals and random weights (default %(default)s)",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for scores.json")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1")
-    return share

@@ -13,6 +13,7 @@ import torch
 from datasets.commands import run_body
 from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Tiles
+from datasets.options import Parser, number_of, whole
 from finetune.model_files import find_network
 from finetune.pad.checkpoint import load_pad
 from finetune.pad.inputs import as_seen_by, read_pad_inputs
@@ -48,7 +49,7 @@ def _examine(options: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="finetune/examine.py", description=__doc__)
+    parser = Parser(prog="finetune/examine.py", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run folder, its model/, or a converted release")
     add(
@@ -63,10 +64,21 @@ def _parser() -> argparse.ArgumentParser:
         "have no label")  # fmt: skip
     add("--split", default="test", help="which pairs (default %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for tables and figures")
-    add("--clouds", type=float, nargs="+", default=list(RobustnessConfig().clouds), help="shares (default %(default)s)")
-    add("--cloud-value", type=float, default=RobustnessConfig().cloud_value, help="stored value under a cloud, such as "
-        "255; nan (default): masked out")  # fmt: skip
-    add("--stage", type=int, default=4, choices=(1, 2, 3, 4), help="whose features (default %(default)s)")
-    add("--seed", type=int, default=0, help="of clouds and chosen places (default %(default)s)")
+    add(
+        "--clouds",
+        type=number_of(RobustnessConfig, "clouds"),
+        nargs="+",
+        default=list(RobustnessConfig().clouds),
+        help="shares (default %(default)s)",
+    )
+    add("--cloud-value", type=number_of(RobustnessConfig, "cloud_value"), help="stored value under a cloud, such as 255 "
+        "(default: masked out)")  # fmt: skip
+    add("--stage", type=whole(1, 4), default=4, choices=(1, 2, 3, 4), help="whose features (default %(default)s)")
+    add(
+        "--seed",
+        type=number_of(RobustnessConfig, "seed"),
+        default=0,
+        help="of clouds and chosen places (default %(default)s)",
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     return parser

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from alliance.errors import InputError
 from alliance.frequency import radial_frequency
+from alliance.ranges import LARGE, Ranged, ranged
+from alliance.ranges import SMALLEST as TINY
 
 Normaliser = Literal["optical", "sum"]
 MAPS = ("rsd", "rad", "appd")
@@ -27,19 +28,17 @@ SHAPIRO_LIMIT = 5000  # scipy's p-value is not accurate for more values
 
 
 @dataclass(frozen=True, kw_only=True)
-class GapConfig:
+class GapConfig(Ranged):
     """What the paper leaves open."""
 
-    normaliser: Normaliser = "optical"  # of RSD and RAD: the optical value, or the sum of both, which bounds them by 1
-    pixel_epsilon: float = 1 / 255  # added to RSD's normaliser: one grey level, or black pixels would rule the mean
-    amplitude_epsilon: float = 1e-6  # added to RAD's
-    cutoff: float = 0.25  # between the low and the high band, cycles per pixel: half of the highest on an axis
-
-    def __post_init__(self) -> None:
-        if not min(self.pixel_epsilon, self.amplitude_epsilon) > 0:
-            raise InputError(f"epsilon must be positive, got {self.pixel_epsilon} and {self.amplitude_epsilon}")
-        if not 1 / SMALLEST <= self.cutoff <= 0.5:
-            raise InputError(f"the cut-off must lie between {1 / SMALLEST} and 0.5 cycles per pixel, got {self.cutoff}")
+    normaliser: Normaliser = "optical"
+    """Of RSD and RAD: the optical value, or the sum of both, which bounds them by 1."""
+    pixel_epsilon: float = ranged(1 / 255, TINY, LARGE)
+    """Added to RSD's normaliser: one grey level, or black pixels would rule the mean."""
+    amplitude_epsilon: float = ranged(1e-6, TINY, LARGE)
+    """Added to RAD's normaliser."""
+    cutoff: float = ranged(0.25, 1 / SMALLEST, 0.5)
+    """Between the low and the high band, cycles per pixel: half of the highest on an axis."""
 
 
 class Gap(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from alliance.errors import InputError
+from alliance.ranges import SEEDS, Ranged, ranged
 from datasets.labelled.corrupt import cloud_mask, cover, without
 from datasets.labelled.tiles import Sample, Tiles
 from finetune.pad.model import Pad
@@ -18,16 +18,15 @@ CLEAN, NO_RGB, NO_SAR = "clean", "no rgb", "no sar"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessConfig:
+class RobustnessConfig(Ranged):
     """What is done to the optical images."""
 
-    clouds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # shares of every image, ours
-    cloud_value: float = math.nan  # stored number under a cloud, 255 is opaque white in 8 bits; NaN: masked out
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not all(0 < share <= 1 for share in self.clouds):
-            raise InputError(f"clouds cover {list(self.clouds)} of the images; give shares above 0, at most 1")
+    clouds: tuple[float, ...] = ranged((0.1, 0.25, 0.5, 0.75), 0, 1, above=True)
+    """Shares of every image that clouds cover, ours."""
+    cloud_value: float | None = ranged(None)
+    """Stored number under a cloud, 255 is opaque white in 8 bits; None: masked out."""
+    seed: int = ranged(0, 0, SEEDS)
+    """Of the clouds."""
 
 
 class Condition(NamedTuple):
@@ -93,6 +92,5 @@ def score_rows(scores: Mapping[str, SegmentationScores], classes: Sequence[str])
 
 def _under_clouds(sample: Sample, index: int, share: float, config: RobustnessConfig) -> Sample:
     height, width = sample.label.shape
-    return cover(
-        sample, "optical", cloud_mask((height, width), share, seed=config.seed, index=index), config.cloud_value
-    )
+    value = math.nan if config.cloud_value is None else config.cloud_value
+    return cover(sample, "optical", cloud_mask((height, width), share, seed=config.seed, index=index), value)

@@ -19,6 +19,7 @@ from alliance.sensors.display import display_bands
 from datasets.commands import run_body
 from datasets.imagery.rasters import SUFFIXES, RasterScene, describe_raster
 from datasets.imagery.scenes import Unreadable
+from datasets.options import Parser, number_of, whole
 from finetune.studies.modality_gap import REGIONS, SMALLEST, UNRELATED_APPD, GapConfig, Normaliser, Study, growth
 from finetune.studies.spectra_report import write_figures, write_tables
 
@@ -205,24 +206,30 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def _side(text: str) -> int:
-    if int(text) < SMALLEST:
-        raise argparse.ArgumentTypeError(f"{text} pixels are too few; the smallest window is {SMALLEST}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add, standard = parser.add_argument, GapConfig()
     add("--optical", type=Path, required=True, metavar="DIR", help="optical images: GeoTIFF, PNG, JPEG, ...")
     add("--sar", type=Path, required=True, metavar="DIR", help="SAR images of the same names and sizes")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the tables and figures")
     add("--sensor", nargs=2, metavar=("OPTICAL", "SAR"), help="names or YAML files; for more than four optical bands")
-    add("--window", type=_side, metavar="N", help="compare the middle N x N pixels (default: all)")
+    add("--window", type=whole(SMALLEST, 65536), metavar="N", help="compare the middle N x N pixels (default: all)")
     add("--scale", choices=get_args(Scale), default="auto", help="stretch images to 0..1 (default: unless 8-bit)")
     add("--normaliser", choices=get_args(Normaliser), default=standard.normaliser, help="default: %(default)s")
     epsilon = [standard.pixel_epsilon, standard.amplitude_epsilon]
     told = "added to it (default: {:.2g} {:.2g})".format(*epsilon)
-    add("--epsilon", type=float, nargs=2, metavar=("RSD", "RAD"), default=epsilon, help=told)
-    add("--cutoff", type=float, default=standard.cutoff, help="of the low band, cycles per pixel; default: %(default)s")
+    add(
+        "--epsilon",
+        type=number_of(GapConfig, "pixel_epsilon"),
+        nargs=2,
+        metavar=("RSD", "RAD"),
+        default=epsilon,
+        help=told,
+    )
+    add(
+        "--cutoff",
+        type=number_of(GapConfig, "cutoff"),
+        default=standard.cutoff,
+        help="of the low band, cycles per pixel; default: %(default)s",
+    )
     return parser

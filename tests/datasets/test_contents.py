@@ -84,6 +84,30 @@ def test_what_gives_numbers_another_meaning_counts(images: Path, name: str, chan
     assert digest_files(files) != before
 
 
+S2 = "S2A_MSIL1C_20230101T101031_N0301_R022_T33UUP_20230101T113009"
+L8 = "LC08_L1TP_193024_20230110_20230124_02_T1"
+MTD = '<a><PRODUCT_STOP_TIME>{}</PRODUCT_STOP_TIME><RADIO_ADD_OFFSET band_id="0">{}</RADIO_ADD_OFFSET></a>'
+MTL = "  DATE_PRODUCT_GENERATED = {}\n  REFLECTANCE_MULT_BAND_4 = {}\n  REFLECTANCE_ADD_BAND_4 = -0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("band", "metadata", "text", "numbers"),
+    [
+        (f"{S2}.SAFE/GRANULE/IMG_DATA/T33UUP_B02.tif", f"{S2}.SAFE/MTD_MSIL1C.xml", MTD, ("0", "-1000")),
+        (f"{L8}_B4.TIF", f"{L8}_MTL.txt", MTL, ("2.0000E-05", "2.1000E-05")),
+    ],
+)
+def test_of_metadata_of_a_product_the_numbers_count_and_nothing_else(
+    tmp_path: Path, band: str, metadata: str, text: str, numbers: tuple[str, str]
+) -> None:
+    write_tiff(tmp_path / band, counts((1, 8, 8)))
+    files, found = {"a": tmp_path / band}, []
+    for day, number in (("2023-01-24", numbers[0]), ("2024-12-31T00:00:00", numbers[0]), ("2023-01-24", numbers[1])):
+        write(tmp_path / metadata, text.format(day, number))
+        found.append(digest_files(files))
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize(
     "beside",
     [

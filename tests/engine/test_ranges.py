@@ -1,6 +1,7 @@
 """Numbers of settings: each field states its range, and what lies outside is refused wherever it comes from."""
 
 import dataclasses
+import importlib
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from alliance.encoder import EncoderConfig
 from alliance.errors import InputError
 from alliance.ranges import MANY, Range, Ranged, ranged, stated_ranges
+from alliance.released.parts import Options as ReleasedOptions
 from alliance.sensors import Band, Sensor
 from alliance.sensors.templates import Template
 from datasets.chips.chip import ChipSet
@@ -18,10 +20,20 @@ from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import LabelSource
 from datasets.labelled.description import LabelledSet, Layout
 from datasets.labelled.parse import find_set
+from datasets.releases.cut import Grid
+from datasets.releases.prepare import Options as PrepareOptions
+from datasets.shards.batches import LoaderConfig
+from datasets.shards.gather import Generated
+from datasets.shards.plan import TileOptions
+from datasets.synthetic.labelled_scenes import SyntheticOptions
 from engine.optim import OptimConfig
 from engine.settings import parse_settings, settings_parser
 from engine.settings_tree import dataclasses_of, fields, find, keys, range_of
+from finetune.mapping.embeddings import EmbeddingOptions
+from finetune.mapping.scene import SceneOptions
 from finetune.s2fin.network import S2FinConfig
+from finetune.studies.modality_gap import GapConfig
+from finetune.studies.robustness import RobustnessConfig
 from finetune.tasks.change_config import ChangeConfig
 from finetune.tasks.chips_config import MultilabelConfig, SceneConfig
 from finetune.tasks.classification_config import ClassifyConfig
@@ -39,15 +51,17 @@ NEEDED = {
     CrossDomainConfig: ["--run.dir", "x", "--data.set", "x"],
 }
 TREES = tuple(NEEDED)
+ROOMS = ("alliance", "datasets", "engine", "finetune", "pretrain")
 DESCRIPTIONS = (Sensor, Template, LabelledSet, ChipSet)  # what files say of images and labels
 MANY_EACH = re.compile(r"tuple|Mapping")
+ROOT = Path(__file__).resolve().parents[2]
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if "dataclass" in path.read_text()]
+MODULES = [importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in FILES]
 
 
 def is_number(hint: Any) -> bool:
     text = str(hint)  # names that may also be numbers are no numbers
-    return (
-        any(word in text for word in ("int", "float")) and "str" not in text and not text.startswith("typing.Literal")
-    )
+    return bool(re.search(r"\b(int|float)\b", text)) and "str" not in text and not text.startswith("typing.Literal")
 
 
 @pytest.mark.parametrize("tree", [*TREES, *DESCRIPTIONS])
@@ -59,6 +73,39 @@ def test_every_number_states_its_range(tree: type) -> None:
         assert numbers <= stated, group
         assert all("int" in str(fields(group)[name]) or "float" in str(fields(group)[name]) for name in stated)
         assert issubclass(group, Ranged) or not stated, group
+
+
+INTERNAL = {  # made by programs of what they have read or checked; no user gives their numbers
+    "alliance.positions.SpatialCode", "alliance.sensors.catalog.Header",
+    "datasets.imagery.cubes.arrays.Stored", "datasets.imagery.cubes.axes.Evidence", "datasets.imagery.cubes.bands.BandFacts",
+    "datasets.imagery.cubes.packing.Packing", "datasets.imagery.cubes.scene.CubeOptions",
+    "datasets.imagery.cubes.scene._Described", "datasets.imagery.cubes.scene.CubeScene", "datasets.imagery.rasters.RasterScene",
+    "datasets.imagery.scenes.Scene", "datasets.labelled.checks.LabelCounts", "datasets.labelled.patches.PatchSet",
+    "datasets.labelled.patches.PixelTables", "datasets.labelled.scenes.LabelledScene", "datasets.labelled.survey.Survey",
+    "datasets.releases.facts.Release", "datasets.sampling.loader.Dealing", "datasets.sampling.splits.Draw",
+    "datasets.shards.foreign.ScanJob", "datasets.shards.gather.Collection", "datasets.shards.index.Sidecar",
+    "datasets.shards.index.Index", "datasets.shards.inspection.Look", "datasets.shards.plan.Layer", "datasets.shards.plan.Piece",
+    "datasets.shards.repack.RepackJob", "datasets.synthetic.landscapes._Raster", "engine.build.Batching", "engine.loop.Clock",
+    "engine.probe_images.ProbeSet", "finetune.export.graphs.Exportable",
+}  # fmt: skip
+
+
+def test_every_dataclass_with_numbers_states_ranges_or_is_known_to_be_of_no_user() -> None:
+    """A new dataclass cannot forget them, in whatever room it stands."""
+    found = dict[str, type]()
+    for module in MODULES:
+        own = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
+        found |= {f"{each.__module__}.{each.__name__}": each for each in own if each.__module__ == module.__name__}
+    assert len(found) > 100 and found.keys() >= INTERNAL
+    for name, kind in found.items():
+        numbers = {field for field, hint in fields(kind).items() if is_number(hint)}
+        forgotten = numbers - {field for field, _ in stated_ranges(kind)}
+        assert not forgotten or name in INTERNAL, f"{name} has numbers without a range: {sorted(forgotten)}"
+        assert issubclass(kind, Ranged) or not list(stated_ranges(kind)), f"{name} states ranges and is no Ranged"
+
+
+OPTIONS = (TileOptions, Generated, LoaderConfig, SceneOptions, EmbeddingOptions, GapConfig, RobustnessConfig,
+           SyntheticOptions, Grid, PrepareOptions, ReleasedOptions)  # fmt: skip
 
 
 def test_descriptions_hold_all_that_files_say() -> None:
@@ -86,7 +133,7 @@ def test_a_number_outside_is_refused_by_its_whole_name(tree: type) -> None:
         assert f"{name} is " in str(refused.value) and "\n" not in str(refused.value), refused.value
 
 
-@pytest.mark.parametrize("tree", [*TREES, *DESCRIPTIONS])
+@pytest.mark.parametrize("tree", [*TREES, *DESCRIPTIONS, *OPTIONS])
 def test_no_number_outside_stands_in_a_group(tree: type) -> None:
     for group in set(dataclasses_of(tree)):
         ranges = dict(stated_ranges(group))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from alliance.errors import InputError
+from alliance.files import replace_file
 from datasets.descriptors import only_writer
 from datasets.imagery.maps import Grid, class_map, write_class_map
 from datasets.releases.command import main
@@ -200,6 +201,67 @@ def test_what_a_killed_map_left_is_removed_by_the_next_and_a_living_one_is_let_a
     with class_map(path, GRID, CLASSES) as target:
         target.write(np.zeros((64, 64), np.uint8), 1)
     assert {each.name for each in tmp_path.iterdir()} == {"map.tif", "map.tif.aux.xml", ".map.tif.backup"}
+
+
+NAMED = """
+import os, time
+from pathlib import Path
+import numpy as np
+from datasets.imagery.maps import Grid, write_class_map
+calls, sync = [], os.fsync
+def slow(descriptor):
+    calls.append(descriptor)
+    if len(calls) == 2:  # the map's own comes first, then that of what stands beside it
+        say()
+        time.sleep(100)
+    sync(descriptor)
+os.fsync = slow
+write_class_map(Path(PLACE), Grid(64, 64), {"a": (1, 2, 3)}, np.zeros((64, 64), np.uint8))
+"""
+
+
+def test_a_kill_while_the_names_of_classes_are_written_leaves_nothing_after_the_next_command(
+    tmp_path: Path, program: Program
+) -> None:
+    path = tmp_path / "map.tif"
+    dead = program(f"PLACE = {str(path)!r}\n{NAMED}")
+    ready(dead)
+    killed(dead)
+    write_class_map(path, GRID, CLASSES, np.zeros((64, 64), np.uint8))
+    assert {each.name for each in tmp_path.iterdir()} == {"map.tif", "map.tif.aux.xml"}
+
+
+WRITE = """
+import time
+from pathlib import Path
+from alliance.files import replacing
+with replacing(Path(PLACE)) as file:
+    file.write(b"half")
+    file.flush()
+    say()
+    time.sleep(100)
+"""
+
+
+def test_what_a_killed_writer_of_any_file_left_goes_with_the_next_and_a_living_one_keeps_its_own(
+    tmp_path: Path, program: Program
+) -> None:
+    path = tmp_path / "labels[1].csv"  # a name with signs that have a meaning in patterns
+    dead, living = (program(f"PLACE = {str(path)!r}\n{WRITE}") for _ in range(2))
+    for each in (dead, living):
+        ready(each)
+    theirs = [tmp_path / "labels[1].csv.tmp", tmp_path / f"labels1.csv.{'0' * 16}.tmp"]
+    link = tmp_path / f"labels[1].csv.{'0' * 16}.tmp"
+    for each in theirs:
+        each.touch()
+    link.symlink_to(theirs[0])
+    assert len(list(tmp_path.iterdir())) == 5
+    killed(dead)
+    replace_file(path, b"whole")
+    assert len(list(tmp_path.iterdir())) == 5 and path.read_bytes() == b"whole" and living.poll() is None
+    killed(living)
+    replace_file(path, b"whole")
+    assert set(tmp_path.iterdir()) == {path, link, *theirs}
 
 
 def test_a_planted_link_in_place_of_what_a_kill_left_is_not_followed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Products as they are unpacked: one scene each, the finest file of each band, everything else named."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import rasterio
 from rasterio.control import GroundControlPoint
 
 from alliance.errors import InputError
-from datasets.imagery.products import band_file, product_facts
+from datasets.imagery.products import band_file, metadata_numbers, product_facts
 from datasets.imagery.rasters import describe_raster
 from datasets.imagery.scenes import CONTROL, Points
 from datasets.shards.gather import Collection, Request, gather
@@ -128,6 +129,33 @@ def test_level_1_of_landsat_8_has_the_scale_of_its_metadata(
     (tmp_path / f"{stem}_MTL.txt").write_text(metadata)
     band = collect(str(tmp_path / "own.yaml"), tmp_path).sensor.bands[0]
     assert (band.scale, band.offset) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("REFLECTANCE_MULT_BAND_1 = 1e999\nREFLECTANCE_ADD_BAND_1 = 0\n", "says the scale inf"),
+        ("REFLECTANCE_MULT_BAND_1 = -1\nREFLECTANCE_ADD_BAND_1 = 0\n", "says the scale -1"),
+        (None, "metadata .*_MTL.txt cannot be read: is no regular file"),
+    ],
+)
+def test_metadata_that_cannot_be_used_leave_their_product_out_with_the_reason(
+    tmp_path: Path, text: str | None, reason: str
+) -> None:
+    stem = LANDSAT.format("L1TP")
+    for number in (1, 2):
+        write_tiff(tmp_path / f"{stem}_B{number}.TIF", stored(15000, 16))
+    metadata = tmp_path / f"{stem}_MTL.txt"
+    metadata.write_text(text) if text else os.mkfifo(metadata)
+    with pytest.raises(InputError, match=reason):
+        collect("landsat8", tmp_path)
+
+
+@pytest.mark.parametrize("number", ["E", "1.2.3", "--1", "9" * 5000, "nan"])
+def test_what_is_no_number_in_metadata_says_nothing(tmp_path: Path, number: str) -> None:
+    metadata = tmp_path / "MTD_MSIL1C.xml"
+    metadata.write_text(f"<RADIO_ADD_OFFSET>{number}</RADIO_ADD_OFFSET>\n REFLECTANCE_MULT_BAND_1 = {number}\n")
+    assert metadata_numbers(metadata) == b""
 
 
 @pytest.mark.parametrize(

@@ -302,8 +302,14 @@ def test_a_cube_becomes_shards_of_a_generated_sensor(tmp_path: Path) -> None:
         (["in", "--sensor", SENSOR], "pass --out DIR"),
         (["in", "--sensor", "rgb-uint8", "--out", "out"], "no usable image of sensor rgb-uint8"),
         (["in", "--sensor", SENSOR, "--out", "out", "--tile", "99"], "70 x 70 px, smaller than a tile; pass --tile 70"),
-        (["in", "--sensor", SENSOR, "--out", "out", "--max-missing", "7"], "between 0 and 1"),
-        (["in", "--sensor", SENSOR, "--out", "out", "--tile", "0"], "must be at least 1 pixel"),
+        (
+            ["in", "--sensor", SENSOR, "--out", "out", "--max-missing", "7"],
+            "'7' is not allowed; give a number from 0 to 1",
+        ),
+        (
+            ["in", "--sensor", SENSOR, "--out", "out", "--tile", "0"],
+            "argument --tile: '0' is not allowed; give a whole number from 1 to 65536",
+        ),
         (["empty", "--sensor", SENSOR, "--out", "out"], "no images; known suffixes: .tif"),
         (["blank", "--sensor", SENSOR, "--out", "out"], "all 4 tiles have more pixels that miss a band"),
         (["hole", "--sensor", SENSOR, "--out", "out", "--max-missing", "1"], "B10 missing in every tile"),

@@ -116,8 +116,9 @@ def test_both_images_together_tell_more_than_either(tmp_path):
         ("berlin", {}, "no synthetic scenes are known for 'berlin'"),
         ("augsburg", {"layout": 3}, "layout 3: augsburg has layouts 1 to 2"),
         ("augsburg", {"classes": 8, "width": 200}, "8 classes were asked for, augsburg has 7"),
-        ("augsburg", {"height": 10}, "10 x 96 pixels, 6 classes, seed 0 cannot be made; give at least 24"),
-        ("augsburg", {"classes": 1}, "1 classes"),
+        ("augsburg", {"height": 10}, "SyntheticOptions.height is 10; give a whole number from 24"),
+        ("augsburg", {"classes": 1}, "SyntheticOptions.classes is 1; give a whole number from 2"),
+        ("augsburg", {"height": 24, "width": 24}, "6 classes have no room on 24 x 24 pixels; give at most 0, or more"),
     ],
 )
 def test_what_cannot_be_made_is_refused(name, options, message, tmp_path):

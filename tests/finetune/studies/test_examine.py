@@ -206,7 +206,7 @@ def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, t
         ({"--set": "gone.yaml"}, "error: gone.yaml: there is no such file"),
         ({"--split": "train"}, "error: synthetic has no split 'train'; it has test"),
         ({"--path": "runs"}, "error: runs/optical is not a folder; files are looked for there"),
-        ({"--clouds": "1.5"}, "error: clouds cover [1.5] of the images; give shares above 0, at most 1"),
+        ({"--clouds": "1.5"}, "error: argument --clouds: '1.5' is not allowed; give a number above 0 to 1"),
         ({"--out": "pairs.yaml"}, "error: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

@@ -209,7 +209,7 @@ def test_the_average_of_unrelated_phase_gaps_nears_a_normal_distribution() -> No
 
 @pytest.mark.parametrize("wrong", [{"pixel_epsilon": 0.0}, {"amplitude_epsilon": -1.0}, {"cutoff": 0.9}])
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="must"):
+    with pytest.raises(InputError, match=r"GapConfig\.\w+ is .*; give a number from"):
         GapConfig(**wrong)  # pyright: ignore[reportArgumentType]
 
 
