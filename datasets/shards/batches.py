@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from alliance.errors import InputError
-from alliance.ranges import MANY, SEEDS, Ranged, ranged
+from alliance.ranges import LARGE, MANY, SEEDS, Ranged, ranged
 from alliance.sensors import Sensor
 from datasets.sampling.faults import BrokenSample, Fault
 from datasets.sampling.order import SampleOrder
@@ -52,11 +52,11 @@ class LoaderConfig(Ranged):
     """Compare every sample with its checksum."""
     timeout: float = ranged(TIMEOUT, 0, 600, above=True)
     """Seconds that a download may stall."""
-    patience: float = PATIENCE
+    patience: float = ranged(PATIENCE, 0, 86400)
     """Seconds that a store may be away."""
     cache: str = ""
     """Folder that keeps what was read from stores; empty: nothing is kept."""
-    cache_gb: float = 100.0
+    cache_gb: float = ranged(100.0, 0, LARGE, above=True)
     """Size of that folder, 1e9 bytes."""
 
 
