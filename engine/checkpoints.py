@@ -1,4 +1,4 @@
-"""Training checkpoints: whole or not there. DeepSpeed's files, our manifest, the newest few kept."""
+"""Training checkpoints: whole or not there. DeepSpeed's files, our manifest; the newest few stay, and those that are marked."""
 
 import hashlib
 import json
@@ -23,6 +23,7 @@ from engine.runs import write_whole
 
 MANIFEST = "MANIFEST.json"
 LOOP = "loop.json"
+STAYS = "STAYS"  # an empty file; a checkpoint that holds it is never superseded, whatever later settings say
 PREFIX = "step_"
 OURS = re.compile(rf"{PREFIX}[0-9]{{8}}")  # any other name is a copy of the user's, which is neither read nor removed
 LEFT_BY_A_KILL = re.compile(rf"{OURS.pattern}\.(partial|universal|universal\.log|log)")
@@ -48,12 +49,15 @@ def tag_of(step: int) -> str:
     return f"{PREFIX}{step:08d}"
 
 
-def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, keep: int, world: World) -> Path:
+def save(
+    engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, keep: int, stays: bool = False, world: World
+) -> Path:
     """Save engine and loop state of all ranks; the folder gets its name, and `latest` points to it, only when whole.
 
     Args:
         state: JSON-ready, the same on every rank: what the loop needs to go on; `state["step"]` steps are done.
-        keep: older checkpoints beyond this count are removed, after this one is safe.
+        keep: older checkpoints beyond this count are removed, after this one is safe; but not those that stay.
+        stays: whether this one does.
     Raises:
         NotSaved: no space, or another error of the disk; nothing of it stays, earlier checkpoints do.
     """
@@ -66,6 +70,8 @@ def save(engine: Any, folder: Path, state: dict[str, Any], layout: Layout, *, ke
     if world.is_main:
         manifest = {"step": state["step"], "layout": layout._asdict(), "files": records}
         try:
+            if stays:
+                write_whole(partial / STAYS, "")
             write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
             remove_tree(final)  # a damaged one that was passed over
             os.replace(partial, final)
@@ -199,9 +205,11 @@ def _said(error: Exception) -> str:
 
 
 def _superseded(folder: Path, newest: Path, keep: int) -> list[Path]:
-    """Checkpoints to remove: all but the last `keep` up to the newest, later ones that a resumed run left, damaged ones."""
+    """Checkpoints to remove: all up to the newest but the last `keep` and those that stay; later ones that a resumed run
+    left, and damaged ones.
+    """
     current = [path for path in list_checkpoints(folder) if path.name <= newest.name]
-    kept = current[-keep:]
+    kept = [*current[-keep:], *(path for path in current if (path / STAYS).exists())]
     return [path for path in list_folders(folder) if path not in kept]
 
 

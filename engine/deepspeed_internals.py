@@ -98,16 +98,56 @@ class CheckpointFiles:
         return getattr(self.files, name)
 
 
+class Counter:
+    """A file that keeps nothing but the number of its bytes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, content: Any) -> int:
+        count = memoryview(content).nbytes
+        self.bytes += count
+        return count
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class CountedFiles(CheckpointFiles):
+    """DeepSpeed's writer, without a disk: what it would write is counted."""
+
+    def __init__(self, files: Any) -> None:
+        super().__init__(files)
+        self.counter = Counter()
+
+    def save(self, state_dict: Any, path: str) -> None:
+        torch.save(state_dict, self.counter)  # pyright: ignore[reportArgumentType] - it needs no more of a file
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """No folder is made."""
+
+
+def count_checkpoint(engine: Any) -> int:
+    """Bytes of the states that this rank would write into a checkpoint; nothing is written. Every rank must call it."""
+    files = CountedFiles(engine.checkpoint_engine)
+    _write_states(engine, files, Path("nowhere"), "nothing", {})
+    return files.counter.bytes
+
+
 def save_checkpoint(engine: Any, folder: Path, tag: str, state: dict[str, Any]) -> tuple[list[Path], Exception | None]:
     """Write the states of this rank into `folder / tag`; the files, and what went wrong, for no rank may leave the others."""
-    own = engine.checkpoint_engine
-    engine.checkpoint_engine = files = CheckpointFiles(own)
+    files = CheckpointFiles(engine.checkpoint_engine)
+    _write_states(engine, files, folder, tag, state)
+    return files.written, files.error
+
+
+def _write_states(engine: Any, files: CheckpointFiles, folder: Path, tag: str, state: dict[str, Any]) -> None:
+    own, engine.checkpoint_engine = engine.checkpoint_engine, files
     engine._copy_recovery_script = lambda path: None  # a copy of DeepSpeed's script, written without the writer
     try:
         engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
     finally:
         engine.checkpoint_engine = own
-    return files.written, files.error
 
 
 def load_checkpoint(engine: Any, folder: Path, tag: str) -> None:

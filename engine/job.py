@@ -107,8 +107,13 @@ class Job(ABC, Generic[Config]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
 
-    def begin(self, run: Running) -> None:  # noqa: B027 - nothing to do is the usual case
-        """Say what runs; called on all ranks before the first step, also of a run that goes on."""
+    def describe(self, folder: RunFolder) -> None:  # noqa: B027 - nothing to do is the usual case
+        """Write what belongs beside the settings; called on the main rank before `begin`."""
+
+    def begin(self, run: Running) -> None:  # noqa: B027
+        """Say what runs; called on all ranks before the first step, also of a run that goes on. A dry run calls it too:
+        it writes nothing before that step.
+        """
 
     def reports(self, done: int) -> bool:
         """Whether a report is due after `done` steps that uses the network as it is then."""

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the screen and in train.log, one JSON object per event in metrics.jsonl, wandb as a mirror."""
+"""What a run tells: lines on the screen and in train.log, one JSON object per event in metrics.jsonl; wandb, TensorBoard."""
 
 import errno
 import json
@@ -7,20 +7,23 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+import yaml
+from PIL import Image
 
 from alliance.errors import InputError
 from alliance.files import replace_file
 from alliance.passwords import hide_in, hide_passwords
 from datasets.commands import explain
 from datasets.descriptors import append_to
-from engine.runs import RunConfig, RunFolder
+from engine.runs import FolderConfig, RunConfig, RunFolder
 
 logger = logging.getLogger("alliance")
 
@@ -58,18 +61,25 @@ class LogFile(logging.FileHandler):
         """Say nothing: the same line stands on the screen."""
 
 
+class Mirror(Protocol):
+    """Shows the records of metrics.jsonl elsewhere. It never stops a run: trouble switches it off with a warning."""
+
+    def __call__(self, record: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
 class Metrics:
     """Appends to metrics.jsonl; on resume, lines at or after the resumed step are dropped."""
 
     def __init__(
-        self, path: Path, *, resume_step: int = 0, report_again: bool = False, mirror: "WandbMirror | None" = None
+        self, path: Path, *, resume_step: int = 0, report_again: bool = False, mirrors: Sequence[Mirror] = ()
     ) -> None:
         """Open the file.
 
         Args:
             report_again: whether the last step's report is made anew; what the earlier one wrote is dropped too.
         """
-        self.mirror = mirror
+        self.mirrors = mirrors
         if path.exists():
             lines, damaged = _parse(path)
             if damaged:
@@ -87,8 +97,8 @@ class Metrics:
         """One object. Numbers that are not finite become null, so that every reader can parse the line."""
         record = {key: hide_in(_plain(value)) for key, value in record.items()}
         self._append(json.dumps(record).encode() + b"\n")
-        if self.mirror is not None:
-            self.mirror(record)
+        for mirror in self.mirrors:
+            mirror(record)
 
     def _append(self, line: bytes) -> None:
         """Write a whole line or nothing; a run does not end because its log cannot grow."""
@@ -107,10 +117,10 @@ class Metrics:
                 logger.warning("metrics.jsonl cannot be written (%s); the run goes on without", error.strerror)
 
     def close(self) -> None:
-        """Close the file and its mirror."""
+        """Close the file and its mirrors."""
         self.file.close()
-        if self.mirror is not None:
-            self.mirror.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
 
 @contextmanager
@@ -134,8 +144,30 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _parse(path)[0]]
 
 
+def open_mirrors(run: RunConfig, folder: RunFolder, config: dict[str, Any], start: int) -> list[Mirror]:
+    """The mirrors that the settings ask for.
+
+    Args:
+        config: the settings tree, to be shown.
+        start: the first step to come; what an earlier run showed from it on is hidden.
+    """
+    mirrors: list[Mirror] = [WandbMirror(run, folder, config)] if run.wandb != "off" else []
+    return [*mirrors, TensorboardMirror(folder, config, start)] if run.tensorboard else mirrors
+
+
+def require_tensorboard(run: FolderConfig) -> None:
+    """Raise InputError where TensorBoard is asked for and cannot be had."""
+    if run.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                f"run.tensorboard needs the package tensorboard ({error}): pip install tensorboard, or leave the setting out"
+            ) from error
+
+
 class WandbMirror:
-    """Sends records to wandb. It never stops a run: the first failure switches it off with a warning."""
+    """Sends records to wandb."""
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: dict[str, Any]) -> None:
         self.session: Any = None
@@ -178,8 +210,53 @@ class WandbMirror:
                 logger.warning("wandb does not finish (%s)", error)
 
 
+class TensorboardMirror:
+    """Writes records into files of TensorBoard, `tensorboard/` of the run folder."""
+
+    def __init__(self, folder: RunFolder, config: dict[str, Any], start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.pictures, self.writer = folder.pictures, None
+        try:
+            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=start or None)
+            lines = yaml.safe_dump(hide_in(config), sort_keys=False).splitlines()
+            self.writer.add_text("settings", "\n".join(f"    {line}" for line in lines), start)  # as code
+        except OSError as error:
+            self._stop(error)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if self.writer is None:
+            return
+        try:
+            for name, value in mirrored(record).items():
+                if record.get("event") == "picture":
+                    with Image.open(self.pictures / value, formats=["PNG"]) as image:
+                        pixels = np.asarray(image.convert("RGB"))
+                    self.writer.add_image(name, pixels, record["step"], dataformats="HWC")
+                elif _is_number(value):
+                    self.writer.add_scalar(name, value, record["step"])
+            if "event" in record:  # steps come often, and are written every two minutes
+                self.writer.flush()
+        except OSError as error:
+            self._stop(error)
+
+    def close(self) -> None:
+        """Write what is left; trouble there is a warning."""
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        except OSError as error:
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> None:
+        logger.warning("TensorBoard's files cannot be written (%s); the run goes on without", explain(error))
+        self.writer = None
+
+
 def mirrored(record: dict[str, Any]) -> dict[str, Any]:
-    """What wandb shows of a record: of a step all, of a probe its numbers, of a picture its file; of other events nothing."""
+    """What mirrors show of a record: of a step all, of a probe and of scores the numbers, of a picture its file; of other
+    events nothing.
+    """
     event, values = record.get("event"), {key: value for key, value in record.items() if key not in ("event", "step")}
     group = "/".join(str(record[key]) for key in ("sensor", "data", "kind") if key in record)
     if event is None:
@@ -187,8 +264,17 @@ def mirrored(record: dict[str, Any]) -> dict[str, Any]:
     if event == "picture":
         return {f"picture/{group}".rstrip("/"): record["path"]}
     if event == "probe":
-        return {f"probe/{group}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+        return {f"probe/{group}/{key}": value for key, value in values.items() if _is_number(value)}
+    if event == "scores":
+        group = f"scores/{record['part']}" if "part" in record else "scores"
+        by_class = {f"{name}/{key}": value for name, inner in values.items() if isinstance(inner, dict)
+                    for key, value in inner.items()}  # fmt: skip
+        return {f"{group}/{key}": value for key, value in (values | by_class).items() if _is_number(value)}
     return {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -111,6 +111,27 @@ class Trainer:
         self.faults.report(steps - 1)
         return True
 
+    def rehearse(self, steps: int) -> list[float]:
+        """Take the first steps alone, without a word of their losses.
+
+        Returns:
+            Seconds of each; fewer than asked for where a signal asked to stop.
+        Raises:
+            AgreedError: not one of them was finite.
+        """
+        self.engine.train()
+        batches, seconds = self.job.batches(), []
+        for step in range(steps):
+            self.world.watch.step = step
+            stop = self._step(step, batches, logged=True).stop
+            seconds.append(self.clock.lap()[0])
+            if stop:
+                break
+        self.faults.report(len(seconds) - 1)
+        if self.failed == len(seconds):
+            raise AgreedError(f"the first steps are not finite ({self.trouble}); lower optim.lr or check the data")
+        return seconds
+
     def _step(self, step: int, batches: Iterator[Batch], *, logged: bool) -> StepReport:
         """All passes of a step; not finite on any rank, it is left out on all. The losses are averaged if `logged`."""
         passes = self.engine.gradient_accumulation_steps()

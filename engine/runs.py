@@ -29,6 +29,8 @@ class FolderConfig(Ranged):
     """Steps between two checkpoints; the last step is always saved."""
     keep: int = ranged(2, 1, MANY)
     """Number of checkpoints that stay, the newest ones."""
+    keep_every: int = ranged(0, 0, MANY)
+    """Steps between two checkpoints that stay for good, beside the newest ones; 0: none."""
     unsaved: Literal["go_on", "stop"] = "go_on"
     """What to do when a checkpoint cannot be written, such as on a full disk: go on and say so, or stop."""
     wandb: Literal["off", "offline", "online", False] = "off"
@@ -37,6 +39,14 @@ class FolderConfig(Ranged):
     """
     wandb_project: str = "alliance"
     """Project of Weights & Biases."""
+    page: bool = True
+    """Write `report.html`, a page that shows the run, at every picture and at the end."""
+    dry_run: bool = False
+    """Build everything, take two steps, say what the whole run would take of time, memory and disk, and leave nothing
+    behind.
+    """
+    tensorboard: bool = False
+    """TensorBoard's files beside the log, in `tensorboard/` of the run folder; needs the package tensorboard."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +77,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.encoder = self.path / "encoder"
+        self.tensorboard = self.path / "tensorboard"
+        self.page = self.path / "report.html"
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "train.log"
         self._lock: int | None = None
@@ -78,10 +90,8 @@ class RunFolder:
             InputError: it holds an earlier run and `resume` is never, it holds anything else, or another process trains
                 in it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--run.dir {self.path} is a file; choose a folder")
         try:
-            self._refuse_used(resume)
+            self.refuse_used(resume)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open_lock(self.path / LOCK)
             if self._lock is not None:
@@ -104,8 +114,12 @@ class RunFolder:
         marked = lock.is_file() and not lock.is_symlink() and lock.read_bytes()[: len(MARK)] == MARK
         return marked or any(self.checkpoints.glob("step_[0-9]*[0-9]/MANIFEST.json"))
 
-    def _refuse_used(self, resume: str) -> None:
-        """Raise InputError where the folder holds a run that shall not go on, what is no run, or no files in place of logs."""
+    def refuse_used(self, resume: str) -> None:
+        """Raise InputError where the folder is none, holds a run that shall not go on, what is no run, or no files in place
+        of logs; nothing is written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--run.dir {self.path} is a file; choose a folder")
         for path in (self.path / LOCK, self.log, self.metrics):
             if path.is_symlink():
                 raise InputError(f"{path} is a link, which is not followed; remove it, or choose another --run.dir")
@@ -122,6 +136,10 @@ class RunFolder:
             raise InputError(
                 f"run folder {self.path} already holds a run; go on with --run.resume auto, or choose another --run.dir"
             )
+
+    def nearest(self) -> Path:
+        """The folder itself, or the nearest one above it that exists."""
+        return next(each for each in (self.path, *self.path.absolute().parents) if each.is_dir())
 
     def release(self) -> None:
         """Let go of the lock; the end of the process does it as well."""

@@ -1,34 +1,47 @@
 """A run from its first step to its last, whatever it trains: claim the folder, go on or start, save, report, end."""
 
+import logging
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from alliance.errors import InputError
 from engine import checkpoints
 from engine.build import build_engine, refuse_broken_weights, refuse_rounded_norms
-from engine.checkpoints import NotSaved
-from engine.deepspeed_internals import count_parameters
+from engine.checkpoints import Layout, NotSaved
+from engine.deepspeed_internals import count_checkpoint, count_parameters
 from engine.errors import AgreedError
-from engine.job import Config, Job
-from engine.log import Metrics, WandbMirror, logger, setup_logging
+from engine.estimate import Rehearsed, estimate, memory_of_machine
+from engine.job import Config, Job, Running
+from engine.log import Metrics, logger, open_mirrors, peak_memory_gb, require_tensorboard, setup_logging
 from engine.loop import Trainer
-from engine.ranks import World, average_running_statistics, refuse_different_ranks, together
+from engine.ranks import World, average_running_statistics, gather, refuse_different_ranks, together
+from engine.reporting.page import write_page
 from engine.restore import begin_or_restore
 from engine.runs import RunFolder
 from engine.settings import to_record
 
+REHEARSED = 2  # steps of a dry run
+
 
 def run_job(make: Callable[[Config, World], Job[Config]], config: Config, world: World) -> Callable[[], None]:
-    """One run on this rank; how to close it.
+    """One run on this rank, or its rehearsal; how to close it.
 
     Args:
         make: opens the data; needs no other rank, so that a mistake seen by one can be raised by all.
     """
     folder = RunFolder(config.run.dir)
+    together(lambda: require_tensorboard(config.run) if world.is_main else None)
+    if config.run.dry_run:
+        together(lambda: folder.refuse_used(config.run.resume) if world.is_main else None)
+        setup_logging(None, level=logging.INFO if world.is_main else None)
+        Rehearsal(together(lambda: make(config, world)), folder, world).take()
+        return lambda: None
     together(lambda: folder.claim(config.run.resume) if world.is_main else None)
     setup_logging(folder if world.is_main else None)
     run = Run(together(lambda: make(config, world)), folder, world)
@@ -36,19 +49,73 @@ def run_job(make: Callable[[Config, World], Job[Config]], config: Config, world:
     return run.close
 
 
+class Prepared(NamedTuple):
+    """What there is before the first step of a run, wherever it begins."""
+
+    layout: Layout
+    model: nn.Module
+    build: Callable[[], Any]  # makes the engine of the model
+
+
+def prepare(job: Job[Any], world: World) -> Prepared:
+    """The model of a job, drawn from the run's seed, on all ranks.
+
+    Raises:
+        AgreedError: the ranks were started with different settings or data, or these settings cannot be.
+    """
+    config = job.config
+    layout = together(lambda: config.engine.layout(world))
+    refuse_different_ranks({"settings": to_record(config), "data": job.identity})
+    torch.manual_seed(config.run.seed)
+    model = together(job.make_model)
+    together(lambda: refuse_rounded_norms(model, layout))
+    groups = job.parameter_groups(model)
+    return Prepared(
+        layout, model, partial(build_engine, model, groups, config.optim, config.engine, world, job.batching)
+    )
+
+
+class Rehearsal:
+    """The beginning of a run that writes nothing: a dry run."""
+
+    def __init__(self, job: Job[Any], folder: RunFolder, world: World) -> None:
+        self.job, self.folder, self.world = job, folder, world
+        self.layout, _, build = prepare(job, world)
+        self.engine = build()
+
+    def take(self) -> None:
+        """Take the first steps, and say what the whole run would take."""
+        run = self.job.config.run
+        _introduce(self, self.job, self.layout)
+        self.job.begin(self)
+        seconds = Trainer(self.engine, self.job, self.world, self.write).rehearse(min(REHEARSED, run.steps))
+        if self.world.stop or len(seconds) < min(REHEARSED, run.steps):
+            logger.info("stopped as asked; a dry run leaves nothing behind")
+            return
+        memory = gather(peak_memory_gb(self.world.device))
+        on_gpu = self.world.device.type == "cuda"
+        seen = Rehearsed(
+            steps=len(seconds), seconds=seconds[-1], memory=max(memory),
+            available=torch.cuda.mem_get_info(self.world.device)[1] / 2**30 if on_gpu else memory_of_machine(),
+            ranks=len(memory), on_gpu=on_gpu, checkpoint=sum(gather(count_checkpoint(self.engine))),
+            weights=4 * sum(map(count_parameters, self.engine.module.parameters())),
+            free=shutil.disk_usage(self.folder.nearest()).free,
+        )  # fmt: skip
+        for line in estimate(run, seen):
+            logger.info(line)
+
+    def write(self, **record: Any) -> None:
+        """Nothing: there is no metrics.jsonl."""
+
+
 class Run:
     """What a run holds: its job, the engine, and its records."""
 
     def __init__(self, job: Job[Any], folder: RunFolder, world: World) -> None:
         self.job, self.folder, self.world = job, folder, world
-        self.config = config = job.config
-        self.layout = together(lambda: config.engine.layout(world))
-        refuse_different_ranks({"settings": to_record(config), "data": job.identity})
-        torch.manual_seed(config.run.seed)
-        model = together(job.make_model)
-        together(lambda: refuse_rounded_norms(model, self.layout))
-        groups = job.parameter_groups(model)
-        build = partial(build_engine, model, groups, config.optim, config.engine, world, job.batching)
+        self.config = job.config
+        self.drawn = False  # since the last page
+        self.layout, model, build = prepare(job, world)
         self.engine, state = begin_or_restore(
             folder.checkpoints, model, build, self.layout, world,
             accept=lambda state: refuse_another_run(state["run"], job.identity),
@@ -59,17 +126,15 @@ class Run:
 
     def train(self) -> None:
         """Train to the last step, unless asked to stop."""
-        steps, optim = self.config.run.steps, self.config.optim
-        logger.info("%.2f M parameters, batch %d on %s (%s), process %d",
-                    sum(map(count_parameters, self.engine.module.parameters())) / 1e6, optim.batch, self.layout,
-                    self.world.device, os.getpid())  # fmt: skip
+        steps = self.config.run.steps
+        _introduce(self, self.job, self.layout)
         self.job.begin(self)
         if self.start < steps:
             finished = self.trainer.train(self.start, self._after_step)
         else:  # a run killed between its last checkpoint and the export
             logger.info("the run already has its %d steps; raise run.steps to train longer", steps)
             refuse_broken_weights(self.engine, self.start, self.world.device)
-            self.job.report(self, self.start, last=True)
+            self._report(self.start, last=True)
             self.job.export(self, must=True)
             finished = True
         if self.world.is_main and finished:
@@ -80,6 +145,7 @@ class Run:
 
     def write(self, **record: Any) -> None:
         """One object of metrics.jsonl; nothing on ranks other than the main one."""
+        self.drawn |= record.get("event") == "picture"
         if self.metrics is not None:
             self.metrics.write(**record)
 
@@ -100,11 +166,10 @@ class Run:
 
     def _open_metrics(self) -> Metrics:
         self.folder.write_config(to_record(self.config))
-        mirror = None
-        if self.config.run.wandb != "off":
-            mirror = WandbMirror(self.config.run, self.folder, to_record(self.config))
+        self.job.describe(self.folder)
+        mirrors = open_mirrors(self.config.run, self.folder, to_record(self.config), self.start)
         again = self.start >= self.config.run.steps
-        metrics = Metrics(self.folder.metrics, resume_step=self.start, report_again=again, mirror=mirror)
+        metrics = Metrics(self.folder.metrics, resume_step=self.start, report_again=again, mirrors=mirrors)
         if self.start:
             metrics.write(event="resume", step=self.start, **self.layout._asdict())
             logger.info("going on from step %d: same samples, random draws and learning rates", self.start)
@@ -114,14 +179,29 @@ class Run:
         """Reports, checkpoint and export when they are due after `done` steps."""
         run = self.config.run
         last = done == run.steps
-        save = last or stop or done % run.save_every == 0
+        save = last or stop or done % run.save_every == 0 or self._stays(done)
         if save or self.job.reports(done):
             average_running_statistics(self.engine.module)
             refuse_broken_weights(self.engine, done, self.world.device)
         if last or not stop:
-            self.job.report(self, done, last=last)
+            self._report(done, last=last)
         if save and self._save(done, must=last or stop):
             self.job.export(self, must=last)
+
+    def _report(self, done: int, *, last: bool) -> None:
+        """What is due after `done` steps, and the page of the run, which shows it."""
+        self.job.report(self, done, last=last)
+        if self.world.is_main and self.config.run.page and (last or self.drawn):
+            try:
+                write_page(self.folder.page, self.folder.path)
+            except (InputError, OSError) as error:
+                logger.warning("%s cannot be written (%s); the run goes on without", self.folder.page.name, error)
+        self.drawn = False
+
+    def _stays(self, done: int) -> bool:
+        """Whether the checkpoint after `done` steps stays for good."""
+        every = self.config.run.keep_every
+        return every > 0 and done % every == 0
 
     def _save(self, done: int, *, must: bool) -> bool:
         """Write a checkpoint; when that fails, go on with the earlier one or stop, as run.unsaved says."""
@@ -131,7 +211,9 @@ class Run:
         }  # fmt: skip
         folder, keep = self.folder.checkpoints, self.config.run.keep
         try:
-            path = checkpoints.save(self.engine, folder, state, self.layout, keep=keep, world=self.world)
+            path = checkpoints.save(
+                self.engine, folder, state, self.layout, keep=keep, stays=self._stays(done), world=self.world
+            )
         except NotSaved as error:
             rest = f"the newest one is of step {self.saved}" if self.saved else "there is none"
             said = f"checkpoint of step {done} is not saved ({error}); {rest}"
@@ -143,6 +225,13 @@ class Run:
         self.saved = done
         self.write(event="checkpoint", step=done - 1, path=path.name)
         return True
+
+
+def _introduce(run: Running, job: Job[Any], layout: Layout) -> None:
+    """Say how large the network is, and on what it learns."""
+    parameters = sum(map(count_parameters, run.engine.module.parameters())) / 1e6
+    logger.info("%.2f M parameters, batch %d on %s (%s), process %d", parameters, job.config.optim.batch, layout,
+                run.world.device, os.getpid())  # fmt: skip
 
 
 def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = "") -> None:

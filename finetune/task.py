@@ -139,7 +139,7 @@ class Task(Job[Config]):
         record = {**self.score(model, part), "step": done}
         told = "  ".join(f"{title} {shown(record[name])}" for name, title in self.headline.items())
         logger.info("step %d on %s: %s", done, part, told)
-        run.write(event="scores", **{**record, "step": done - 1})
+        run.write(event="scores", **{**record, "part": part, "step": done - 1})
         return record
 
     def _write(self, run: Running, record: Mapping[str, Any]) -> None:

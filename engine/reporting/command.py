@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alliance.errors import InputError
-from alliance.files import replace_file
 from datasets.commands import run_body
 from datasets.options import Parser
-from engine.reporting.page import page
-from engine.reporting.reading import read_run
+from engine.reporting.page import write_page
 
 NAME = "report.html"
 
@@ -29,10 +27,7 @@ def _report(folders: Sequence[Path], out: Path | None) -> list[str]:
     out = out or folders[0] / NAME
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {out} is to be a page; let its name end in .html")
-    content = page([read_run(folder) for folder in folders]).encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, content)
-    return [f"{out}, {len(content) / 1e6:.1f} MB; open it in a browser"]
+    return [f"{out}, {write_page(out, *folders) / 1e6:.1f} MB; open it in a browser"]
 
 
 def _parser() -> argparse.ArgumentParser:

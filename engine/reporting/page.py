@@ -4,13 +4,15 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alliance import __version__
+from alliance.files import replace_file
 from engine.reporting.drawing import bars, curves, matrix, picture
-from engine.reporting.reading import RunRecord, number
+from engine.reporting.reading import RunRecord, number, read_run
 
 PICTURES = 8  # of one kind, the last among them
 ROOM = 3_500_000  # characters for the pictures of all runs
@@ -39,6 +41,18 @@ def page(runs: Sequence[RunRecord]) -> str:
 <p><small>alliance-rs {escape(__version__)}</small></p>
 <script>{SCRIPT}</script></body></html>
 """
+
+
+def write_page(path: Path, *folders: Path) -> int:
+    """Write the page of one run or several; its size in bytes.
+
+    Raises:
+        InputError: a folder is no run's, or its settings or scores are damaged.
+    """
+    content = page([read_run(folder) for folder in folders]).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
+    return len(content)
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

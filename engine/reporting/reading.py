@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +35,18 @@ class RunRecord:
     records: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     scores: Mapping[str, Any]  # of scores.json; empty: none
 
-    def points(self) -> Iterator[Point]:
+    def points(self) -> Sequence[Point]:
         """All values of all curves, in the order in which they were written."""
-        for record in self.records:
-            step = number(record.get("step"))
-            if step is None:
-                continue
-            for panel, curve, value in _values(record):
-                if (known := number(value)) is not None:
-                    yield Point(panel, curve, step, known)
+        return self._points
+
+    @cached_property
+    def _points(self) -> Sequence[Point]:
+        steps = ((record, number(record.get("step"))) for record in self.records)
+        return [
+            Point(panel, curve, step, known)
+            for record, step in steps if step is not None
+            for panel, curve, value in _values(record) if (known := number(value)) is not None
+        ]  # fmt: skip
 
     def pictures(self) -> dict[str, list[tuple[int, Path]]]:
         """Steps and files of the pictures that are there, by what they show."""
@@ -114,4 +118,5 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         about = ", ".join(str(record[key]) for key in ("sensor", "data", "kind") if key in record)
         yield from ((f"probe, {about}", key, value) for key, value in record.items() if key not in NOT_SCORES)
     elif event == "scores":
-        yield from (("scores, %", key, value) for key, value in record.items() if key not in NOT_SCORES)
+        title = f"scores on {record['part']}, %" if "part" in record else "scores, %"
+        yield from ((title, key, value) for key, value in record.items() if key not in NOT_SCORES)

@@ -9,7 +9,7 @@ import yaml
 
 from alliance.errors import InputError
 from alliance.yaml_files import read_yaml
-from engine.log import setup_logging
+from engine.log import logger, setup_logging
 from engine.ranks import World, from_main, gather, together
 from engine.runs import RunFolder, write_whole
 from engine.settings import to_record
@@ -29,6 +29,10 @@ def sweep(experiment: Experiment[Any], config: Any, world: World) -> Callable[[]
     setup_logging(None, level=logging.INFO if world.is_main else None)
     data = together(lambda: experiment.open(config))
     together(lambda: experiment.check(config, data))
+    if config.run.dry_run:
+        together(lambda: _refuse_used(config) if world.is_main else None)
+        _rehearse(experiment, config, variants, data, world)
+        return lambda: None
     together(lambda: [_claim(experiment, each, data) for each in variants.values()] if world.is_main else None)
     for each in variants.values():
         _train(experiment, each, data, world)
@@ -77,6 +81,17 @@ def train_some(experiment: Experiment[Any], config: Any, world: World) -> Callab
     return lambda: None
 
 
+def _rehearse(experiment: Experiment[Any], config: Any, variants: Mapping[str, Any], data: Any, world: World) -> None:
+    """A dry run of the first seed, and how often its time is needed."""
+    first = next(iter(variants.values()), None)
+    if first is None:
+        logger.info("dry run: nothing here is trained in steps, there is no estimate")
+        return
+    train_seeds(experiment, first, config.seed_list[:1], data, world)
+    count = len(variants) * len(config.seed_list)
+    logger.info("that was one run of %d, of which %d are trained at a time", count, min(config.processes, count))
+
+
 def _train(experiment: Experiment[Any], config: Any, data: Any, world: World) -> None:
     """The seeds without scores: in processes of their own if there are several, else one after the other."""
     left = from_main(_unfinished(experiment, config))
@@ -90,6 +105,15 @@ def _unfinished(experiment: Experiment[Any], config: Any) -> list[int]:
     return [seed for seed in config.seed_list if finished_record(experiment, config, seed) is None]
 
 
+def _refuse_used(config: Any) -> None:
+    """Raise InputError where the folder holds anything and is not to go on."""
+    folder = Path(config.run.dir)
+    if config.run.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"run folder {folder} already holds runs; go on with --run.resume auto, or choose another --run.dir"
+        )
+
+
 def _claim(experiment: Experiment[Any], config: Any, data: Any) -> None:
     """Make the folder ours; what is in it must be of the same runs.
 
@@ -98,10 +122,7 @@ def _claim(experiment: Experiment[Any], config: Any, data: Any) -> None:
     """
     folder, now = Path(config.run.dir), to_record(config)
     contents = experiment.contents(config, data)
-    if config.run.resume == "never" and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"run folder {folder} already holds runs; go on with --run.resume auto, or choose another --run.dir"
-        )
+    _refuse_used(config)
     ours = RunFolder(folder)  # or refused, for it holds what is no run
     ours.claim("auto")
     ours.release()  # every seed has a folder and a lock of its own

@@ -21,6 +21,7 @@ from engine.job import Running
 from engine.log import logger, report_disk_errors
 from engine.loop import digest
 from engine.ranks import World, gather
+from engine.runs import RunFolder
 from engine.settings import to_record
 from finetune.mapping.pixels import class_colours, predict_places
 from finetune.model_files import Inputs, image_input
@@ -73,10 +74,11 @@ class Classification(Task[Any]):
         prediction = engine(*(image.to(device) for image in batch.inputs))
         return {"loss": classification_loss(prediction, batch.label.to(device), self.model)}
 
+    def describe(self, folder: RunFolder) -> None:
+        with report_disk_errors("split.npz"):
+            write_split(folder.path / "split.npz", self.split, self.patches)
+
     def begin(self, run: Running) -> None:
-        if self.world.is_main:
-            with report_disk_errors("split.npz"):
-                write_split(run.folder.path / "split.npz", self.split, self.patches)
         for name, count in self.patches.dropped.items():
             left = (
                 int((self.patches.label == self.patches.classes.index(name)).sum())

@@ -71,7 +71,7 @@ def report(*arguments: object) -> Page:
 
 
 def test_curves_hold_the_numbers_of_the_log(tmp_path: Path):
-    points = list(read_run(make_run(tmp_path / "run")).points())
+    points = read_run(make_run(tmp_path / "run")).points()
     assert [point for point in points if point.panel == "loss, s2"] == [
         Point("loss, s2", "loss", 0.0, 1.0), Point("loss, s2", "loss_low", 0.0, 0.5), Point("loss, s2", "loss", 1.0, 0.75),
     ]  # fmt: skip

@@ -22,6 +22,7 @@ SMALL = [
     *("--config", str(ROOT / "configs/pretrain/nano.yaml"), "--data.crop", "32", "--optim.batch", "8"),
     *("--model.encoder.embed_dim", "48", "--model.encoder.depth", "2", "--model.decoder.embed_dim", "48"),
     *("--model.decoder.depth", "3", "--run.log_every", "1", "--run.save_every", "100", "--run.picture_every", "0"),
+    *("--run.page", "false"),
 ]
 
 

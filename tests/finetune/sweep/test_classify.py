@@ -27,7 +27,7 @@ from tests.helpers.runs import ROOT, TIMEOUT, Ranks, environment, metrics
 SMALL = [
     *("--config", str(ROOT / "configs/finetune/classify_augsburg.yaml"), "--model.width", "16", "--model.patch", "5"),
     *("--model.mixer", "none", "--data.components", "4", "--data.protocol.per_class", "6", "--data.protocol.kind", "random"),
-    *("--epochs", "8", "--optim.batch", "16", "--run.log_every", "1", "--run.save_every", "5", "--run.keep", "9"),
+    *("--epochs", "8", "--optim.batch", "16", "--run.log_every", "1", "--run.save_every", "5", "--run.keep", "9", "--run.page", "false"),
 ]  # fmt: skip
 
 

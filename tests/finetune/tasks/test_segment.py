@@ -48,6 +48,8 @@ SMALL = [
         "9",
         "--run.picture_every",
         "0",
+        "--run.page",
+        "false",
     ),
     *("--evaluate_every", "2", "--optim.lr", "1e-3", "--data.workers", "1"),
 ]
