@@ -21,7 +21,7 @@ from engine.job import Config, Job, Running
 from engine.log import Metrics, logger, open_mirrors, peak_memory_gb, require_tensorboard, setup_logging
 from engine.loop import Trainer
 from engine.ranks import World, average_running_statistics, gather, refuse_different_ranks, together
-from engine.reporting.page import write_page
+from engine.reporting.page import refresh_page
 from engine.restore import begin_or_restore
 from engine.runs import RunFolder
 from engine.settings import to_record
@@ -192,10 +192,7 @@ class Run:
         """What is due after `done` steps, and the page of the run, which shows it."""
         self.job.report(self, done, last=last)
         if self.world.is_main and self.config.run.page and (last or self.drawn):
-            try:
-                write_page(self.folder.page, self.folder.path)
-            except (InputError, OSError) as error:
-                logger.warning("%s cannot be written (%s); the run goes on without", self.folder.page.name, error)
+            refresh_page(self.folder)
         self.drawn = False
 
     def _stays(self, done: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 POINTS = 1000  # of a curve at most
@@ -23,15 +24,18 @@ def curves(title: str, drawn: Mapping[str, Curve], *, log: bool = False) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.0))
         axes = figure.add_subplot(title=title, xlabel="step")
+        figure.subplots_adjust(left=0.13, right=0.97, bottom=0.16, top=0.9)  # the same place for all curves
         for name, points in drawn.items():
             kept = points[:: -(-len(points) // POINTS)] if len(points) > POINTS else points
             axes.plot(*zip(*kept, strict=True), label=name, lw=1.2, marker="." if len(kept) < 20 else None)
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # plain text: formulas are not drawn
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axes.grid(alpha=0.3)
         if len(drawn) > 1:
             axes.legend(fontsize=7)
-        return _as_svg(figure)
+        return _as_svg(figure, whole=False)
 
 
 def bars(title: str, values: Mapping[str, float]) -> str:
@@ -74,9 +78,12 @@ def picture(file: Path) -> str:
     return _address("jpeg", content)
 
 
-def _as_svg(figure: Figure) -> str:
+def _as_svg(figure: Figure, *, whole: bool = True) -> str:
+    """The address of a figure; `whole`: it grows with its texts."""
     content = io.BytesIO()
-    figure.savefig(content, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        content, format="svg", bbox_inches="tight" if whole else None, metadata={"Date": None, "Creator": None}
+    )
     return _address("svg+xml", content)
 
 

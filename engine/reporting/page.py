@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from alliance import __version__
+from alliance.errors import InputError
 from alliance.files import replace_file
+from engine.log import logger
 from engine.reporting.drawing import bars, curves, matrix, picture
 from engine.reporting.reading import RunRecord, number, read_run
+from engine.runs import RunFolder
 
 PICTURES = 8  # of one kind, the last among them
 ROOM = 3_500_000  # characters for the pictures of all runs
@@ -53,6 +56,14 @@ def write_page(path: Path, *folders: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
     return len(content)
+
+
+def refresh_page(folder: RunFolder) -> None:
+    """Write the page of a run of ours; what keeps it from being written is a warning."""
+    try:
+        write_page(folder.page, folder.path)
+    except (InputError, OSError) as error:
+        logger.warning("%s cannot be written (%s); the run goes on without", folder.page.name, error)
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -124,16 +135,24 @@ def _scores(runs: Sequence[RunRecord]) -> Iterator[str]:
         numbers = {name: value for name, value in run.scores.items() if number(value) is not None}
         yield table(["score", "value"], list(numbers.items()))
         yield "<div class=row>"
+        counts = _counts(run.scores.get("confusion"))
+        classes = _classes(run.scores, counts)
         for name, values in run.scores.items():
             known = {str(each): found for each, value in _items(values) if (found := number(value)) is not None}
-            if known and len(known) == len(_items(values)) and all(0 <= value <= 100 for value in known.values()):
+            of_classes = not classes or set(known) <= set(classes)
+            if known and of_classes and all(0 <= value <= 100 for value in known.values()):
                 yield f'<img alt="{escape(name)}" src="{bars(name, known)}">'
-        counts = _counts(run.scores.get("confusion"))
         if counts is not None:
-            names = run.scores.get("classes")
-            told = list(map(str, names)) if isinstance(names, list) else []
-            yield f'<img alt="confusion" src="{matrix(counts, told if len(told) == len(counts) else [str(i) for i in range(len(counts))])}">'
+            yield f'<img alt="confusion" src="{matrix(counts, classes or [str(i) for i in range(len(counts))])}">'
         yield "</div>"
+
+
+def _classes(scores: Mapping[str, Any], counts: np.ndarray | None) -> list[str]:
+    """Names of the classes: those that the scores list, or that have a score each; empty: nobody says."""
+    listed = scores.get("classes")
+    told = [list(map(str, listed))] if isinstance(listed, list) else []
+    told += [[str(name) for name, _ in _items(values)] for values in scores.values()]
+    return next((names for names in told if names and (counts is None or len(names) == len(counts))), [])
 
 
 def _items(values: Any) -> list[tuple[Any, Any]]:
@@ -157,7 +176,7 @@ def _pictures(runs: Sequence[RunRecord]) -> Iterator[str]:
     for name, about, found in groups:
         places = np.unique(np.linspace(0, len(found) - 1, min(PICTURES, len(found))).round().astype(int))
         figures, left = [], ROOM // len(groups)
-        for step, file in reversed([found[place] for place in places]):
+        for text, file in reversed([found[place] for place in places]):
             try:
                 address = picture(file)
             except OSError as error:
@@ -166,9 +185,10 @@ def _pictures(runs: Sequence[RunRecord]) -> Iterator[str]:
             left -= len(address)
             if left < 0:
                 break
-            text = f"step {step}"
-            figures.append(f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="{address}"></figure>')
+            shown = escape(text)
+            figures.append(f'<figure><figcaption>{shown}</figcaption><img alt="{shown}" src="{address}"></figure>')
         figures.reverse()
         yield f"<h2>Pictures, {escape(', '.join(filter(None, (name, about))))}</h2><div>"
-        yield f'<input type="range" min="0" max="{len(figures) - 1}" value="{len(figures) - 1}" aria-label="step">'
+        if len(figures) > 1:
+            yield f'<input type="range" min="0" max="{len(figures) - 1}" value="{len(figures) - 1}" aria-label="step">'
         yield "".join(figures) + "</div>"

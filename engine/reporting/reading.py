@@ -1,6 +1,7 @@
 """What a run folder tells: settings, curves, pictures and scores. Its files may be of somebody else, and hold anything."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,9 @@ from alliance.yaml_files import read_yaml
 from engine.log import read_metrics
 
 SPEEDS = ("lr", "grad_norm", "samples_per_s", "data_wait", "memory_gb")  # of a logged step, one panel each
-NOT_SCORES = ("step", "event")
+NOT_SCORES = ("step", "event", "part", "seconds")  # whole numbers are counts and no scores either
+MOST = 20  # pictures that are of no step
+STEP = re.compile(r"step_[0-9]{8}(_.*)?")
 
 
 class Point(NamedTuple):
@@ -48,17 +51,18 @@ class RunRecord:
             for panel, curve, value in _values(record) if (known := number(value)) is not None
         ]  # fmt: skip
 
-    def pictures(self) -> dict[str, list[tuple[int, Path]]]:
-        """Steps and files of the pictures that are there, by what they show."""
-        found: dict[str, list[tuple[int, Path]]] = {}
+    def pictures(self) -> dict[str, list[tuple[str, Path]]]:
+        """Captions and files of the pictures that are there, by what they show: those of steps, then maps and others."""
+        found: dict[str, list[tuple[str, Path]]] = {}
         for record in self.records:
             name, step = record.get("path"), number(record.get("step"))
             if record.get("event") != "picture" or not isinstance(name, str) or step is None:
                 continue
             file = self.folder / "pictures" / Path(name).name
             if Path(name).name == name and file.is_file():
-                found.setdefault(str(record.get("sensor", "")), []).append((int(step) + 1, file))
-        return found
+                found.setdefault(str(record.get("sensor", "")), []).append((f"step {int(step) + 1}", file))
+        others = [file for file in sorted(self.folder.glob("pictures/*.png")) if not STEP.fullmatch(file.stem)]
+        return found | {file.stem: [(file.name, file)] for file in others[:MOST]}
 
     def faults(self) -> Mapping[str, Any]:
         """Samples that could not be used, by cause."""
@@ -119,4 +123,6 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield from ((f"probe, {about}", key, value) for key, value in record.items() if key not in NOT_SCORES)
     elif event == "scores":
         title = f"scores on {record['part']}, %" if "part" in record else "scores, %"
-        yield from ((title, key, value) for key, value in record.items() if key not in NOT_SCORES)
+        yield from (
+            (title, key, value) for key, value in record.items() if key not in NOT_SCORES and isinstance(value, float)
+        )

@@ -20,6 +20,8 @@ from datasets.sampling.splits import Split
 from engine.command import run_command
 from engine.log import logger, report_disk_errors
 from engine.ranks import World
+from engine.reporting.page import refresh_page
+from engine.runs import RunFolder
 from finetune.backbones.standardising import encoder_statistics, warn_per_scene
 from finetune.mapping.map_pictures import write_maps
 from finetune.s2fin.checkpoint import load_network
@@ -107,6 +109,8 @@ class ClassificationSeeds(Experiment[ClassifyConfig]):
                 write_maps(pictures, network, data, split=split, device=device)
                 found = frequencies(network, data, split.test, device=device)
                 draw_frequencies(pictures / "frequencies.png", found, network, data, title=f"seed {seed}")
+            if config.run.page:
+                refresh_page(RunFolder(folder))
 
 
 def open_data(config: ClassifyConfig) -> PatchSet:

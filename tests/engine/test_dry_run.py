@@ -41,18 +41,27 @@ def figure(output: str, pattern: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("zero", ["3", *(pytest.param(stage, marks=pytest.mark.long) for stage in "02")])
-def test_a_dry_run_tells_what_the_run_then_takes(sar_shards: Path, tmp_path: Path, leaving_nothing, zero: str) -> None:
-    options = ("--run.steps", "3", "--engine.zero", zero, "--run.keep", "1", "--run.save_every", "1")
-    command = arguments_of(tmp_path / "runs" / "mine", [sar_shards], *options)
-    (code, output), (other, said) = leaving_nothing([*command, *DRY], 2)
+def test_the_main_rank_tells_what_the_run_will_take(sar_shards: Path, tmp_path: Path, leaving_nothing) -> None:
+    options = ("--run.steps", "3", "--engine.zero", "2", "--run.keep", "1", "--run.save_every", "1")
+    command = arguments_of(tmp_path / "runs" / "mine", [sar_shards], *options, *DRY)
+    (code, output), (other, said) = leaving_nothing(command, 2)
     assert code == other == 0, output + said
     assert "dry run: 2 of 3 steps taken" in output and "dry run" not in said and "parameters" not in said
     assert "at most 2 checkpoints at a time" in output
+    megabytes = 16 * figure(output, r"([\d.]+) M parameters")  # a weight, its copy and two moments, of four bytes each
+    assert figure(output, r"at a time, ([\d.]+) MB each") == pytest.approx(megabytes, rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("zero", ["0", "2", "3"])
+def test_a_checkpoint_is_as_large_as_was_told(sar_shards: Path, tmp_path: Path, zero: str) -> None:
+    options = ("--run.steps", "3", "--engine.zero", zero, "--run.keep", "1")
+    command = arguments_of(tmp_path / "run", [sar_shards], *options)
+    output = Ranks([*command, *DRY], 2).wait()[0][1]
     assert all(code == 0 for code, _ in Ranks(command, 2).wait())
-    (checkpoint,) = (tmp_path / "runs" / "mine" / "checkpoints").glob("step_*")
-    bytes_of_it = sum(path.stat().st_size for path in checkpoint.glob("*.pt"))
-    assert figure(output, r"at a time, ([\d.]+) MB each") == pytest.approx(bytes_of_it / 1e6, rel=0.02)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step_*")
+    written = sum(path.stat().st_size for path in checkpoint.glob("*.pt"))
+    assert figure(output, r"at a time, ([\d.]+) MB each") == pytest.approx(written / 1e6, rel=0.02)
 
 
 def test_a_dry_run_meets_the_mistakes_of_the_run(sar_shards: Path, tmp_path: Path) -> None:

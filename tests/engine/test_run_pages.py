@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import yaml
 from PIL import Image
 
 from engine.reporting import command
+from engine.reporting.drawing import curves
 from engine.reporting.reading import Point, read_run
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<script>alert(1)</script>$x_{$&\"'"
 
 
@@ -36,9 +40,11 @@ def make_run(folder: Path, lr: float = 1e-3, name: str = "s2") -> Path:
         "iou": {"land": 50.0, HOSTILE: 25.0},
         "confusion": [[1, 1], [0, 2]],
         "classes": ["land", HOSTILE],
+        "gates": {"first": 1.0, "second": 2.0},
     }
     (folder / "scores.json").write_text(json.dumps(scores))
     Image.new("RGB", (40, 20), (200, 10, 10)).save(folder / "pictures" / "step_00000002.png")
+    Image.new("RGB", (30, 10), (10, 10, 10)).save(folder / "pictures" / "map.png")
     return folder
 
 
@@ -85,14 +91,52 @@ def test_a_page_shows_the_run_and_needs_no_network(tmp_path: Path):
     assert page.row("loss, s2: loss") == ["0.75"] and page.row("oa") == ["75.0"]
     images = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     kinds = [image.partition(";")[0] for image in images]
-    assert kinds.count("data:image/jpeg") == 1  # the other one lies outside of the run
-    assert kinds.count("data:image/svg+xml") == 4 + 2  # loss, lr, gradient, probe; IoU by class, confusion
+    assert kinds.count("data:image/jpeg") == 2  # of step 2, and a map; the other one lies outside of the run
+    assert (
+        kinds.count("data:image/svg+xml") == 4 + 2
+    )  # loss, lr, gradient, probe; IoU by class (gates are no classes), confusion
     content = base64.b64decode(next(image for image in images if "jpeg" in image).partition(",")[2])
     assert Image.open(io.BytesIO(content)).size == (40, 20)
     outside = [
         value for _, attributes in page.tags for value in attributes.values() if value and re.match(r"\w+://|//", value)
     ]
     assert outside == [] and not [tag for tag, _ in page.tags if tag in ("link", "iframe")]
+
+
+def test_scores_are_drawn_without_counts_and_times(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    told = {"event": "scores", "step": 1, "part": "test", "oa": 75.0, "tiles": 4, "seconds": 2.5, "good": True}
+    (run / "metrics.jsonl").write_text(json.dumps(told) + "\n")
+    assert read_run(run).points() == [Point("scores on test, %", "oa", 1.0, 75.0)]
+
+
+def test_an_axis_in_powers_of_ten_is_numbered_in_plain_text():
+    drawn = base64.b64decode(curves("grad_norm", {"a": [(0, 0.02), (1, 3.0)]}, log=True).partition(",")[2]).decode()
+    numbers = set(re.findall(r">([^<>]+)</text>", drawn))
+    assert {"0.1", "1"} <= numbers and not [text for text in numbers if "$" in text or "{" in text]
+
+
+def test_classes_without_a_list_are_those_with_a_score_each(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run / "scores.json").write_text(
+        json.dumps({"per_class": {"wood": 5.0, "roof": 6.0}, "confusion": [[1, 0], [0, 1]]})
+    )
+    page = report(run, "--out", tmp_path / "page.html")
+    confusion = next(a["src"] or "" for tag, a in page.tags if tag == "img" and a["alt"] == "confusion")
+    assert base64.b64decode(confusion.partition(",")[2]).count(b">wood<") == 2  # of its row, and of its column
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is here")
+def test_a_browser_shows_the_page_without_a_complaint(tmp_path: Path):
+    report(make_run(tmp_path / "run"), "--out", tmp_path / "run.html")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run(
+        [str(BROWSER), *options, (tmp_path / "run.html").as_uri()], text=True, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    assert done.stdout.count("<figure") == 2 and "<h2>Curves</h2>" in done.stdout
 
 
 def test_what_files_say_is_text(tmp_path: Path):
