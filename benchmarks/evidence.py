@@ -48,6 +48,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py besi
     "three blocks in the decoder": ["--model.decoder.depth", "3"],
     "targets normalised by patch": ["--model.loss.normalise", "patch_group"],
     "mask ratio 0.6": ["--model.masking.ratio", "0.6"],
+    "summary tokens asked": ["--model.loss.summary", "0.1"],
 }
 ROUNDS = 7  # of steps, by which the cost of one is told
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -80,6 +81,7 @@ class Store:
         self.place, self._patience = hide_passwords(place).rstrip("/"), (timeout, "data.timeout")
         self.traffic = Traffic()
         self._library, self._store = library, _open(library, filled_in(place), timeout)
+        self._given, self._timeout = place, timeout
         self._stop, self._told = threading.Event(), -TOLD
 
     def __copy__(self) -> "Store":
@@ -117,6 +119,11 @@ class Store:
             NoRanges: the server gives whole files alone.
         """
         return self._run([self._ranges(*each) for each in asked])
+
+    def put(self, name: str, path: Path) -> None:
+        """Send a file, which is there whole or not at all."""
+        to = _open(self._library, filled_in(self._given), self._timeout, tries=10)  # of each part of a large file
+        self._run([self._persist(name, lambda: self._library.put_async(to, name, path))])
 
     def interrupt(self) -> None:
         """End what is under way; those who wait for it get an InputError."""
@@ -238,8 +245,8 @@ async def _gather(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _open(library: ModuleType, place: str, timeout: float) -> Any:
-    """The client's store of a place.
+def _open(library: ModuleType, place: str, timeout: float, tries: int = 0) -> Any:
+    """The client's store of a place, which itself asks so many times again.
 
     Raises:
         InputError: it takes no such place.
@@ -254,9 +261,9 @@ def _open(library: ModuleType, place: str, timeout: float) -> Any:
         token = base64.b64encode(unquote(login).encode()).decode()
         options["default_headers"] = {"authorization": f"Basic {token}"}
         place = urlunsplit(parts._replace(netloc=host))
-    once = {"max_retries": 0, "retry_timeout": timedelta(seconds=timeout)}
+    again = {"max_retries": tries, "retry_timeout": timedelta(seconds=timeout)}
     try:
-        return library.store.from_url(place, client_options=options, retry_config=once)
+        return library.store.from_url(place, client_options=options, retry_config=again)
     except (library.exceptions.BaseError, ValueError) as error:
         raise InputError(
             f"{hide_passwords(place)} is no place of a store: {hide_passwords(str(error))[:200]}"
