@@ -1,6 +1,7 @@
 """Kill a training with -9 at random instants, go on with --run.resume auto, and compare with an undisturbed one.
 
     python benchmarks/kill.py --runs 30 --zero-runs 5         # about 20 minutes on two idle cores
+    python benchmarks/kill.py --runs 10 --zero-runs 0 --store # the shards lie in an S3-compatible server on the loopback
 
 Two ranks train on synthetic scenes from two weighted sources, on the CPU in float32. Half of the kills aim at a save,
 some at the moment after it (rename, `latest`, removal of old checkpoints, export), the others at any time after the
@@ -33,12 +34,14 @@ from safetensors.numpy import load_file
 
 from datasets.shards import command
 from datasets.synthetic.landscapes import write_scenes
+from tests.helpers.object_store import ObjectStore
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS, STEPS, BATCH = 2, 14, 8
 TIMEOUT = 300  # seconds for one training
 AIMS = ("save", "anywhere", "save", "after a save", "save", "anywhere")  # of successive kills
 TIMINGS = {"samples_per_s", "data_wait", "memory_gb"}  # of a logged step; all else must repeat
+TIMINGS |= {"store_requests", "store_retries", "store_bytes"}
 SMALL = [
     *("--config", str(ROOT / "configs/pretrain/nano.yaml"), "--data.crop", "48", "--optim.batch", str(BATCH)),
     *("--model.encoder.embed_dim", "48", "--model.encoder.depth", "2", "--model.decoder.embed_dim", "48"),
@@ -222,14 +225,15 @@ def row(zero: int, outcomes: Sequence[Outcome]) -> str:
     return f"| {zero} | {len(outcomes)} | {in_save} of {len(kills)} | {spans} | {equal} of {len(outcomes)} |"
 
 
-def make_shards(folder: Path) -> str:
-    """Shards of synthetic optical and SAR scenes; the setting data.sources."""
+def make_shards(folder: Path, store: ObjectStore | None) -> str:
+    """Shards of synthetic optical and SAR scenes, here or in a store; the setting data.sources."""
     write_scenes(folder / "scenes", scenes=2, size=192, seed=0)
     for name in ("optical", "sar"):
         arguments = ["--sensor", f"synthetic-{name}", "--out", str(folder / name), "--tile", "64", "--workers", "1"]
         with contextlib.redirect_stdout(None):
             command.main([str(folder / "scenes" / name), *arguments])
-    return json.dumps([{"shards": str(folder / name), "weight": w} for name, w in (("optical", 2.0), ("sar", 1.0))])
+    places = {name: store.upload(folder / name, name) if store else str(folder / name) for name in ("optical", "sar")}
+    return json.dumps([{"shards": places["optical"], "weight": 2.0}, {"shards": places["sar"], "weight": 1.0}])
 
 
 def steps_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -278,11 +282,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30, help="at ZeRO stage 0")
     parser.add_argument("--zero-runs", type=int, default=5, help="at each of stages 1, 2 and 3")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", action="store_true", help="let the shards lie in object storage")
     parser.add_argument("--folder", type=Path, help="an empty or new folder, kept; else a temporary one")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no ranks are left behind
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="kill_"))).resolve()
-    sources, rng = make_shards(folder), random.Random(options.seed)
+    store = ObjectStore().start() if options.store else None
+    os.environ |= store.environment if store else {}
+    sources, rng = make_shards(folder, store), random.Random(options.seed)
     counts = {0: options.runs, 1: options.zero_runs, 2: options.zero_runs, 3: options.zero_runs}
     stages = {zero: try_stage(zero, runs, sources, folder, rng) for zero, runs in counts.items() if runs}
     print("\n| ZeRO | runs | kills in a save | resumed from step | steps repeated | equal bit for bit |")

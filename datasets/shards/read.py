@@ -163,11 +163,11 @@ class ShardSource:
         placements: Sequence[Placement],
     ) -> Iterator[Span["_Target"]]:  # fmt: skip
         """What is read for a batch: straight into its array, or into one of the sample's own that is cut afterwards."""
-        memory, size = _as_bytes(stored), stored.nbytes // len(stored)
+        memory, size, uncut = _as_bytes(stored), stored.nbytes // len(stored), Placement.of_whole(whole)
         for entry in entries:
             place, kind, array = entry.place, kinds[entry.code], None
             part = memory[place * size : (place + 1) * size]
-            if placements[place] != Placement.of_whole(whole) or kind != stored.dtype:
+            if placements[place] != uncut or kind != stored.dtype:
                 array = np.empty(whole, kind)
                 part = _as_bytes(array)
             yield Span(self.index.shards[entry.shard], entry.offset, part, entry.crc32, _Target(entry, array))
