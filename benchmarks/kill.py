@@ -1,7 +1,7 @@
 """Kill a training with -9 at random instants, go on with --run.resume auto, and compare with an undisturbed one.
 
     python benchmarks/kill.py --runs 30 --zero-runs 5         # about 20 minutes on two idle cores
-    python benchmarks/kill.py --runs 10 --zero-runs 0 --store # the shards lie in an S3-compatible server on the loopback
+    python benchmarks/kill.py --runs 10 --zero-runs 0 --store # the shards are read as from object storage, on the loopback
 
 Two ranks train on synthetic scenes from two weighted sources, on the CPU in float32. Half of the kills aim at a save,
 some at the moment after it (rename, `latest`, removal of old checkpoints, export), the others at any time after the
@@ -32,9 +32,9 @@ if __name__ == "__main__":
 
 from safetensors.numpy import load_file
 
+from benchmarks.yardsticks.serving import BUCKET, serve_folder
 from datasets.shards import command
 from datasets.synthetic.landscapes import write_scenes
-from tests.helpers.object_store import ObjectStore
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS, STEPS, BATCH = 2, 14, 8
@@ -225,14 +225,15 @@ def row(zero: int, outcomes: Sequence[Outcome]) -> str:
     return f"| {zero} | {len(outcomes)} | {in_save} of {len(kills)} | {spans} | {equal} of {len(outcomes)} |"
 
 
-def make_shards(folder: Path, store: ObjectStore | None) -> str:
+def make_shards(folder: Path, store: bool) -> str:
     """Shards of synthetic optical and SAR scenes, here or in a store; the setting data.sources."""
     write_scenes(folder / "scenes", scenes=2, size=192, seed=0)
     for name in ("optical", "sar"):
         arguments = ["--sensor", f"synthetic-{name}", "--out", str(folder / name), "--tile", "64", "--workers", "1"]
         with contextlib.redirect_stdout(None):
             command.main([str(folder / "scenes" / name), *arguments])
-    places = {name: store.upload(folder / name, name) if store else str(folder / name) for name in ("optical", "sar")}
+    places = {name: f"s3://{BUCKET}/{name}" if store else str(folder / name) for name in ("optical", "sar")}
+    os.environ |= serve_folder(folder) if store else {}
     return json.dumps([{"shards": places["optical"], "weight": 2.0}, {"shards": places["sar"], "weight": 1.0}])
 
 
@@ -287,9 +288,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no ranks are left behind
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="kill_"))).resolve()
-    store = ObjectStore().start() if options.store else None
-    os.environ |= store.environment if store else {}
-    sources, rng = make_shards(folder, store), random.Random(options.seed)
+    sources, rng = make_shards(folder, options.store), random.Random(options.seed)
     counts = {0: options.runs, 1: options.zero_runs, 2: options.zero_runs, 3: options.zero_runs}
     stages = {zero: try_stage(zero, runs, sources, folder, rng) for zero, runs in counts.items() if runs}
     print("\n| ZeRO | runs | kills in a save | resumed from step | steps repeated | equal bit for bit |")

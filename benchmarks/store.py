@@ -13,11 +13,9 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +24,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.reader import BATCH, write
+from benchmarks.yardsticks.serving import BUCKET, Files, serve_folder
 from datasets.shards.loader import LoaderConfig, ShardLoader, SourceConfig
 
 WARM = 4  # batches before the clock starts
@@ -49,39 +48,9 @@ class Reading(NamedTuple):
     requests: float  # a sample
 
 
-class Files(BaseHTTPRequestHandler):
-    """The files of a folder, whole or in ranges, as S3 gives them, each answer held back."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    folder, delay, asked = Path(), 0.0, 0
-
-    def do_GET(self) -> None:
-        Files.asked += 1
-        time.sleep(self.delay)
-        path = self.folder / self.path.rpartition("/")[2]
-        size = path.stat().st_size
-        first, _, last = (self.headers["Range"] or "bytes=0-").removeprefix("bytes=").partition("-")
-        start, stop = int(first), min(int(last or size), size - 1) + 1
-        self.send_response(206 if self.headers["Range"] else 200)
-        self.send_header("Content-Length", str(stop - start))
-        self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
-        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-        self.end_headers()
-        self.wfile.flush()
-        with path.open("rb") as file, suppress(BrokenPipeError, ConnectionResetError):  # the reader went away
-            while start < stop:
-                start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
 def serve(folder: Path, told: Connection) -> None:
     """Hold the shards of a folder; count what is asked for between two messages, which are latencies in seconds."""
-    Files.folder = folder
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    told.send(f"http://127.0.0.1:{server.server_port}")
+    told.send(serve_folder(folder))
     while (delay := told.recv()) is not None:
         told.send(Files.asked)
         Files.asked, Files.delay = 0, delay
@@ -104,9 +73,9 @@ def measure(row: Row, batches: int, server: Connection) -> Reading:
     return Reading(batches * BATCH / seconds, size / seconds / 1e6, requests)
 
 
-def rows(folder: Path, address: str, kept: Path) -> list[Row]:
+def rows(address: str, folder: Path, kept: Path) -> list[Row]:
     """All ways, in the order of the table."""
-    store = SourceConfig(shards="s3://imagery/shards")
+    store = SourceConfig(shards=f"s3://{BUCKET}")
     stream = SourceConfig(shards=address, stream=True)
     found = [Row("disk", SourceConfig(shards=str(folder)), CONFIG)]
     for delay in (0.0, 0.05, 0.2):
@@ -132,14 +101,9 @@ def main() -> None:
         ours, theirs = multiprocessing.Pipe()
         server = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, theirs), daemon=True)
         server.start()
-        address = ours.recv()
-        os.environ |= {
-            "AWS_ENDPOINT_URL": address,
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "no_proxy": "127.0.0.1",
-        }
-        ways = rows(folder, address, Path(scratch) / "kept")
+        environment = ours.recv()
+        os.environ |= environment
+        ways = rows(environment["AWS_ENDPOINT_URL"], folder, Path(scratch) / "kept")
         found = [[measure(row, options.batches, ours) for row in ways] for _ in range(options.rounds)]
         ours.send(None)
         server.join()
