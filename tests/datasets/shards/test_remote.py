@@ -321,3 +321,10 @@ def test_a_web_server_with_a_password_from_the_environment(folder: Path, monkeyp
         with pytest.raises(InputError, match="credentials") as caught:
             loader_of(address.replace("//", "//someone:wrong@"))
         assert "wrong" not in str(caught.value)
+
+
+def test_a_store_that_needs_what_the_environment_does_not_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(InputError, match=r"az://box/x cannot be opened: .*Account must be specified; see docs/cloud.md"):
+        Store("az://box/x")
