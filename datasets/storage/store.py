@@ -27,6 +27,7 @@ logger = logging.getLogger("alliance")
 T = TypeVar("T")
 PAUSES = 0.2, 10.0  # seconds before the first try anew, and at most
 ATTEMPTS = 2  # at least
+METADATA = "169.254.169.254"  # where machines in a cloud ask for the credentials of their role
 AT_ONCE = 64  # requests under way in a process
 NEAR = 1 << 18  # bytes; ranges that lie nearer to each other are one request
 TOLD = 30.0  # seconds between two lines about tries anew
@@ -220,7 +221,7 @@ class Store:
 
     def _reason(self, name: str, error: Exception) -> str:
         """What went wrong, in a line; raises what asking again cannot mend."""
-        text, kinds = str(error).partition("\n\nDebug source")[0], self._library.exceptions
+        text, kinds = _bare(error), self._library.exceptions
         if "416 Range Not Satisfiable" in text:
             raise _PastTheEnd
         if isinstance(error, PermissionError | kinds.PermissionDeniedError | kinds.UnauthenticatedError):
@@ -228,7 +229,9 @@ class Store:
                 f"{self.name(name)} is refused to us: the credentials in the environment are missing, expired, or do not "
                 f"allow it; renew them there, and give the same command, which goes on with --run.resume auto"
             ) from error
-        return hide_passwords(" ".join(text.split()))[:300]
+        if METADATA in text:
+            return "the environment names no credentials (docs/cloud.md), and this machine has none of its own"
+        return hide_passwords(text)[:300]
 
     def _tell(self, name: str, reason: str) -> None:
         self.traffic.retries += 1
@@ -265,9 +268,13 @@ def _open(library: ModuleType, place: str, timeout: float, tries: int = 0) -> An
     try:
         return library.store.from_url(place, client_options=options, retry_config=again)
     except (library.exceptions.BaseError, ValueError) as error:
-        raise InputError(
-            f"{hide_passwords(place)} is no place of a store: {hide_passwords(str(error))[:200]}"
-        ) from None
+        reason = f"{hide_passwords(_bare(error))[:200]}; docs/cloud.md says what the environment must name"
+        raise InputError(f"{hide_passwords(place)} cannot be opened: {reason}") from None
+
+
+def _bare(error: Exception) -> str:
+    """What the client says, in a line, without its own objects."""
+    return " ".join(str(error).partition("\n\nDebug source")[0].split())
 
 
 @cache

@@ -326,5 +326,7 @@ def test_a_web_server_with_a_password_from_the_environment(folder: Path, monkeyp
 def test_a_store_that_needs_what_the_environment_does_not_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AZURE_")]:
         monkeypatch.delenv(name)
-    with pytest.raises(InputError, match=r"az://box/x cannot be opened: .*Account must be specified; see docs/cloud.md"):
+    with pytest.raises(
+        InputError, match=r"az://box/x cannot be opened: .*Account must be specified; docs/cloud.md says"
+    ):
         Store("az://box/x")
