@@ -2,7 +2,27 @@
 
 import ctypes
 import gc
+import os
 from contextlib import suppress
+
+TRIM, MMAP = -1, -3  # of mallopt in GNU's C library: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+KEPT = 2**29  # bytes that may be free at the end of the heap before they go back to the system
+OF_THE_HEAP = 2**25  # bytes; larger pieces are mapped one by one, the most that GNU's library allows
+
+
+def keep_heap() -> None:
+    """Keep what a training step frees for the next one, which needs as much.
+
+    Left to itself GNU's C library returns it after every step and asks for it again, page by page; where in the heap a
+    long-lived piece then comes to lie, and so the size of what cannot be returned, is chance. Who has set variables of
+    the library for it has chosen otherwise.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    with suppress(OSError, AttributeError):  # another C library than that of GNU
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(MMAP, OF_THE_HEAP)
+        library.mallopt(TRIM, KEPT)
 
 
 def give_back() -> None:

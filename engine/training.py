@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from alliance.errors import InputError
+from datasets.memory import keep_heap
 from engine import checkpoints
 from engine.build import build_engine, refuse_broken_weights, refuse_rounded_norms
 from engine.checkpoints import Layout, NotSaved
@@ -35,6 +36,7 @@ def run_job(make: Callable[[Config, World], Job[Config]], config: Config, world:
     Args:
         make: opens the data; needs no other rank, so that a mistake seen by one can be raised by all.
     """
+    keep_heap()
     folder = RunFolder(config.run.dir)
     together(lambda: require_tensorboard(config.run) if world.is_main else None)
     if config.run.dry_run:
