@@ -5,6 +5,7 @@ A file of settings is data: it can neither import nor build anything, whoever wr
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -73,6 +74,11 @@ def settings_parser(kind: type, description: str | None) -> jsonargparse.Argumen
         import_path_denylist=["*"],
         import_path_allowlist=sorted({one.__module__.partition(".")[0] for one in dataclasses_of(kind)}),
     )
+    return _made_parser(kind, description)
+
+
+@functools.cache
+def _made_parser(kind: type, description: str | None) -> jsonargparse.ArgumentParser:
     usage = "%(prog)s [--config FILE] [--GROUP.KEY VALUE ...]"
     parser = jsonargparse.ArgumentParser(description=description, usage=usage, exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action="config", help="YAML file of settings; of several, the later ones win.")

@@ -24,6 +24,7 @@ from engine.runs import RunConfig, RunFolder
 from tests.helpers.runs import ROOT, Ranks, arguments_of, environment, metrics, records
 from tests.helpers.shards import write_tiny_shards
 
+SAVING = ("--run.steps", "4", "--run.save_every", "2", "--run.resume", "auto")
 SMALL_FILES = {resource.RLIMIT_FSIZE: (2**20, 2**20)}  # a checkpoint needs some 7 MB
 
 
@@ -42,6 +43,15 @@ def change_sample(folder: Path, place: int, value: np.ndarray) -> str:
         tar.seek(int(sidecar.places[name].offset[place]))
         tar.write(value.tobytes())
     return sidecar.keys[place].decode()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, sar_shards: Path) -> Path:
+    """A finished run of one rank with checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    code, output = train(folder, [sar_shards], *SAVING)
+    assert code == 0, output
+    return folder
 
 
 @pytest.fixture
@@ -193,22 +203,19 @@ def test_gradients_of_a_dropped_step_leave_no_trace(zero: int) -> None:
     assert [code for code, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(sar_shards: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_good_checkpoint(straight: Path, sar_shards: Path, tmp_path: Path) -> None:
     folder, sources = tmp_path / "run", [sar_shards]
-    steps = ("--run.steps", "6", "--run.save_every", "2", "--run.resume", "auto")
-    straight = tmp_path / "straight"
-    assert train(straight, sources, *steps)[0] == 0
     shutil.copytree(straight, folder)
-    (folder / "checkpoints" / "step_00000006" / "MANIFEST.json").unlink()  # step 4 is the newest
-    good = {path: path.read_bytes() for path in (folder / "checkpoints" / "step_00000004").iterdir()}
-    for arguments in ((), ("--run.unsaved", "stop")):
-        code, output = train(folder, sources, *steps, *arguments, ranks=2, limits=SMALL_FILES)
+    (folder / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()  # step 2 is the newest
+    good = {path: path.read_bytes() for path in (folder / "checkpoints" / "step_00000002").iterdir()}
+    for ranks, arguments in ((2, ()), (1, ("--run.unsaved", "stop"))):
+        code, output = train(folder, sources, *SAVING, *arguments, ranks=ranks, limits=SMALL_FILES)
         assert code == 2, output
-        assert "checkpoint of step 6 is not saved (rank 0: " in output
-        assert "the newest one is of step 4; make room, then go on with --run.resume auto" in output
+        assert "checkpoint of step 4 is not saved (rank 0: " in output
+        assert "the newest one is of step 2; make room, then go on with --run.resume auto" in output
         assert {path: path.read_bytes() for path in good} == good
         assert not list((folder / "checkpoints").glob("*.partial"))
-    assert train(folder, sources, *steps)[0] == 0
+    assert train(folder, sources, *SAVING)[0] == 0
     assert [line["loss"] for line in metrics(folder)] == [line["loss"] for line in metrics(straight)]
 
 
@@ -237,16 +244,15 @@ log.close()
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
 
 
-def test_a_damaged_checkpoint_is_passed_over(sar_shards: Path, tmp_path: Path) -> None:
-    folder, steps = tmp_path / "run", ("--run.steps", "4", "--run.save_every", "2", "--run.resume", "auto")
-    assert train(folder, [sar_shards], *steps)[0] == 0
+def test_a_damaged_checkpoint_is_passed_over(straight: Path, sar_shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(straight, tmp_path / "run"))
     losses = [line["loss"] for line in metrics(folder)]
     for step in (4, 2):
         path = folder / "checkpoints" / f"step_{step:08d}" / "mp_rank_00_model_states.pt"
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        code, output = train(folder, [sar_shards], *steps, ranks=2)
+        code, output = train(folder, [sar_shards], *SAVING, ranks=2)
         if step == 4:
             assert code == 0, output
             assert "checkpoint step_00000004 is passed over: mp_rank_00_model_states.pt is damaged" in output

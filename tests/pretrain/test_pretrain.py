@@ -57,7 +57,7 @@ def plain(folder: Path, sources: list[Path], *arguments: str, ranks: int) -> Non
 
 @pytest.mark.parametrize(
     ("start", "ranks", "zero"),
-    [(launched, 1, 2), (launched, 2, 2), (plain, 2, 0), (plain, 2, 1), (plain, 2, 3)],
+    [(plain, 1, 2), (launched, 2, 2), (plain, 2, 0), (plain, 2, 1), (plain, 2, 3)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_ranks_and_zero_stages_do_not_change_the_losses(
@@ -89,7 +89,7 @@ def test_accumulation_does_not_change_the_losses(alone: Path, tmp_path: Path, op
     )
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_resumed_run_repeats_the_losses(
     alone: Path, tmp_path: Path, optical_shards: Path, sar_shards: Path, ranks: int
 ):
@@ -98,14 +98,13 @@ def test_a_resumed_run_repeats_the_losses(
     whole = pretrain(folder, sources, *STEPS, "--run.save_every", "2", "--run.keep", "3")
     assert whole.returncode == 0, whole.stdout
     (folder / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()  # as if it had been killed while saving
-    resumed = pretrain(folder, sources, *STEPS, "--run.save_every", "2", "--run.resume", "auto", ranks=ranks)
-    assert resumed.returncode == 0, resumed.stdout
-    assert "going on from step 2" in resumed.stdout
+    plain(folder, sources, *STEPS, "--run.save_every", "2", "--run.resume", "auto", ranks=ranks)
+    assert "going on from step 2" in (folder / "train.log").read_text()
     fixed = ("step", "sensor", "lr", "sample_digest", "epoch")
     rows = [[record[key] for key in fixed] for record in metrics(folder)]
     assert rows == [[record[key] for key in fixed] for record in metrics(alone)]
     losses, expected = ([[r["loss"], r["loss_low"], r["grad_norm"]] for r in metrics(path)] for path in (folder, alone))
-    assert losses == (expected if ranks == 0 else [pytest.approx(row, rel=1e-4) for row in expected])
+    assert losses == (expected if ranks == 1 else [pytest.approx(row, rel=1e-4) for row in expected])
 
 
 def test_resuming_says_what_does_not_fit_and_mends_a_missing_export(alone: Path, tmp_path: Path, sar_shards: Path):

@@ -14,8 +14,10 @@ from alliance.errors import InputError
 from datasets.shards import ShardSource, command
 from datasets.shards.index import Index, Sidecar
 from datasets.synthetic.landscapes import write_scenes
+from tests.helpers import warm
 from tests.helpers.runs import ROOT, environment
 
+SCRIPT = ROOT / "launch" / "shards.py"
 TILING = ("--tile", "32", "--workers", "1", "--shard-mb", "0.1")
 
 
@@ -30,11 +32,8 @@ def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
     return [str(scenes), "--sensor", "synthetic-sar", "--out", str(out), *TILING, *more]
 
 
-def start(scenes: Path, out: Path, *more: str, folder: Path = ROOT) -> subprocess.Popen[str]:
-    script = [sys.executable, str(ROOT / "launch" / "shards.py"), *arguments(scenes, out, *more)]
-    return subprocess.Popen(
-        script, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+def start(scenes: Path, out: Path) -> warm.Started:
+    return warm.start([str(SCRIPT), *arguments(scenes, out)], environment())
 
 
 def refused(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
@@ -62,16 +61,15 @@ def test_the_same_command_at_once_loses_no_sample(scenes: Path, tmp_path: Path) 
 def test_without_locks_two_at_once_lose_no_sample_either(scenes: Path, tmp_path: Path) -> None:
     """As on a file system that knows no locks."""
     program = f"""
-import fcntl, sys
+import fcntl
 def without(*_): raise OSError("no locks here")
 fcntl.flock = without
-sys.path.insert(0, {str(ROOT)!r})
 from datasets.shards import command
-command.main(sys.argv[1:])
+command.main({arguments(scenes, tmp_path / "out")!r})
 """
-    given = [sys.executable, "-c", program, *arguments(scenes, tmp_path / "out")]
-    both = [subprocess.Popen(given, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [each.communicate(timeout=200)[1] for each in both]
+    given = ["-m", "tests.helpers.hold", program, str(tmp_path / "said")]
+    both = [warm.start(given, environment()) for _ in range(2)]
+    said = [each.communicate(timeout=200)[0] for each in both]
     assert 0 in [each.returncode for each in both], said
     command.main(arguments(scenes, tmp_path / "out"))
     assert Index.read(tmp_path / "out").samples == 3 * 4 * 4
@@ -124,12 +122,13 @@ def test_no_tar_is_ever_without_its_sidecar(scenes: Path, tmp_path: Path) -> Non
     assert all(len(Sidecar.load(path).keys) for path in (tmp_path / "out").glob("*.npz"))
 
 
-@pytest.mark.parametrize("name", ["signal.py", "numpy.py", "json.py", "deepspeed.py", "torch.py"])
-def test_code_in_the_current_folder_is_run_by_no_worker(name: str, scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / name).write_text("open('sprung', 'w')\nraise SystemExit(9)\n")
-    run = start(scenes, tmp_path / "out", "--workers", "2", folder=tmp_path)
-    said = run.communicate(timeout=200)[0]
-    assert run.returncode == 0, said
+def test_code_in_the_current_folder_is_run_by_no_worker(scenes: Path, tmp_path: Path) -> None:
+    """A trap in the place of each of these would spring, and end the command, whichever is imported first."""
+    for name in ("signal.py", "numpy.py", "json.py", "deepspeed.py", "torch.py"):
+        (tmp_path / name).write_text("open('sprung', 'w')\nraise SystemExit(9)\n")
+    script = [sys.executable, str(SCRIPT), *arguments(scenes, tmp_path / "out", "--workers", "2")]
+    run = subprocess.run(script, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
     assert not (tmp_path / "sprung").exists()
     assert Index.read(tmp_path / "out").samples == 48
 
