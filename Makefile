@@ -34,7 +34,7 @@ SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help pretrain test lint docs clean install shards unused-run
+.PHONY: help pretrain test test-lowest lint docs lock clean install shards unused-run
 
 # No process of theirs runs code that lies in the current folder.
 pretrain shards data/synthetic: export PYTHONSAFEPATH = 1
@@ -46,6 +46,15 @@ pretrain: unused-run shards ## pretrain on synthetic scenes, on DATA=<folder>, o
 test: install ## run the tests, JOBS=2 files at once; LONG=1 also the long ones
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(JOBS) --dist loadfile $(if $(filter 1,$(LONG)),-m '') $(ARGS)
 
+test-lowest: ## the tests with the lowest versions that setup.cfg allows, in an environment of its own, .venv-lowest
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; say where: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	test -x .venv-lowest/bin/pip || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q packaging
+	.venv-lowest/bin/python .ci/requirements.py lowest > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install -r .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --no-deps -e .
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
 lint: install ## ruff and pyright, as in pre-commit
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
@@ -55,13 +64,17 @@ docs: install ## build the pages of docs/ as a site in site/; warnings are error
 	$(VENV)/python -c 'import material' 2>/dev/null || $(VENV)/python -m pip install -e '.[docs]'
 	$(VENV)/python -m mkdocs build --strict
 
+lock: install ## write the versions of .venv that setup.cfg needs into requirements.lock, for reproducible installs
+	$(VENV)/python .ci/requirements.py installed > requirements.lock.part
+	mv requirements.lock.part requirements.lock
+
 # Fixed places alone, whatever SHARDS and RUN say: what lies elsewhere is for its owner to remove.
 clean: ## remove what `make pretrain` made of the synthetic scenes in its usual places, and caches; keeps .venv and other runs
 	rm -rf -- 'runs/quickstart' 'data/synthetic' 'data/synthetic.part' 'data/shards/optical' 'data/shards/sar'
 	rm -rf -- .pytest_cache .ruff_cache .hypothesis build site 'alliance_rs.egg-info'
 
 help: ## list the commands and their variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo 'variables of make pretrain, with their values now:'
 	@echo '  DATA=$(DATA)  SENSOR=$(SENSOR)  TILE=$(TILE)  WORKERS=$(WORKERS)  SHARDS=$(SHARDS)'

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import alliance
 from alliance.checkpoint import save_encoder
@@ -44,6 +46,34 @@ def test_every_dependency_has_a_lowest_version_and_deepspeed_a_range() -> None:
     assert {each.operator for each in deepspeed.specifier} == {">=", "<"}
 
 
+def versions(which: str) -> dict[str, Version]:
+    """What .ci/requirements.py names, by name."""
+    done = subprocess.run([sys.executable, ".ci/requirements.py", which], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    needs = [Requirement(line) for line in done.stdout.splitlines()]
+    assert all([each.operator for each in need.specifier] == ["=="] for need in needs)
+    return {need.name.lower(): Version(str(need.specifier)[2:]) for need in needs}
+
+
+def test_lowest_versions_are_not_above_those_that_are_used() -> None:
+    used, lowest = versions("installed"), versions("lowest")
+    assert {"torch", "deepspeed", "pytest", "einops"} <= set(lowest) and "ruff" not in lowest
+    assert [name for name, version in lowest.items() if version > used[name.replace("_", "-")]] == []
+
+
+def test_the_locked_versions_are_whole_and_those_that_setup_allows() -> None:
+    """All that is needed, and nothing that only this machine knows."""
+    needs = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines()]
+    assert all(not need.url and [each.operator for each in need.specifier] == ["=="] for need in needs)
+    locked = {need.name: str(need.specifier)[2:] for need in needs}
+    lines = [setup()["options"]["install_requires"]]
+    lines += [setup()["options.extras_require"][name] for name in ("train", "dev")]
+    for line in "\n".join(lines).split("\n"):
+        if line and not line.startswith("#"):
+            need = Requirement(line)
+            assert need.specifier.contains(locked[need.name.lower().replace("_", "-")]), line
+
+
 def test_sensors_are_public() -> None:
     assert "sentinel2-l2a" in alliance.list_sensors()
     assert alliance.find_sensor("sentinel2-l2a").name == "sentinel2-l2a"
@@ -62,11 +92,27 @@ def test_what_a_command_does_not_need_is_not_imported() -> None:
     assert told.stdout.splitlines() == ["[]", "[]", "[] False"]
 
 
+def sdist(folder: Path) -> Path:
+    """The source distribution, from a copy of what a fresh clone holds of the library."""
+    clone = folder / "clone"
+    shutil.copytree(ROOT / "alliance", clone / "alliance", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    (folder / "made").mkdir()
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder / 'made')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=clone, timeout=200, capture_output=True)
+    (made,) = (folder / "made").iterdir()
+    assert made.name == f"alliance_rs-{alliance.__version__}.tar.gz"
+    return made
+
+
 @pytest.mark.long
-def test_a_wheel_works_outside_the_clone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["clone", "sdist"])
+def test_a_wheel_works_outside_the_clone(tmp_path: Path, source: str) -> None:
+    built_from = ROOT if source == "clone" else sdist(tmp_path)
     save_encoder(create_model("alliance_nano_patch8", [sensor_of(3)]).encoder, tmp_path / "run" / "encoder")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "wheel"), str(ROOT)]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "wheel"), str(built_from)]
     subprocess.run(build, check=True, cwd=tmp_path, timeout=280)
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
