@@ -115,7 +115,7 @@ class Trainer:
         """Take the first steps alone, without a word of their losses.
 
         Returns:
-            Seconds of each; fewer than asked for where a signal asked to stop.
+            Seconds of each; none, on all ranks, where a signal asked one of them to stop.
         Raises:
             AgreedError: not one of them was finite.
         """
@@ -123,10 +123,9 @@ class Trainer:
         batches, seconds = self.job.batches(), []
         for step in range(steps):
             self.world.watch.step = step
-            stop = self._step(step, batches, logged=True).stop
+            if self._step(step, batches, logged=True).stop:
+                return []
             seconds.append(self.clock.lap()[0])
-            if stop:
-                break
         self.faults.report(len(seconds) - 1)
         if self.failed == len(seconds):
             raise AgreedError(f"the first steps are not finite ({self.trouble}); lower optim.lr or check the data")
