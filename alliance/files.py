@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -88,12 +88,16 @@ def _created(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def lock(descriptor: int) -> bool | None:
-    """Lock an open file until it is closed; whether that could be done. None: there are no locks on this file system."""
+def lock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file until it is closed; whether that could be done. None: there are no locks on this file system.
+
+    Args:
+        shared: with others who ask for it so too.
+    """
     if fcntl is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
@@ -170,10 +174,15 @@ def final_name(path: Path) -> str:
     return made["name"] if made else path.name
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Remove the files that writers which were killed left in a folder which nobody else writes into now."""
+def clear_temporaries(folder: Path, names: Container[str] | None = None) -> None:
+    """Remove the files that writers which were killed left in a folder.
+
+    Args:
+        names: that these files would have got, and that nobody else writes now; None: nobody else writes into the folder.
+    """
     for path in folder.glob("*.tmp"):
-        if TEMPORARY.fullmatch(path.name) and not path.is_dir():
+        wanted = names is None or final_name(path) in names
+        if wanted and TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

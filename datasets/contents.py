@@ -30,10 +30,10 @@ def digest_files(files: Mapping[str, Path], *, limit: int | None = None) -> str:
     """
     with ThreadPoolExecutor(THREADS, "contents") as threads:
         places = list(dict.fromkeys(files.values()))
-        stamps = dict(zip(places, threads.map(_stamps, places), strict=True))
-        sizes = {path: stamp.size for each in stamps.values() for path, stamp in each.items()}
+        stamped = dict(zip(places, threads.map(stamps, places), strict=True))
+        sizes = {path: each.size for found in stamped.values() for path, each in found.items()}
         whole = sum(sizes.values()) <= (WHOLE if limit is None else limit)
-        found = threads.map(lambda path: _contents(stamps[path], whole=whole), places)
+        found = threads.map(lambda path: _contents(stamped[path], whole=whole), places)
         contents = dict(zip(places, found, strict=True))
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
@@ -41,37 +41,41 @@ def digest_files(files: Mapping[str, Path], *, limit: int | None = None) -> str:
     return total.hexdigest()[:32]
 
 
-class _Stamp(NamedTuple):
+class Stamp(NamedTuple):
     """By which a file is known to be the same as a moment ago."""
 
     size: int
     time: int  # ns
 
 
-def _stamps(path: Path) -> dict[Path, _Stamp]:
-    """Of a file and of what belongs to it."""
+ABSENT = Stamp(0, 0)
+
+
+def stamps(path: Path) -> dict[Path, Stamp]:
+    """Of a file and of what belongs to it; one that cannot be read counts as absent."""
     try:
-        return {each: _stamp(each) for each in (path, *parts(path))}
+        return {each: stamp(each) for each in (path, *parts(path))}
     except OSError:  # of a folder that cannot be entered
-        return {path: _Stamp(0, 0)}
+        return {path: ABSENT}
 
 
-def _contents(stamps: Mapping[Path, _Stamp], *, whole: bool) -> bytes:
+def _contents(stamped: Mapping[Path, Stamp], *, whole: bool) -> bytes:
     """Sizes and checksums of a file and of what belongs to it."""
-    found = [(stamp.size, _digest(path, stamp, whole=whole)) for path, stamp in stamps.items()]
+    found = [(each.size, _digest(path, each, whole=whole)) for path, each in stamped.items()]
     return b"".join(f"{size}\0".encode() + each for size, each in found if each)
 
 
-def _stamp(path: Path) -> _Stamp:
+def stamp(path: Path) -> Stamp:
+    """Of a file alone."""
     try:
         found = regular(path).stat()
     except OSError:
-        return _Stamp(0, 0)
-    return _Stamp(0 if speaks_of_more(path) else found.st_size, found.st_mtime_ns)
+        return ABSENT
+    return Stamp(0 if speaks_of_more(path) else found.st_size, found.st_mtime_ns)
 
 
 @cache
-def _digest(path: Path, stamp: _Stamp, *, whole: bool) -> bytes:
+def _digest(path: Path, stamp: Stamp, *, whole: bool) -> bytes:
     """Of one file; the several runs of a command read it once. Empty: it says nothing of numbers."""
     try:
         if speaks_of_more(path):

@@ -20,16 +20,18 @@ SPARE = 128  # descriptors kept for everything that is no shard: libraries, logs
 FULL = (errno.EMFILE, errno.ENFILE)  # too many open files, of this process or of the machine
 
 
-def open_lock(path: Path) -> int | None:
+def open_lock(path: Path, *, shared: bool = False) -> int | None:
     """Lock a file, which is made if need be and never followed as a link, until its descriptor is closed.
 
+    Args:
+        kind: LOCK_EX, to be the only one; LOCK_SH, to be beside others of this kind.
     Returns:
         The descriptor; None: another process holds the lock. On a file system without locks nothing is locked.
     Raises:
         OSError: the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
-    if lock(descriptor) is False:
+    if lock(descriptor, shared=shared) is False:
         os.close(descriptor)
         return None
     return descriptor
@@ -42,11 +44,28 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process is.
     """
+    with _writer(folder, shared=False):
+        yield
+
+
+@contextmanager
+def shared_writer(folder: Path) -> Iterator[None]:
+    """Be one of several processes that write into a folder, none of which is its `only_writer`.
+
+    Raises:
+        InputError: another process is.
+    """
+    with _writer(folder, shared=True):
+        yield
+
+
+@contextmanager
+def _writer(folder: Path, *, shared: bool) -> Iterator[None]:
     descriptor: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    locked = lock(descriptor)
+    locked = lock(descriptor, shared=shared)
     if locked is None:
         os.close(descriptor)
-        descriptor = open_lock(folder / LOCK)
+        descriptor = open_lock(folder / LOCK, shared=shared)
     if locked is False or descriptor is None:
         raise InputError(f"another process writes into {folder}; wait for it, or give another folder")
     try:

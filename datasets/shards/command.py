@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from alliance.errors import InputError
 from alliance.sensors.catalog import sensor_names
 from alliance.sensors.templates import template_names
+from datasets.cluster import connected
 from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import summarise
@@ -17,6 +19,7 @@ from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.guess import COUNTS
 from datasets.shards.index import Index
 from datasets.shards.inspection import look_at, show
+from datasets.shards.parts import Part, merge_parts, write_part
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.repack import repack_folder
 from datasets.shards.verify import verify_folder
@@ -31,7 +34,8 @@ EPILOG = """examples:
   python launch/shards.py --index foreign/ --sensor rgb-uint8 --out shards/ tars of others with .tif, .jpg, ...
   python launch/shards.py --verify shards/                                  whether they are as they were written
 
-An interrupted run goes on where it stopped when the same command is given again."""
+An interrupted run goes on where it stopped when the same command is given again.
+On several machines: --dask, or --part and --merge; docs/making-shards.md tells how."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> list[str]:
+    _refuse_mixtures(options)
+    if options.merge:
+        return _merge(options)
+    if options.part:
+        return _make_part(options)
     if options.verify:
         if options.scenes or options.out or options.index:
             raise InputError("--verify reads one folder of shards; give no scenes, --out or --index beside it")
@@ -52,6 +61,36 @@ def _run(options: argparse.Namespace) -> list[str]:
         return show(looks, lines, options.out)
     index, plan = _index_foreign(options) if options.index else _make(options)
     return report(index, options.out or options.index, plan)
+
+
+def _refuse_mixtures(options: argparse.Namespace) -> None:
+    """Refuse options of several machines where they mean nothing."""
+    given = [name for name in ("dask", "part", "merge") if getattr(options, name)]
+    others = [name for name in ("verify", "inspect", "index") if getattr(options, name)]
+    if len(given) > 1 or (given and others):
+        first, second = (given + others)[:2]
+        raise InputError(f"--{first} and --{second} do not go together; give one of them")
+    if options.overwrite and (options.part or options.merge):
+        raise InputError(
+            "--overwrite would remove what other parts have made; empty the folder yourself, then make the parts without it"
+        )
+
+
+def _make_part(options: argparse.Namespace) -> list[str]:
+    part = Part.parse(options.part)
+    plan = _plan(options)
+    made, total = write_part(plan, options.out, part, workers=options.workers)
+    lines = [f"part {part}: {made} of {total} shards, in {options.out}"]
+    return [*lines, f"when all parts are done: python launch/shards.py --merge {options.out}"]
+
+
+def _merge(options: argparse.Namespace) -> list[str]:
+    if options.scenes:
+        raise InputError("--merge reads the folders of parts alone; give no scenes beside it")
+    out = options.out or options.merge[0]
+    if options.out is None and len(options.merge) > 1:
+        raise InputError("where to? pass --out DIR; with one folder of all parts, --merge DIR alone")
+    return report(merge_parts(options.merge, out), out)
 
 
 def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
@@ -120,15 +159,20 @@ def _unnamed(plan: Plan) -> list[str]:
 
 
 def _make(options: argparse.Namespace) -> tuple[Index, Plan]:
+    with connected(options.dask) if options.dask else nullcontext() as cluster:
+        plan = _plan(options)
+        index = write_shards(plan, options.out, workers=options.workers, overwrite=options.overwrite, cluster=cluster)
+    return index, plan
+
+
+def _plan(options: argparse.Namespace) -> Plan:
     if not options.scenes:
         raise InputError("no scenes given; see python launch/shards.py --help")
     if options.out is None:
         raise InputError("where to? pass --out DIR")
     stride = options.tile if options.stride is None else options.stride
     tiles = TileOptions(tile=options.tile, stride=stride, max_missing=options.max_missing, shard_mb=options.shard_mb)
-    plan = make_plan([gather(request) for request in _requests(options)], tiles)
-    index = write_shards(plan, options.out, workers=options.workers, overwrite=options.overwrite)
-    return index, plan
+    return make_plan([gather(request) for request in _requests(options)], tiles)
 
 
 def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
@@ -210,6 +254,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace the shards that are in --out; with --verify, have damaged ones written anew by the next run",
     )
+    several = parser.add_argument_group("several machines, which see the same files under the same paths").add_argument
+    several(
+        "--dask",
+        metavar="ADDRESS",
+        help="let the workers of a running Dask scheduler make the shards (tcp://HOST:8786)",
+    )
+    several("--part", metavar="I/N", help="make part I of N alone: shards I, I + N, ... of the same plan, and no index")
+    several("--merge", nargs="+", type=Path, metavar="DIR", help="write the index of all parts in DIR; of several, copied "
+        "to --out")  # fmt: skip
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
     cube("--key", help="name of the array, or of the group of arrays (default: the only image)")
     cube("--axes", help="order of its axes, such as hwc or chw (default: as the file tells)")

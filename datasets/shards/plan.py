@@ -101,6 +101,9 @@ class Job:
     options: TileOptions
     fingerprint: str
 
+    def __str__(self) -> str:
+        return self.path.name
+
     @property
     def tiles(self) -> int:
         """Number of tiles."""

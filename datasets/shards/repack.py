@@ -20,11 +20,12 @@ from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
 from datasets.imagery.units import settle_units
+from datasets.shards.folder import collect_finished, own_folder
 from datasets.shards.foreign import IMAGES, find_tars, held_to_sensor, image_fields, other_size, state_of
 from datasets.shards.index import Index
 from datasets.shards.plan import Layer
 from datasets.shards.scan import members
-from datasets.shards.write import Written, collect_finished, make_shard, npy, own_folder, run_jobs, settle
+from datasets.shards.write import Written, make_shard, npy, run_jobs, settle
 
 TRIED = 16  # samples of the first tar, until one can be read
 LARGEST = 1 << 30  # bytes of a member

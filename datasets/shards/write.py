@@ -4,145 +4,56 @@ import dataclasses
 import io
 import json
 import os
-import re
 import signal
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
-from alliance.files import TEMPORARY, clear_temporaries, final_name, scratch_file
+from alliance.files import clear_temporaries, scratch_file
 from alliance.sensors import Sensor
 from datasets.children import end_with_parent, safe_path
-from datasets.descriptors import LOCK, only_writer
+from datasets.cluster import Cluster
 from datasets.imagery.marks import refuse_undeclared
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, Window
-from datasets.shards.index import NAME, Index, Sidecar, collect
+from datasets.shards.elsewhere import await_files, done_elsewhere
+from datasets.shards.folder import ShardJob, collect_finished, finish, is_finished, own_folder
+from datasets.shards.index import Index
 from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
 from datasets.shards.scan import scan
 
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)  # what a damaged sidecar raises
-OUR_NAME = re.compile(rf"(?:shard-\d{{6,}}\.(?:tar|npz)|{re.escape(NAME)})(?:\.tmp)?")
 
-
-class ShardJob(Protocol):
-    """Work whose result is a tar and its sidecar."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def tiles(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-
-def write_shards(plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = False) -> Index:
+def write_shards(
+    plan: Plan, out: Path, *, workers: int = 1, overwrite: bool = False, cluster: Cluster | None = None
+) -> Index:
     """Make the plan's shards and their index; shards that an interrupted run finished are kept.
 
+    Args:
+        workers: processes of this machine.
+        cluster: whose workers make the shards instead.
     Raises:
         InputError: the folder holds something else or is written into by another process, or no sample could be made.
     """
     jobs = plan.jobs(out)
     work = partial(write_shard, sensors=plan.sensors, shapes=plan.shapes)
     with own_folder(out, plan.fingerprint, overwrite=overwrite):
-        run_jobs(jobs, work, workers)
-        index = collect_finished(jobs, plan.sensors, plan.shapes, plan.skipped)
-        index = dataclasses.replace(index, forced=bool(plan.forced))
-        index.write(out)
-    return index
-
-
-@contextmanager
-def own_folder(out: Path, fingerprint: str, *, overwrite: bool) -> Iterator[None]:
-    """Be the only process that writes into a folder, which is made if need be, and see that nothing else lies in it.
-
-    Raises:
-        InputError: another process writes into it, or it holds what is not ours, see `prepare_folder`.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; pass another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
-        prepare_folder(out, fingerprint, overwrite=overwrite)
-        yield
-
-
-def collect_finished(
-    jobs: Sequence[ShardJob],
-    sensors: Mapping[str, Sensor],
-    shapes: Mapping[str, tuple[int, int, int]],
-    skipped: Sequence[Skipped] = (),
-) -> Index:
-    """The index of shards that are all as they were written.
-
-    Raises:
-        InputError: one is not, there are no samples at all, or a band is missing everywhere.
-    """
-    undone = [job.path for job in jobs if not is_finished(job)]
-    if undone:
-        where = undone[0].parent
-        raise InputError(f"{undone[0]} is not as it was written; see that nobody else writes into {where}, then go on")
-    return collect([job.path for job in jobs], sensors, shapes, skipped)
-
-
-def prepare_folder(out: Path, fingerprint: str, *, overwrite: bool) -> None:
-    """See that all a folder holds is an earlier run of the same plan, or remove that run; and what a kill left of it.
-
-    Raises:
-        InputError: the folder holds anything else; nothing is removed then.
-    """
-    paths = sorted(out.iterdir())
-    others = [path for path in paths if path.name != LOCK and not OUR_NAME.fullmatch(final_name(path))]
-    if others:
-        raise InputError(f"{out} holds other files ({others[0].name}); pass another --out")
-    if overwrite:
-        for path in (path for path in paths if path.name != LOCK):
-            path.unlink(missing_ok=True)
-        return
-    foreign = _of_others(out)
-    if foreign:
-        raise InputError(
-            f"{out} holds {foreign[0].name}, which this command has not made; pass another --out, or --overwrite to lose it"
-        )
-    if any(_fingerprint(path) not in (None, fingerprint) for path in out.glob("shard-*.npz")):
-        raise InputError(f"{out} holds shards of other scenes or options; pass --overwrite, or another --out")
-    clear_temporaries(out)
-    for path in out.glob("shard-*.tmp"):  # as earlier versions called theirs
-        path.unlink(missing_ok=True)
-
-
-def _of_others(out: Path) -> list[Path]:
-    """Files with names of ours that nothing of ours belongs to: a shard needs its sidecar or a line of the index."""
-    ours = {path.stem for path in out.glob("*.npz") if _fingerprint(path) is not None}
-    index = out / NAME
-    with suppress(InputError):
-        listed = Index.read(out).shards
-        ours |= {Path(shard.name).stem for shard in listed} | {index.stem}
-    claimed = ours | ({index.stem} if ours else set())  # a damaged index of good shards is made anew
-    paths = [path for path in sorted(out.iterdir()) if path.name != LOCK and not TEMPORARY.fullmatch(path.name)]
-    return [
-        path for path in paths if path.name.partition(".")[0] not in claimed and not (ours and path.suffix == ".tmp")
-    ]
-
-
-def is_finished(job: ShardJob) -> bool:
-    """Whether an earlier run made this shard."""
-    try:
-        sidecar = Sidecar.load(job.path.with_suffix(".npz"))
-        size = job.path.stat().st_size if len(sidecar.keys) else 0
-    except UNREADABLE:
-        return False
-    return sidecar.fingerprint == job.fingerprint and size == sidecar.bytes
+        if cluster is None:
+            run_jobs(jobs, work, workers)
+        else:
+            todo = [job for job in jobs if not is_finished(job)]
+            _count(jobs, todo, done_elsewhere(todo, work, cluster))
+            await_files(is_finished, todo)
+            clear_temporaries(out)  # of workers that died
+        return finish(collect_finished(jobs, plan.sensors, plan.shapes, plan.skipped), out, forced=bool(plan.forced))
 
 
 def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int) -> None:
@@ -153,34 +64,49 @@ def run_jobs(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int
         KeyboardInterrupt: stopped by the user.
     """
     todo = [job for job in jobs if not is_finished(job)]
+    with safe_path():
+        _count(jobs, todo, _done_here(todo, work, workers))
+
+
+def _count(jobs: Sequence[ShardJob], todo: Sequence[ShardJob], done: Iterable[ShardJob]) -> None:
+    """Show how many tiles of all jobs are done, as those that were not get done."""
     total, left = (sum(job.tiles for job in some) for some in (jobs, todo))
-    with safe_path(), tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
-        if workers <= 1 or len(todo) <= 1:
-            for job in todo:
-                work(job)
-                bar.update(job.tiles)
-            return
-        context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
-        context.set_forkserver_preload([__name__])
-        pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start_worker)
-        with pool:
-            futures = {pool.submit(work, job): job for job in todo}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update(futures[future].tiles)
-            except BrokenProcessPool as error:
-                raise InputError(
-                    "a worker was killed, for memory perhaps; try --workers 1, or less --shard-mb"
-                ) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    with tqdm(total=total, initial=total - left, unit="tile", desc="shards", disable=None) as bar:
+        for job in done:
+            bar.update(job.tiles)
 
 
-def write_shard(job: Job, *, sensors: dict[str, Sensor], shapes: dict[str, tuple[int, int, int]]) -> None:
+def _done_here(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: int) -> Iterator[ShardJob]:
+    """Do jobs, one after the other or in processes of this machine; each as it is done."""
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            work(job)
+            yield job
+        return
+    context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BrokenProcessPool as error:
+            raise InputError("a worker was killed, for memory perhaps; try --workers 1, or less --shard-mb") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def write_shard(
+    job: Job,
+    *,
+    sensors: dict[str, Sensor],
+    shapes: dict[str, tuple[int, int, int]],
+    confirm: Callable[[], None] | None = None,
+) -> None:
     """Cut the tiles of one shard and write them, see `make_shard`."""
-    make_shard(job, partial(_write_tiles, job), sensors, shapes)
+    make_shard(job, partial(_write_tiles, job), sensors, shapes, confirm)
 
 
 class Written(NamedTuple):
@@ -196,11 +122,13 @@ def make_shard(
     fill: Callable[[TarWriter], Written],
     sensors: Mapping[str, Sensor],
     shapes: Mapping[str, tuple[int, int, int]],
+    confirm: Callable[[], None] | None = None,
 ) -> None:
     """Write one tar under a name of its own and read it back; its sidecar gets its name first, so that no tar lacks one.
 
     Args:
         fill: writes the samples.
+        confirm: called before anything gets its name; raises where that is not wanted any more.
     Raises:
         InputError: not all samples that were written can be read back.
     """
@@ -219,6 +147,8 @@ def make_shard(
             )
         record = {"dropped": written.dropped, "skipped": tuple(written.skipped), "fingerprint": job.fingerprint}
         record |= {} if written.keys else {"bytes": 0}
+        if confirm is not None:
+            confirm()
         dataclasses.replace(sidecar, **record).save(job.path.with_suffix(".npz"))
         if written.keys:
             os.replace(part, job.path)
@@ -317,13 +247,6 @@ def _source(footprint: Footprint, file: Path | None) -> str:
     scenes = [layer.scene for layer in footprint.layers]
     names = {path: name for scene in scenes for path, name in zip(scene.files, scene.sources, strict=True)}
     return names[file or scenes[0].files[0]]
-
-
-def _fingerprint(sidecar: Path) -> str | None:
-    try:
-        return Sidecar.load(sidecar).fingerprint
-    except UNREADABLE:
-        return None
 
 
 def _start_worker() -> None:

@@ -1,0 +1,257 @@
+"""Shards and maps made by the workers of a Dask cluster: the same bytes and pixels, whatever becomes of the workers."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from alliance.errors import InputError
+from datasets.cluster import Cluster, connected, do_unit, refuse_unseen, surroundings
+from datasets.contents import Stamp
+from datasets.shards.command import main
+from datasets.shards.elsewhere import carry_out
+from datasets.shards.index import Index
+from datasets.synthetic.landscapes import write_scenes
+from tests.datasets.shards.test_shards import digests, refused
+from tests.helpers import dask, warm
+from tests.helpers.runs import environment
+
+TILING = ("--sensor", "synthetic-optical", "--tile", "32", "--workers", "1", "--shard-mb", "0.25")
+HOST = socket.gethostname()
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    with dask.scheduler() as running:
+        yield running.address
+
+
+@pytest.fixture(scope="module")
+def cluster(scheduler: str) -> Iterator[str]:
+    """Two workers, and the address of their scheduler."""
+    with dask.workers(scheduler, 2), connected(scheduler) as connection:
+        while len(connection.client.nthreads()) < 2:
+            time.sleep(0.05)
+        yield scheduler
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, scenes=3, size=224, seed=0)
+    return folder / "optical"
+
+
+@pytest.fixture(scope="module")
+def alone(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards as one machine makes them."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    main([str(scenes), "--out", str(out), *TILING])
+    return out
+
+
+class Killer(threading.Thread):
+    """Kills a worker of a cluster as soon as a folder holds something finished and something begun."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        super().__init__()
+        self.address, self.folder, self.killed = address, folder, 0
+
+    def run(self) -> None:
+        with connected(self.address) as connection:
+            processes = connection.client.run(os.getpid)
+        until = time.monotonic() + 60
+        while not (any(self.folder.glob("*.npz")) and any(self.folder.glob("*.tar.*.tmp"))):
+            if time.monotonic() > until:
+                return
+            time.sleep(0.001)
+        self.killed = next(iter(processes.values()))
+        os.kill(self.killed, signal.SIGKILL)
+
+
+class Number(NamedTuple):
+    """A unit."""
+
+    value: int
+
+    def __str__(self) -> str:
+        return f"number {self.value}"
+
+
+def square(number: Number) -> int:
+    time.sleep(0.02 * (number.value % 3))  # so that they end in another order
+    return number.value**2
+
+
+def die(number: Number) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(number: Number, *, folder: Path) -> None:
+    (folder / str(time.monotonic_ns())).touch()
+    raise OSError(5, "Input/output error", "/data/a.tif")
+
+
+# Shards
+
+
+def test_shards_are_the_same_bytes_when_a_worker_is_killed(
+    cluster: str, scenes: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killer = Killer(cluster, tmp_path / "out")
+    killer.start()
+    main([str(scenes), "--out", str(tmp_path / "out"), *TILING, "--dask", cluster])
+    killer.join()
+    assert killer.killed
+    assert digests(tmp_path / "out") == digests(alone)
+    assert len(Index.read(alone).shards) > 15
+    assert "samples in" in capsys.readouterr().out
+
+
+def test_a_stopped_command_says_so_and_goes_on_when_given_again(
+    cluster: str, scenes: Path, alone: Path, tmp_path: Path
+) -> None:
+    given = [str(scenes), "--out", "out", *TILING, "--dask", cluster]  # a path of the command's own folder
+    command = ["-m", "tests.helpers.within", str(tmp_path), *given]
+    run = warm.start(command, environment())
+    while len(list((tmp_path / "out").glob("*.npz"))) < 3:
+        assert run.poll() is None, run.communicate(10)
+        time.sleep(0.002)
+    run.send_signal(signal.SIGINT)
+    said, _ = run.communicate(30)
+    assert run.returncode == 130, said
+    assert said.strip().splitlines()[-1].startswith("stopped; the finished shards are kept")
+    assert "Traceback" not in said and "distributed" not in said
+    assert not (tmp_path / "out" / "index.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    again = warm.run(command, environment(), 60)
+    assert again.returncode == 0, again.stdout
+    assert digests(tmp_path / "out") == digests(alone)
+    assert kept == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept}
+
+
+# Units
+
+
+def test_results_come_in_order_and_few_are_under_way(cluster: str) -> None:
+    taken = []
+
+    def numbers() -> Iterator[Number]:
+        for value in range(40):
+            taken.append(value)
+            yield Number(value)
+
+    with connected(cluster) as connection:
+        for place, (number, found) in enumerate(connection.run(square, numbers(), in_order=True)):
+            assert (number, found) == (Number(place), place**2)
+            assert len(taken) <= place + 1 + 3 * 2
+        assert len(taken) == 40
+        found = dict(connection.run(square, map(Number, range(20))))
+    assert found == {Number(value): value**2 for value in range(20)}
+
+
+def test_a_unit_whose_workers_die_is_named_with_the_last_one(cluster: str) -> None:
+    told = r"^number 7: 2 workers died .* the last one was tcp://127.0.0.1:\d+; for memory perhaps"
+    with connected(cluster) as connection, pytest.raises(InputError, match=told):
+        list(connection.run(die, [Number(7)]))
+
+
+def test_a_failure_of_the_system_is_tried_again_and_then_told_with_its_machine(cluster: str, tmp_path: Path) -> None:
+    told = rf"^number 3, 3 times: worker tcp://\S+ on {HOST}: /data/a.tif: Input/output error"
+    with connected(cluster) as connection, pytest.raises(InputError, match=told):
+        list(connection.run(partial(fail, folder=tmp_path), [Number(3)]))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_files_that_a_worker_does_not_see_are_named_with_its_machine(cluster: str, alone: Path, tmp_path: Path) -> None:
+    """As a worker would whose machine lacks them."""
+    (tmp_path / "b.tif").write_bytes(b"12345")
+    state = (tmp_path / "b.tif").stat()
+    same = {tmp_path / "b.tif": Stamp(5, state.st_mtime_ns + 10**9)}
+    with connected(cluster) as connection:
+        list(connection.run(refuse_unseen, [same]))
+        for seen, reason in (
+            ({tmp_path / "a.tif": Stamp(5, 1)}, "a.tif is not there"),
+            ({tmp_path / "b.tif": Stamp(6, state.st_mtime_ns)}, "b.tif is another file here: 5 bytes"),
+            ({tmp_path / "b.tif": Stamp(5, 1)}, "b.tif is another file here: 5 bytes"),
+        ):
+            with pytest.raises(InputError, match=rf"worker tcp://\S+ on {HOST}: {tmp_path}/{reason}"):
+                list(connection.run(refuse_unseen, [seen]))
+        told = rf"worker tcp://\S+ on {HOST}: {tmp_path}/other is not the folder that the command writes into"
+        with pytest.raises(InputError, match=told):
+            list(connection.run(partial(carry_out, work=print, marker=tmp_path / "other" / "index.json.tmp"), [same]))
+
+
+# Where there is no cluster
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "10.0.0.1:8786", "localhost", "http://a:1", "tcp://a", "tcp://a:b", "file:///etc/passwd", "tcp://u:p@a:1"],
+)
+def test_what_is_no_address(address: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, scenes, "--out", tmp_path / "out", f"--dask={address}")
+    assert "give the address of a running scheduler, such as tcp://10.0.0.1:8786" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_scheduler_that_does_not_answer_is_named_in_time(listens: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        begun = time.monotonic()
+        with (
+            pytest.raises(InputError, match=f"no Dask scheduler answers at {address} within 1 s"),
+            connected(address, timeout=1),
+        ):
+            pass
+    assert time.monotonic() - begun < 5
+
+
+def test_without_distributed_only_dask_is_refused(
+    scenes: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    told = refused(capsys, scenes, "--out", tmp_path / "out", "--dask", "tcp://127.0.0.1:8786")
+    assert "--dask needs the packages dask and distributed" in told and "pip install '.[cluster]'" in told
+    main([str(scenes), "--out", str(tmp_path / "out"), *TILING])
+    assert digests(tmp_path / "out") == digests(alone)
+
+
+def test_other_versions_on_a_worker_are_told() -> None:
+    expected = surroundings()
+    assert expected["Python"] == ".".join(map(str, sys.version_info[:2]))
+    from datasets.cluster import refuse_other_surroundings
+
+    refuse_other_surroundings(expected)
+    for name in expected:
+        with pytest.raises(InputError, match=f"it has {name} .*, the command 0.1; give all of them one environment"):
+            refuse_other_surroundings(expected | {name: "0.1"})
+    assert callable(do_unit)
+
+
+def test_no_workers_or_workers_outside_of_the_clone_or_no_scheduler_any_more() -> None:
+    with dask.scheduler() as running, connected(running.address, patience=1) as connection:
+        with pytest.raises(
+            InputError, match=f"{running.address} has had no worker for 1 s; start some, such as PYTHONPATH"
+        ):
+            list(connection.run(square, [Number(1)]))
+        with dask.workers(running.address, 1, in_the_clone=False):
+            patient = Cluster(connection.client, running.address)
+            with pytest.raises(
+                InputError, match=rf"number 1: a worker does not find the packages .*{HOST}: No module named"
+            ):
+                list(patient.run(square, [Number(1)]))
+        threading.Timer(0.5, running.process.kill).start()
+        with pytest.raises(InputError, match=f"the scheduler at {running.address} is gone; start it"):
+            list(patient.run(square, [Number(1)]))
