@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 import warnings
-from asyncio import CancelledError
+from asyncio import CancelledError as Stopped
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -41,6 +42,7 @@ ROOMS = ("alliance", "datasets", "engine", "finetune")
 LIBRARIES = ("numpy", "torch", "rasterio", "h5py", "scipy", "webdataset")  # that decide what is written
 IN_THE_CLONE = "PYTHONPATH=CLONE python -m distributed.cli.dask_worker ADDRESS --nthreads 1"
 UNREACHED = (OSError, ValueError, TypeError, RuntimeError, ImportError)  # what a client's start raises
+GONE = (OSError, RuntimeError, CancelledError, Stopped)  # what requests raise when the scheduler is
 Unit = TypeVar("Unit")
 Found = TypeVar("Found")
 
@@ -78,7 +80,7 @@ class Cluster:
         self._seen = time.monotonic()
         while True:
             self._look()
-            for unit in islice(left, max(AHEAD * self._threads, 1) - len(waiting)):
+            for unit in islice(left, max(AHEAD * self._threads - len(waiting), 0 if waiting else 1)):
                 waiting[self._submit(work, unit)] = unit
             if not waiting:
                 return
@@ -116,7 +118,7 @@ class Cluster:
             return
         try:
             self._threads = sum(self.client.nthreads().values())
-        except (OSError, RuntimeError, CancelledError) as error:
+        except GONE as error:
             raise self._gone() from error
         self._looked = time.monotonic()
         if self._threads:
@@ -131,7 +133,7 @@ class Cluster:
                 f"{unit}: {error.allowed_failures + 1} workers died while they were at it, the last one was {error.last_worker.address}; "
                 f"for memory perhaps: see their logs, raise --memory-limit of the workers, or take smaller pieces"
             ) from error
-        except CancelledError as error:
+        except (CancelledError, Stopped) as error:
             raise self._gone() from error
         except ImportError as error:
             raise InputError(
@@ -164,7 +166,7 @@ def connected(address: str, *, timeout: float = TIMEOUT, patience: float = PATIE
         raise InputError(f"--dask {address!r}: give the address of a running scheduler, such as tcp://10.0.0.1:8786")
     distributed = _distributed()
     try:
-        client = distributed.Client(address, timeout=timeout, set_as_default=False)
+        client = _within(timeout, partial(distributed.Client, address, timeout=timeout, set_as_default=False))
     except UNREACHED as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -176,6 +178,24 @@ def connected(address: str, *, timeout: float = TIMEOUT, patience: float = PATIE
         yield Cluster(client, address, patience)
     finally:
         client.close(timeout=timeout)
+
+
+def _within(seconds: float, make: Callable[[], Found]) -> Found:
+    """What a call gives, if it does so in time: one that never ends is left behind.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    given: Future[Found] = Future()
+
+    def work() -> None:
+        try:
+            given.set_result(make())
+        except UNREACHED as error:
+            given.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="connecting").start()
+    return given.result(seconds + 1)  # it has a limit of its own, which does not hold everywhere
 
 
 def _distributed() -> Any:
@@ -204,7 +224,7 @@ def _refuse_other_versions(client: Any) -> None:
     """
     try:
         told = client.get_versions()
-    except (OSError, RuntimeError, CancelledError) as error:
+    except GONE as error:
         raise InputError(f"the scheduler does not tell its versions ({error}); see its log") from error
     ours = told["client"]["packages"]
     for where, found in (("the scheduler", told["scheduler"]), *told["workers"].items()):
@@ -246,13 +266,14 @@ def _sent_by_value() -> Callable[[dict[str, str], bytes], Any]:
     """The function that a worker calls. It is defined inside another so that it travels as it is, not as a name of our package."""
 
     def do(surroundings: dict[str, str], payload: bytes) -> Any:
+        import importlib
         import socket
 
         try:
-            from datasets.cluster import do_unit
+            ours = importlib.import_module("datasets.cluster")
         except ImportError as error:
             raise ImportError(f"{socket.gethostname()}: {error}") from None
-        return do_unit(surroundings, payload)
+        return ours.do_unit(surroundings, payload)
 
     return do
 

@@ -24,7 +24,7 @@ def open_lock(path: Path, *, shared: bool = False) -> int | None:
     """Lock a file, which is made if need be and never followed as a link, until its descriptor is closed.
 
     Args:
-        kind: LOCK_EX, to be the only one; LOCK_SH, to be beside others of this kind.
+        shared: with others who ask for it so too.
     Returns:
         The descriptor; None: another process holds the lock. On a file system without locks nothing is locked.
     Raises:

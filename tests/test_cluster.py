@@ -1,6 +1,8 @@
 """Shards and maps made by the workers of a Dask cluster: the same bytes and pixels, whatever becomes of the workers."""
 
+import dataclasses
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,19 +14,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import rasterio
+import torch
 
+from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
-from datasets.cluster import Cluster, connected, do_unit, refuse_unseen, surroundings
+from datasets.cluster import Cluster, connected, refuse_other_surroundings, refuse_unseen, surroundings
 from datasets.contents import Stamp
 from datasets.shards.command import main
 from datasets.shards.elsewhere import carry_out
 from datasets.shards.index import Index
 from datasets.synthetic.landscapes import write_scenes
+from finetune.mapping.command import main as predict_main
+from finetune.mapping.images import ImageFile
+from finetune.mapping.pieces import Piece, at_worker
+from finetune.mapping.scene import MapRecipe, SceneOptions
+from finetune.pad.checkpoint import save_pad
+from finetune.pad.model import Pad
 from tests.datasets.shards.test_shards import digests, refused
+from tests.finetune.mapping.test_embeddings import encoder_of, write_image
+from tests.finetune.mapping.test_scene_maps import ATTO, INPUTS, read, write_pair
 from tests.helpers import dask, warm
 from tests.helpers.runs import environment
 
 TILING = ("--sensor", "synthetic-optical", "--tile", "32", "--workers", "1", "--shard-mb", "0.25")
+DEVICE = ("--device", "cpu")
 HOST = socket.gethostname()
 
 
@@ -138,6 +152,114 @@ def test_a_stopped_command_says_so_and_goes_on_when_given_again(
     assert kept == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept}
 
 
+# Maps
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A scene of two images with a hole in both, in which some windows lie whole."""
+    folder = tmp_path_factory.mktemp("pair")
+    files = write_pair(folder, 200, 260)
+    for path in files.values():
+        with rasterio.open(path) as file:
+            stored, profile = file.read(), file.profile
+        stored[:, 60:150, :130] = 0
+        with rasterio.open(path, "w", **profile | {"nodata": 0}) as file:
+            file.write(stored)
+    return files
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an untrained PAD network."""
+    folder = tmp_path_factory.mktemp("run")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_pad(ATTO, Pad(ATTO).state_dict(), folder / "model", **INPUTS.to_record())
+    return folder
+
+
+def predict(out: Path, network: Path, pair: dict[str, Path], *more: str) -> list[bytes]:
+    """The pixels of a map and of its probabilities."""
+    shares = out.with_name(f"shares_{out.name}")
+    images = [
+        "--optical",
+        str(pair["optical"]),
+        "--sar",
+        str(pair["sar"]),
+        "--window",
+        "64",
+        "--overlap",
+        "16",
+        "--batch",
+        "2",
+    ]
+    predict_main(
+        ["--checkpoint", str(network), *images, "--out", str(out), "--probabilities", str(shares), *DEVICE, *more]
+    )
+    return [read(path).tobytes() for path in (out, shares)]
+
+
+def test_a_map_is_the_same_in_every_pixel_when_a_worker_is_killed(
+    cluster: str, network: Path, pair: dict[str, Path], tmp_path: Path
+) -> None:
+    here = predict(tmp_path / "here.tif", network, pair)
+    with connected(cluster) as connection:
+        kept = connection.client.run(os.getpid)
+    killer = threading.Timer(0.4, lambda: os.kill(next(iter(kept.values())), signal.SIGKILL))
+    killer.start()
+    there = predict(tmp_path / "there.tif", network, pair, "--dask", cluster)
+    killer.join()
+    assert there == here
+    assert len(set(here[0])) > 2
+
+
+def test_another_network_of_the_same_name_is_loaded_anew(
+    cluster: str, network: Path, pair: dict[str, Path], tmp_path: Path
+) -> None:
+    copied = shutil.copytree(network, tmp_path / "run")
+    first = predict(tmp_path / "a.tif", copied, pair, "--dask", cluster)
+    weights = {name: tensor.flip(0) for name, tensor in Pad(ATTO).state_dict().items()}
+    save_pad(ATTO, weights, copied / "model", **INPUTS.to_record())
+    second = predict(tmp_path / "b.tif", copied, pair, "--dask", cluster)
+    assert first == predict(tmp_path / "c.tif", network, pair)
+    assert second != first and second == predict(tmp_path / "d.tif", copied, pair)
+
+
+@pytest.mark.parametrize("more", [(), ("--pca", "3", "--dtype", "int8")])
+def test_embeddings_are_the_same_in_every_pixel(cluster: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    encoder = save_encoder(encoder_of(), tmp_path / "encoder")
+    write_image(tmp_path / "image.tif", 90, 130)
+    for name, place in (("here", ()), ("there", ("--dask", cluster))):
+        given = ["--image", f"four={tmp_path / 'image.tif'}", "--out", str(tmp_path / f"{name}.tif"), "--window", "32"]
+        predict_main(["--embeddings", "--checkpoint", str(encoder), *given, *DEVICE, *more, *place])
+    assert read(tmp_path / "there.tif").tobytes() == read(tmp_path / "here.tif").tobytes()
+
+
+def test_what_a_worker_lacks_for_a_map_is_named(
+    cluster: str, network: Path, pair: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        predict(tmp_path / "map.tif", network, pair, "--dask", cluster, "--device", "cuda:77")
+    told = capsys.readouterr().err
+    assert (
+        told.startswith("error: windows 1 to 2 of row 1, worker tcp://127.0.0.1:") and "--device cuda:77 cannot" in told
+    )
+    assert told.count("\n") == 1 and not list(tmp_path.glob("*.tif"))
+    recipe = MapRecipe.of(network / "model", "cpu", {"sar": ImageFile(pair["sar"])}, SceneOptions())
+    gone = dataclasses.replace(recipe, folder=tmp_path / "elsewhere")
+    other = dataclasses.replace(recipe, contents="0" * 32)
+    unseen = dataclasses.replace(recipe, stamps={tmp_path / "sar.tif": Stamp(9, 1)})
+    with connected(cluster) as connection:
+        for wrong, reason in (
+            (gone, "elsewhere is not there"),
+            (other, "another network"),
+            (unseen, "sar.tif is not there"),
+        ):
+            with pytest.raises(InputError, match=rf"^windows 1 to 2 of row 1, worker .* on {HOST}: .*{reason}"):
+                list(connection.run(partial(at_worker, recipe=wrong), [Piece(0, range(2))]))
+
+
 # Units
 
 
@@ -231,13 +353,10 @@ def test_without_distributed_only_dask_is_refused(
 def test_other_versions_on_a_worker_are_told() -> None:
     expected = surroundings()
     assert expected["Python"] == ".".join(map(str, sys.version_info[:2]))
-    from datasets.cluster import refuse_other_surroundings
-
     refuse_other_surroundings(expected)
     for name in expected:
         with pytest.raises(InputError, match=f"it has {name} .*, the command 0.1; give all of them one environment"):
             refuse_other_surroundings(expected | {name: "0.1"})
-    assert callable(do_unit)
 
 
 def test_no_workers_or_workers_outside_of_the_clone_or_no_scheduler_any_more() -> None:

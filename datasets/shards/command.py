@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> list[str]:
     _refuse_mixtures(options)
     if options.merge:
         return _merge(options)
-    if options.part:
+    if options.part is not None:
         return _make_part(options)
     if options.verify:
         if options.scenes or options.out or options.index:
@@ -65,12 +65,12 @@ def _run(options: argparse.Namespace) -> list[str]:
 
 def _refuse_mixtures(options: argparse.Namespace) -> None:
     """Refuse options of several machines where they mean nothing."""
-    given = [name for name in ("dask", "part", "merge") if getattr(options, name)]
+    given = [name for name in ("dask", "part", "merge") if getattr(options, name) is not None]
     others = [name for name in ("verify", "inspect", "index") if getattr(options, name)]
     if len(given) > 1 or (given and others):
         first, second = (given + others)[:2]
         raise InputError(f"--{first} and --{second} do not go together; give one of them")
-    if options.overwrite and (options.part or options.merge):
+    if options.overwrite and (options.part is not None or options.merge):
         raise InputError(
             "--overwrite would remove what other parts have made; empty the folder yourself, then make the parts without it"
         )
@@ -159,7 +159,7 @@ def _unnamed(plan: Plan) -> list[str]:
 
 
 def _make(options: argparse.Namespace) -> tuple[Index, Plan]:
-    with connected(options.dask) if options.dask else nullcontext() as cluster:
+    with nullcontext() if options.dask is None else connected(options.dask) as cluster:
         plan = _plan(options)
         index = write_shards(plan, options.out, workers=options.workers, overwrite=options.overwrite, cluster=cluster)
     return index, plan

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from alliance.errors import InputError
+from datasets.cluster import Cluster, connected
 from datasets.commands import run_body
 from datasets.options import Parser, number_of
 from finetune.chips.checkpoint import TASKS
@@ -23,7 +24,8 @@ from finetune.mapping.chip_command import add_chip_options, refuse_chip_options,
 from finetune.mapping.embedding_command import add_embedding_options, embed, refuse_embedding_options
 from finetune.mapping.images import ImageFile
 from finetune.mapping.networks import open_network
-from finetune.mapping.scene import STANDARD, SceneOptions, predict_scene
+from finetune.mapping.pieces import OnCluster, run_here, usable_device
+from finetune.mapping.scene import STANDARD, MapRecipe, SceneOptions, predict_scene
 from finetune.model_files import find_network, read_record
 
 SHORT = ("optical", "sar")  # images with a flag of their own
@@ -36,13 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _predict(options: argparse.Namespace) -> list[str]:
-    device = _device(options.device)
+    if options.dask is None:
+        return _write(options, usable_device(options.device))
+    with connected(options.dask) as cluster:
+        return _write(options, "cpu", cluster)
+
+
+def _write(options: argparse.Namespace, device: str, cluster: Cluster | None = None) -> list[str]:
+    """Write what is wanted, with a network on a device of this process, or on those of a cluster's workers."""
     if options.embeddings:
         refuse_chip_options(options)
-        return embed(options, device)
+        return embed(options, device, cluster)
     refuse_embedding_options(options)
     folder = find_network(options.checkpoint)
     if read_record(folder)["task"] in TASKS:
+        if cluster is not None:
+            raise InputError(f"the network in {folder} labels whole images, which --dask does not; leave it out")
         return write_chip_labels(options, folder, device)
     refuse_chip_options(options)
     network = open_network(folder, device)
@@ -53,8 +64,11 @@ def _predict(options: argparse.Namespace) -> list[str]:
         batch=options.batch,
         force=options.force,
     )
+    run = run_here
+    if cluster is not None:
+        run = OnCluster(cluster, MapRecipe.of(folder, options.device, files, scene_options))
     try:
-        predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities)
+        predict_scene(network, files, options.out, scene_options, probabilities=options.probabilities, run=run)
     except torch.OutOfMemoryError as error:
         raise InputError(f"{options.device} has too little memory; take a smaller --batch or --window") from error
     return [f"map in {options.out}" + (f", probabilities in {options.probabilities}" if options.probabilities else "")]
@@ -77,15 +91,6 @@ def _files(options: argparse.Namespace, wanted: Sequence[str]) -> dict[str, Imag
         if name not in wanted:
             raise InputError(f"{takes} alone; omit {f'--{name}' if name in SHORT else f'--image {name}=...'}")
     return {name: ImageFile.parse(given[name]) for name in wanted}
-
-
-def _device(name: str) -> str:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); cpu always can") from error
-    return name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="windows, or patches, at once (default 4, or 256)",
     )
+    add("--dask", metavar="ADDRESS", help="let the workers of a running Dask scheduler do the windows (tcp://HOST:8786); "
+        "they see the same files under the same paths")  # fmt: skip
     add("--force", action="store_true", help="map images though their numbers are not like those of training")
     add_embedding_options(parser)
     add_chip_options(parser)

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import torch
 
-from alliance.checkpoint import digest_of, load_encoder
+from alliance.checkpoint import digest_of, find_export, load_encoder
 from alliance.encoder import AllianceEncoder
 from alliance.errors import InputError
 from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor
+from datasets.cluster import Cluster
 from datasets.options import NumberOrFile, number_of
-from finetune.mapping.embeddings import Embedded, EmbeddingOptions, embed_scene
+from finetune.mapping.embeddings import Embedded, EmbeddingOptions, EmbeddingRecipe, embed_scene
 from finetune.mapping.images import ImageFile
 from finetune.mapping.map_pictures import draw_features
+from finetune.mapping.pieces import OnCluster, run_here
 
 OWN = ("dtype", "pca", "groups", "positions", "bands", "parquet", "picture", "seed")  # options for embeddings alone
 
@@ -54,9 +56,12 @@ def refuse_embedding_options(options: argparse.Namespace) -> None:
         raise InputError(f"--{given[0]} goes with --embeddings; add that, or leave --{given[0]} out")
 
 
-def embed(options: argparse.Namespace, device: str) -> list[str]:
+def embed(options: argparse.Namespace, device: str, cluster: Cluster | None = None) -> list[str]:
     """Write the embeddings of a scene, and say what is in the files.
 
+    Args:
+        device: of this process.
+        cluster: whose workers put the windows through the encoder, on `options.device`.
     Raises:
         InputError: a wrong option, encoder, sensor or image.
     """
@@ -71,9 +76,14 @@ def embed(options: argparse.Namespace, device: str) -> list[str]:
     }
     given = {name: value for name, value in given.items() if value is not None}
     embedding = EmbeddingOptions(**given, pca=options.pca, force=options.force)
+    run = run_here
+    if cluster is not None:
+        folder = find_export(options.checkpoint)
+        run = OnCluster(cluster, EmbeddingRecipe.of(folder, options.device, sensor, file, embedding))
+    digest = digest_of(options.checkpoint)
     try:
         found = embed_scene(
-            encoder, sensor, file, options.out, embedding, table=options.parquet, digest=digest_of(options.checkpoint)
+            encoder, sensor, file, options.out, embedding, table=options.parquet, digest=digest, run=run
         )
     except torch.OutOfMemoryError as error:
         raise InputError(f"{options.device} has too little memory; take a smaller --batch or --window") from error

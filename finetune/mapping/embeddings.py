@@ -6,10 +6,10 @@ the windows would show. Memory grows with the width of the scene, not with its h
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from torch import Tensor
-from tqdm import tqdm
 
+from alliance.checkpoint import load_encoder
 from alliance.encoder import AllianceEncoder, shift_patches
 from alliance.errors import InputError
 from alliance.model import patch_validity
 from alliance.ranges import MANY, SEEDS, Ranged, ranged
 from alliance.sensors import Sensor
+from datasets.cluster import refuse_unseen, stamped
+from datasets.contents import Stamp
 from datasets.imagery.feature_maps import Dtype, feature_map, row_of_blocks
 from datasets.imagery.images import SensorSource
 from datasets.imagery.maps import Grid
@@ -36,7 +38,19 @@ from finetune.mapping.blending import Cover, Strip, cover
 from finetune.mapping.centroids import centroid_table
 from finetune.mapping.components import Components, fit_components
 from finetune.mapping.images import ImageFile, SceneImages, opened_images
-from finetune.mapping.scene import cache_size, check_targets
+from finetune.mapping.pieces import (
+    Piece,
+    Run,
+    Seen,
+    blended,
+    cache_size,
+    contents_of,
+    pieces_of,
+    refuse_other_contents,
+    run_here,
+    usable_device,
+)
+from finetune.mapping.scene import check_targets
 from finetune.model_files import ImageInput
 
 USUAL_WINDOW = 256  # pixels, about
@@ -115,19 +129,24 @@ class Windows(NamedTuple):
         """Numbers per patch."""
         return self.encoder.embed_dim * (1 if self.groups == "mean" else len(self.sensor.group_indices))
 
-    def features(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Of windows by their numbers down and along: (b, f, h, w), and where a patch is missing, (b, h, w) bool.
+    @property
+    def side(self) -> int:
+        """Of a window, pixels."""
+        return self.rows.size * self.encoder.patch_size
+
+    def at(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Features of windows: (b, f, h, w), and where a patch is missing, (b, h, w) bool.
 
         Raises:
             InputError: the encoder gives numbers that are not finite.
         """
         encoder, patch = self.encoder, self.encoder.patch_size
         device = encoder.norm.weight.device
-        images = torch.stack([torch.from_numpy(self._read(*place)) for place in places]).to(device)
+        images = torch.stack([torch.from_numpy(self._read(piece.row, col)) for col in piece.cols]).to(device)
         values, valid = self.sensor.standardise(images)
-        shape = (len(places), self.rows.size, self.cols.size)
+        shape = (len(images), self.rows.size, self.cols.size)
         present = patch_validity(shift_patches(valid.float(), encoder.config.patch_offset), patch).reshape(shape)
-        found = torch.zeros(len(places), self.bands, *shape[1:], device=device)
+        found = torch.zeros(len(images), self.bands, *shape[1:], device=device)
         seen = present.any((1, 2))
         if seen.any():
             found[seen] = encode(encoder, self.sensor, values[seen], self.groups) - self.places
@@ -146,6 +165,76 @@ class Windows(NamedTuple):
         return np.pad(numbers, margin, constant_values=np.nan)
 
 
+@contextmanager
+def opened_windows(
+    encoder: AllianceEncoder, sensor: Sensor, file: ImageFile, options: EmbeddingOptions = STANDARD
+) -> Iterator[Windows]:
+    """The windows of a scene, until the block ends.
+
+    Raises:
+        InputError: see `embed_scene`.
+    """
+    patch = encoder.patch_size
+    window, overlap = options.in_patches(patch)
+    with opened_images({sensor.name: file}, {sensor.name: _input(sensor)}, force=options.force) as scene:
+        grid = patch_grid(scene.grid, patch, encoder.config.patch_offset)
+        rows, cols = (cover(side, window, overlap) for side in (grid.height, grid.width))
+        shape = (1, len(sensor.bands), rows.size * patch, cols.size * patch)
+        response = encode(encoder, sensor, torch.zeros(shape, device=encoder.norm.weight.device), options.groups)[0]
+        places = response - response.mean((1, 2), keepdim=True) if options.positions == "remove" else response * 0
+        yield Windows(encoder, sensor, scene, rows, cols, options.groups, places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRecipe:
+    """How a worker opens the windows of a scene."""
+
+    folder: Path
+    """Of the encoder."""
+    contents: str
+    """Checksum of that folder."""
+    device: str
+    """For the encoder."""
+    sensor: Sensor
+    """With the bands that are read."""
+    file: ImageFile
+    """The scene."""
+    stamps: dict[Path, Stamp]
+    """Of this file and what belongs to it, as the command sees them."""
+    options: EmbeddingOptions
+    """As of the command, which has looked at the numbers."""
+
+    @classmethod
+    def of(
+        cls, folder: Path, device: str, sensor: Sensor, file: ImageFile, options: EmbeddingOptions
+    ) -> "EmbeddingRecipe":
+        """With absolute paths."""
+        folder, file = folder.absolute(), file._replace(path=file.path.absolute())
+        return cls(
+            folder=folder,
+            contents=contents_of(folder),
+            device=device,
+            sensor=sensor,
+            file=file,
+            stamps=stamped([file.path]),
+            options=replace(options, force=True, pca=None),
+        )
+
+    @contextmanager
+    def opened(self) -> Iterator[Windows]:
+        """On a worker."""
+        refuse_unseen(self.stamps)
+        encoder = _encoder(self.folder, self.contents, self.device)
+        with opened_windows(encoder, self.sensor, self.file, self.options) as windows:
+            yield windows
+
+
+@lru_cache(maxsize=1)
+def _encoder(folder: Path, contents: str, device: str) -> AllianceEncoder:
+    refuse_other_contents(folder, contents)
+    return load_encoder(folder, device=usable_device(device))
+
+
 def embed_scene(
     encoder: AllianceEncoder,
     sensor: Sensor,
@@ -155,6 +244,7 @@ def embed_scene(
     *,
     table: Path | None = None,
     digest: str = "",
+    run: Run = run_here,
 ) -> Embedded:
     """Write the features of a scene of any size; `datasets.imagery.feature_maps` says how they are stored.
 
@@ -166,42 +256,35 @@ def embed_scene(
         sensor: with statistics, of the bands that the file has.
         table: GeoParquet file of the patches' centres and features, if wanted.
         digest: of the encoder's weights, kept in the file.
+        run: what puts the windows through the encoder.
     Raises:
         InputError: the image cannot be read or is not of the sensor, also by its numbers, files to write are no such
             ones, components of another encoder, or features that are not finite.
     """
     patch = encoder.patch_size
-    window, overlap = options.in_patches(patch)
+    options.in_patches(patch)
     check_targets([out], [file.path, *([options.pca] if isinstance(options.pca, Path) else [])])
     tags = {"ENCODER": digest, "SENSOR": sensor.name, "BANDS": ",".join(sensor.band_names)}
     tags |= {"GROUPS": options.groups, "POSITIONS": options.positions}
     components = read_components(options.pca, tags) if isinstance(options.pca, Path) else None
     with ExitStack() as stack:
-        wanted = {sensor.name: _input(sensor)}
-        scene = stack.enter_context(opened_images({sensor.name: file}, wanted, force=options.force))
-        grid = patch_grid(scene.grid, patch, encoder.config.patch_offset)
-        rows, cols = (cover(side, window, overlap) for side in (grid.height, grid.width))
-        empty = torch.zeros(
-            1, len(sensor.bands), rows.size * patch, cols.size * patch, device=encoder.norm.weight.device
-        )
-        response = encode(encoder, sensor, empty, options.groups)[0]
-        places = response - response.mean((1, 2), keepdim=True) if options.positions == "remove" else response * 0
-        windows = Windows(encoder, sensor, scene, rows, cols, options.groups, places)
+        windows = stack.enter_context(opened_windows(encoder, sensor, file, options))
+        grid = patch_grid(windows.scene.grid, patch, encoder.config.patch_offset)
         if isinstance(options.pca, int):
-            components = fit_components(_sampled(windows, options.seed), options.pca)
+            components = fit_components(_sampled(windows, options.seed, run), options.pca)
         kept = windows.bands if components is None else len(components.axes)
         tags |= {PCA_TAG: components.to_text()} if components else {}
         kind = "feature" if components is None else "component"
         names = [f"{kind} {index}" for index in range(1, kept + 1)]
         written = row_of_blocks(grid, kept)
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_size(scene, rows.size * patch, written)))
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_size(windows.scene, windows.side, written)))
         points = stack.enter_context(centroid_table(table, grid, kept)) if table else None
         target = stack.enter_context(feature_map(out, grid, names, options.dtype, tags | {"PATCH": str(patch)}))
         writers = [target.write, *([points.write] if points else [])]
-        for values, top in _blended(windows, components, kept, options):
-            for left in range(0, grid.width, cols.size):
+        for values, top in _blended(windows, components, kept, options, run):
+            for left in range(0, grid.width, windows.cols.size):
                 for write in writers:
-                    write(values[:, :, left : left + cols.size], top, left)
+                    write(values[:, :, left : left + windows.cols.size], top, left)
     return Embedded(kept, grid, components, points.count if points else 0)
 
 
@@ -246,32 +329,26 @@ def _input(sensor: Sensor) -> ImageInput:
     return ImageInput(source=SensorSource(known=sensor), preprocessing=Preprocessing(mean=mean, std=std))
 
 
-def _sampled(windows: Windows, seed: int) -> Iterator[Tensor]:
+def _sampled(windows: Windows, seed: int, run: Run) -> Iterator[Tensor]:
     """Features (m, f) of the patches of some windows, drawn at random."""
     along = len(windows.cols.starts)
     total = len(windows.rows.starts) * along
-    for number in np.random.default_rng(seed).permutation(total)[:SAMPLED].tolist():
-        found, missing = windows.features([divmod(number, along)])
+    drawn = (divmod(number, along) for number in np.random.default_rng(seed).permutation(total)[:SAMPLED].tolist())
+    for _, (found, missing) in run(windows, (Piece(row, range(col, col + 1)) for row, col in drawn)):
         yield found.movedim(1, -1)[~missing]
 
 
 def _blended(
-    windows: Windows, components: Components | None, bands: int, options: EmbeddingOptions
+    windows: Windows, components: Components | None, bands: int, options: EmbeddingOptions, run: Run
 ) -> Iterator[tuple[NDArray[np.float32], int]]:
     """Finished rows (f, h, w) from the top of the scene to its end, NaN where missing, and the first of them."""
-    rows, cols = windows.rows, windows.cols
-    strip = Strip(bands, rows, cols, windows.encoder.norm.weight.device)
-    total = len(rows.starts) * len(cols.starts)
-    with tqdm(total=total, desc="embedding", unit="window", disable=None if options.progress else True) as bar:
-        for row, (top, below) in enumerate(pairwise([*rows.starts, rows.length])):
-            for first in range(0, len(cols.starts), options.batch):
-                numbers = range(len(cols.starts))[first : first + options.batch]
-                found, missing = windows.features([(row, col) for col in numbers])
-                found = found if components is None else components.apply(found)
-                for col, values, gone in zip(numbers, found, missing.cpu(), strict=True):
-                    strip.add(row, col, values)
-                    strip.missing[:, strip.span(col)] = gone
-                bar.update(len(numbers))
-            values = strip.values[:, : below - top].cpu()
-            yield values.masked_fill(strip.missing[: below - top], math.nan).numpy(), top
-            strip.advance(below - top)
+    strip = Strip(bands, windows.rows, windows.cols, windows.encoder.norm.weight.device)
+
+    def kept() -> Iterator[tuple[Piece, list[Seen]]]:
+        for piece, (found, missing) in run(windows, pieces_of(windows.rows, windows.cols, options.batch)):
+            found = found if components is None else components.apply(found)
+            yield piece, list(map(Seen, found, missing.cpu()))
+
+    for top, count in blended(kept(), strip, title="embedding", progress=options.progress):
+        values = strip.values[:, :count].cpu()
+        yield values.masked_fill(strip.missing[:count], math.nan).numpy(), top

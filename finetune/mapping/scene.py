@@ -1,28 +1,40 @@
 """A whole scene through a trained network: windows in, blended windows out, in the memory of one row of windows."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
 import torch
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
-from tqdm import tqdm
 
 from alliance.errors import InputError
 from alliance.ranges import MANY, Ranged, ranged
+from datasets.cluster import refuse_unseen, stamped
+from datasets.contents import Stamp
 from datasets.imagery.labels import IGNORE
 from datasets.imagery.maps import BLOCK, FULL, class_map, probability_map
-from finetune.mapping.blending import Strip, cover
+from finetune.mapping.blending import Cover, Strip, cover
 from finetune.mapping.images import ImageFile, SceneImages, opened_images
-from finetune.mapping.networks import SceneNetwork
+from finetune.mapping.networks import SceneNetwork, open_network
+from finetune.mapping.pieces import (
+    Piece,
+    Run,
+    Seen,
+    blended,
+    cache_size,
+    contents_of,
+    pieces_of,
+    refuse_other_contents,
+    run_here,
+    usable_device,
+)
 
-CACHE = 32 * 2**20, 256 * 2**20  # least and most bytes of decoded blocks that GDAL keeps
-BLOCKS = 1024  # rows above and below a row of windows that blocks of up to 512 pixels bring along
 SUFFIXES = (".tif", ".tiff")
 
 
@@ -66,6 +78,101 @@ class SceneOptions(Ranged):
 STANDARD = SceneOptions()
 
 
+class SceneWindows(NamedTuple):
+    """A scene as a network goes over it."""
+
+    network: SceneNetwork
+    scene: SceneImages
+    rows: Cover
+    cols: Cover
+    batch: int
+
+    @property
+    def side(self) -> int:
+        """Of a window, pixels."""
+        return self.rows.size
+
+    def pieces(self) -> Iterator[Piece]:
+        """All windows; those that see more than themselves one by one."""
+        return pieces_of(self.rows, self.cols, 1 if self.network.margin else self.batch)
+
+    def at(self, piece: Piece) -> list[Seen]:
+        """Class probabilities of windows; those without any pixel need no network."""
+        network, scene = self.network, self.scene
+        down, height = _with_margin(self.rows.starts[piece.row], self.rows.size, network.margin, scene.grid.height)
+        inner, read, missing = [], [], []
+        for col in piece.cols:
+            along, width = _with_margin(self.cols.starts[col], self.cols.size, network.margin, scene.grid.width)
+            images = scene.read(down.start, along.start, len(down), len(along))
+            inner.append(width)
+            read.append(images)
+            missing.append(network.missing(images)[height, width])
+        present = [number for number, gone in enumerate(missing) if not gone.all()]
+        found = network.probabilities([read[number] for number in present], self.batch) if present else []
+        values = {number: each[:, height, inner[number]] for number, each in zip(present, found, strict=True)}
+        return [Seen(values.get(number), torch.from_numpy(gone)) for number, gone in enumerate(missing)]
+
+
+@contextmanager
+def opened_windows(
+    network: SceneNetwork, files: Mapping[str, ImageFile], options: SceneOptions = STANDARD
+) -> Iterator[SceneWindows]:
+    """The windows of a scene, until the block ends.
+
+    Raises:
+        InputError: see `predict_scene`.
+    """
+    overlap, batch = options.suited_to(network)
+    with opened_images(files, network.inputs.images, force=options.force) as scene:
+        rows, cols = (cover(side, options.window, overlap) for side in (scene.grid.height, scene.grid.width))
+        yield SceneWindows(network, scene, rows, cols, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRecipe:
+    """How a worker opens the windows of a scene."""
+
+    folder: Path
+    """Of the network."""
+    contents: str
+    """Checksum of that folder."""
+    device: str
+    """For the network."""
+    files: dict[str, ImageFile]
+    """Of the scene, by name."""
+    stamps: dict[Path, Stamp]
+    """Of these files and what belongs to them, as the command sees them."""
+    options: SceneOptions
+    """As of the command, which has looked at the numbers."""
+
+    @classmethod
+    def of(cls, folder: Path, device: str, files: Mapping[str, ImageFile], options: SceneOptions) -> "MapRecipe":
+        """With absolute paths."""
+        folder = folder.absolute()
+        located = {name: file._replace(path=file.path.absolute()) for name, file in files.items()}
+        return cls(
+            folder=folder,
+            contents=contents_of(folder),
+            device=device,
+            files=located,
+            stamps=stamped(file.path for file in located.values()),
+            options=replace(options, force=True),
+        )
+
+    @contextmanager
+    def opened(self) -> Iterator[SceneWindows]:
+        """On a worker."""
+        refuse_unseen(self.stamps)
+        with opened_windows(_network(self.folder, self.contents, self.device), self.files, self.options) as windows:
+            yield windows
+
+
+@lru_cache(maxsize=1)
+def _network(folder: Path, contents: str, device: str) -> SceneNetwork:
+    refuse_other_contents(folder, contents)
+    return open_network(folder, usable_device(device))
+
+
 def predict_scene(
     network: SceneNetwork,
     files: Mapping[str, ImageFile],
@@ -73,6 +180,7 @@ def predict_scene(
     options: SceneOptions = STANDARD,
     *,
     probabilities: Path | None = None,
+    run: Run = run_here,
 ) -> None:
     """Write the class map of a scene of any size as a Cloud Optimised GeoTIFF; `datasets.imagery.maps` says what is in it.
 
@@ -83,64 +191,26 @@ def predict_scene(
         network: float32, in evaluation mode.
         files: registered images by name, those of `network.inputs.images`.
         probabilities: file for the class probabilities, if wanted.
+        run: what puts the windows through the network.
     Raises:
         InputError: an image cannot be read or is not what the network was trained on, also by its numbers, the images do not lie on one grid,
             a file to write is an image that is read or no .tif, or the network gives numbers that are not finite.
     """
     makers = {out: class_map} | ({probabilities: probability_map} if probabilities else {})
     classes = network.inputs.classes
-    overlap, batch = options.suited_to(network)
+    options.suited_to(network)
     check_targets([out, probabilities] if probabilities else [out], [file.path for file in files.values()])
     with ExitStack() as stack:
-        scene = stack.enter_context(opened_images(files, network.inputs.images, force=options.force))
-        written = sum(1 if path == out else len(classes) for path in makers) * BLOCK * scene.grid.width
-        cache = cache_size(scene, options.window, written)
+        windows = stack.enter_context(opened_windows(network, files, options))
+        grid = windows.scene.grid
+        written = sum(1 if path == out else len(classes) for path in makers) * BLOCK * grid.width
+        cache = cache_size(windows.scene, options.window, written)
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
-        writers = [stack.enter_context(make(path, scene.grid, classes)) for path, make in makers.items()]
-        rows, cols = (cover(side, options.window, overlap) for side in (scene.grid.height, scene.grid.width))
-        strip = Strip(len(classes), rows, cols, network.device)
-        total = len(rows.starts) * len(cols.starts)
-        bar = tqdm(total=total, desc="predicting", unit="window", disable=None if options.progress else True)
-        stack.enter_context(bar)
-        at_once = 1 if network.margin else batch
-        for row, (top, below) in enumerate(pairwise([*rows.starts, scene.grid.height])):
-            for first in range(0, len(cols.starts), at_once):
-                numbers = range(len(cols.starts))[first : first + at_once]
-                _predict(network, scene, strip, row, numbers, batch)
-                bar.update(len(numbers))
-            _write(writers, strip, top, below - top)
-            strip.advance(below - top)
-
-
-def cache_size(scene: SceneImages, window: int, written: int) -> int:
-    """How many bytes of decoded blocks GDAL shall keep: those of a row of windows, so that none is decoded for every window,
-    and not those of rows that are done. GDAL's default is a share of the machine's memory, which a tall scene fills.
-
-    Args:
-        window: its rows, pixels.
-        written: bytes of a row of blocks of the files that are written.
-    """
-    headers = [image.header for image in scene.images.values()]
-    pixel = sum(header.shape[0] * np.dtype(header.dtype).itemsize for header in headers)
-    least, most = CACHE
-    return min(max((window + BLOCKS) * scene.grid.width * pixel + 2 * written, least), most)
-
-
-def _predict(network: SceneNetwork, scene: SceneImages, strip: Strip, row: int, numbers: range, batch: int) -> None:
-    """Blend the windows of these numbers along a row into the strip; those without any pixel need no network."""
-    down, height = _with_margin(strip.rows.starts[row], strip.rows.size, network.margin, scene.grid.height)
-    present = []
-    for col in numbers:
-        along, width = _with_margin(strip.cols.starts[col], strip.cols.size, network.margin, scene.grid.width)
-        images = scene.read(down.start, along.start, len(down), len(along))
-        missing = network.missing(images)[height, width]
-        strip.missing[:, strip.span(col)] = torch.from_numpy(missing)
-        if not missing.all():
-            present.append((col, width, images))
-    if present:
-        found = network.probabilities([images for _, _, images in present], batch)
-        for (col, width, _), each in zip(present, found, strict=True):
-            strip.add(row, col, each[:, height, width].to(strip.device))
+        writers = [stack.enter_context(make(path, grid, classes)) for path, make in makers.items()]
+        strip = Strip(len(classes), windows.rows, windows.cols, network.device)
+        found = run(windows, windows.pieces())
+        for top, count in blended(found, strip, title="predicting", progress=options.progress):
+            _write(writers, strip, top, count)
 
 
 def _with_margin(start: int, size: int, margin: int, length: int) -> tuple[range, slice]:

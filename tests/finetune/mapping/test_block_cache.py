@@ -13,7 +13,8 @@ from datasets.imagery.images import ImageSource
 from datasets.imagery.maps import Grid
 from finetune.mapping.images import ImageFile, opened_images
 from finetune.mapping.networks import SegmentationNetwork
-from finetune.mapping.scene import SceneOptions, cache_size, predict_scene
+from finetune.mapping.pieces import cache_size
+from finetune.mapping.scene import SceneOptions, predict_scene
 from finetune.model_files import Inputs, image_input, nameless
 from finetune.pad.model import PadOutput
 from tests.helpers.rasters import write_tiff
