@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("alliance", "datasets", "engine", "finetune")
 LIBRARIES = ("numpy", "torch", "rasterio", "h5py", "scipy", "webdataset")  # that decide what is written
 IN_THE_CLONE = "PYTHONPATH=CLONE python -m distributed.cli.dask_worker ADDRESS --nthreads 1"
+SAME = "give all of them one environment, then start the scheduler and the workers again"
 UNREACHED = (OSError, ValueError, TypeError, RuntimeError, ImportError)  # what a client's start raises
 GONE = (OSError, RuntimeError, CancelledError, Stopped)  # what requests raise when the scheduler is
 Unit = TypeVar("Unit")
@@ -174,7 +175,7 @@ def connected(address: str, *, timeout: float = TIMEOUT, patience: float = PATIE
             f"distributed.cli.dask_scheduler, or correct --dask"
         ) from error
     try:
-        _refuse_other_versions(client)
+        refuse_other_versions(_told_versions(client))
         yield Cluster(client, address, patience)
     finally:
         client.close(timeout=timeout)
@@ -216,25 +217,27 @@ def _distributed() -> Any:
     return found
 
 
-def _refuse_other_versions(client: Any) -> None:
+def _told_versions(client: Any) -> Mapping[str, Any]:
+    try:
+        return client.get_versions()
+    except GONE as error:
+        raise InputError(f"the scheduler does not tell its versions ({error}); see its log") from error
+
+
+def refuse_other_versions(told: Mapping[str, Any]) -> None:
     """Refuse a scheduler and workers that another Python runs: functions do not pass from one to another.
 
+    Args:
+        told: by Dask: packages of the client, the scheduler and the workers.
     Raises:
         InputError: one does, by its address.
     """
-    try:
-        told = client.get_versions()
-    except GONE as error:
-        raise InputError(f"the scheduler does not tell its versions ({error}); see its log") from error
     ours = told["client"]["packages"]
     for where, found in (("the scheduler", told["scheduler"]), *told["workers"].items()):
         for name in ("python", "distributed"):
             mine, theirs = (_release(packages.get(name)) for packages in (ours, found["packages"]))
             if mine != theirs:
-                raise InputError(f"{where} has {name} {theirs}, this command {mine}; {_SAME}")
-
-
-_SAME = "give all of them one environment, then start the scheduler and the workers again"
+                raise InputError(f"{where} has {name} {theirs}, this command {mine}; {SAME}")
 
 
 def _release(version: Any) -> str:
@@ -312,7 +315,7 @@ def refuse_other_surroundings(expected: Mapping[str, str]) -> None:
     found = surroundings()
     for name, version in expected.items():
         if found[name] != version:
-            raise InputError(f"it has {name} {found[name]}, the command {version}; {_SAME}")
+            raise InputError(f"it has {name} {found[name]}, the command {version}; {SAME}")
 
 
 def stamped(files: Iterable[Path]) -> dict[Path, Stamp]:

@@ -5,13 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import rasterio
@@ -19,7 +20,14 @@ import torch
 
 from alliance.checkpoint import save_encoder
 from alliance.errors import InputError
-from datasets.cluster import Cluster, connected, refuse_other_surroundings, refuse_unseen, surroundings
+from datasets.cluster import (
+    Cluster,
+    connected,
+    refuse_other_surroundings,
+    refuse_other_versions,
+    refuse_unseen,
+    surroundings,
+)
 from datasets.contents import Stamp
 from datasets.shards.command import main
 from datasets.shards.elsewhere import carry_out
@@ -34,8 +42,8 @@ from finetune.pad.model import Pad
 from tests.datasets.shards.test_shards import digests, refused
 from tests.finetune.mapping.test_embeddings import encoder_of, write_image
 from tests.finetune.mapping.test_scene_maps import ATTO, INPUTS, read, write_pair
-from tests.helpers import dask, warm
-from tests.helpers.runs import environment
+from tests.helpers import dask
+from tests.helpers.runs import ROOT, environment
 
 TILING = ("--sensor", "synthetic-optical", "--tile", "32", "--workers", "1", "--shard-mb", "0.25")
 DEVICE = ("--device", "cpu")
@@ -52,8 +60,7 @@ def scheduler() -> Iterator[str]:
 def cluster(scheduler: str) -> Iterator[str]:
     """Two workers, and the address of their scheduler."""
     with dask.workers(scheduler, 2), connected(scheduler) as connection:
-        while len(connection.client.nthreads()) < 2:
-            time.sleep(0.05)
+        connection.client.wait_for_workers(2, timeout=40)
         yield scheduler
 
 
@@ -105,6 +112,11 @@ def square(number: Number) -> int:
     return number.value**2
 
 
+def heed() -> None:
+    """Ctrl-C is heard, also where these tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def die(number: Number) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -131,23 +143,27 @@ def test_shards_are_the_same_bytes_when_a_worker_is_killed(
 
 
 def test_a_stopped_command_says_so_and_goes_on_when_given_again(
-    cluster: str, scenes: Path, alone: Path, tmp_path: Path
+    cluster: str, scenes: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [str(scenes), "--out", "out", *TILING, "--dask", cluster]  # a path of the command's own folder
-    command = ["-m", "tests.helpers.within", str(tmp_path), *given]
-    run = warm.start(command, environment())
-    while len(list((tmp_path / "out").glob("*.npz"))) < 3:
-        assert run.poll() is None, run.communicate(10)
-        time.sleep(0.002)
-    run.send_signal(signal.SIGINT)
-    said, _ = run.communicate(30)
+    command = [sys.executable, str(ROOT / "launch" / "shards.py"), *given]
+    said = ""
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=heed,
+    ) as run:  # fmt: skip
+        while len(list((tmp_path / "out").glob("*.npz"))) < 3:
+            assert run.poll() is None
+            time.sleep(0.002)
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=30)
     assert run.returncode == 130, said
     assert said.strip().splitlines()[-1].startswith("stopped; the finished shards are kept")
     assert "Traceback" not in said and "distributed" not in said
     assert not (tmp_path / "out" / "index.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-    again = warm.run(command, environment(), 60)
-    assert again.returncode == 0, again.stdout
+    monkeypatch.chdir(tmp_path)
+    main(given)
     assert digests(tmp_path / "out") == digests(alone)
     assert kept == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept}
 
@@ -214,9 +230,8 @@ def test_a_map_is_the_same_in_every_pixel_when_a_worker_is_killed(
     assert len(set(here[0])) > 2
 
 
-def test_another_network_of_the_same_name_is_loaded_anew(
-    cluster: str, network: Path, pair: dict[str, Path], tmp_path: Path
-) -> None:
+def test_another_network_of_the_same_name_is_loaded_anew(cluster: str, network: Path, tmp_path: Path) -> None:
+    pair = write_pair(tmp_path, 64, 100)
     copied = shutil.copytree(network, tmp_path / "run")
     first = predict(tmp_path / "a.tif", copied, pair, "--dask", cluster)
     weights = {name: tensor.flip(0) for name, tensor in Pad(ATTO).state_dict().items()}
@@ -357,6 +372,33 @@ def test_other_versions_on_a_worker_are_told() -> None:
     for name in expected:
         with pytest.raises(InputError, match=f"it has {name} .*, the command 0.1; give all of them one environment"):
             refuse_other_surroundings(expected | {name: "0.1"})
+
+
+@pytest.mark.parametrize(
+    ("python", "distributed", "told"),
+    [
+        ((3, 11, 7), "2026.8.1", None),
+        (
+            (3, 12, 7),
+            "2026.8.0",
+            "tcp://10.0.0.5:1 has python 3.12, this command 3.11; give all of them one environment",
+        ),
+        ((3, 11, 7), "2025.8.0", "tcp://10.0.0.5:1 has distributed 2025.8, this command 2026.8; give all"),
+    ],
+)
+def test_other_versions_of_python_and_distributed_are_told(
+    python: tuple[int, ...], distributed: str, told: str | None
+) -> None:
+    def of(version: tuple[int, ...], library: str) -> dict[str, Any]:
+        return {"packages": {"python": ".".join(map(str, (*version, "final", 0))), "distributed": library}}
+
+    ours = of((3, 11, 9), "2026.8.0")
+    versions = {"client": ours, "scheduler": ours, "workers": {"tcp://10.0.0.5:1": of(python, distributed)}}
+    if told is None:
+        refuse_other_versions(versions)
+    else:
+        with pytest.raises(InputError, match=told):
+            refuse_other_versions(versions)
 
 
 def test_no_workers_or_workers_outside_of_the_clone_or_no_scheduler_any_more() -> None:

@@ -34,6 +34,7 @@ OTHERS = {
     "hostfile",
     "master_addr",
     "nodes",
+    "nthreads",
     "group.key",
 }  # options of programs that are not ours, and a placeholder
 OWN = ("config", "help", "print_config")  # of every trainer

@@ -44,10 +44,10 @@ MEND = "take it away, then give the command of that part again"
 
 
 class Part(NamedTuple):
-    """Part `number`, from 1, of `count`."""
+    """Part `number`, from 1, of `total`."""
 
     number: int
-    count: int
+    total: int
 
     @classmethod
     def parse(cls, text: str) -> "Part":
@@ -58,7 +58,7 @@ class Part(NamedTuple):
         """
         found = re.fullmatch(r"(\d{1,7})/(\d{1,7})", text)
         part = cls(*map(int, found.groups())) if found else cls(0, 0)
-        if not 1 <= part.number <= part.count <= MOST:
+        if not 1 <= part.number <= part.total <= MOST:
             raise InputError(
                 f"--part {text!r}: give I/N, the number of a part from 1 to N and how many there are, such as 1/4; a Slurm array "
                 f"for it is numbered from 1: sbatch --array=1-N"
@@ -66,17 +66,17 @@ class Part(NamedTuple):
         return part
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
     @property
     def lock(self) -> str:
         """Name of the file that is locked while it is made."""
-        return PART_LOCK.format(self.number, self.count)
+        return PART_LOCK.format(self.number, self.total)
 
     @property
     def record(self) -> str:
         """Name of the file that is there when it is done."""
-        return PART_RECORD.format(self.number, self.count)
+        return PART_RECORD.format(self.number, self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def write_part(plan: Plan, out: Path, part: Part, *, workers: int = 1) -> tuple[
         InputError: the folder holds something else, the same part is being made, or parts of another count are.
     """
     jobs = plan.jobs(out)
-    own = jobs[part.number - 1 :: part.count]
+    own = jobs[part.number - 1 :: part.total]
     with part_of_folder(out, part, plan.fingerprint, own):
         run_jobs(own, partial(write_shard, sensors=plan.sensors, shapes=plan.shapes), workers)
         Whole.of(plan, jobs).write(out / part.record)
@@ -174,7 +174,7 @@ def part_of_folder(out: Path, part: Part, fingerprint: str, jobs: Sequence[Job])
 def _refuse_other_counts(out: Path, part: Part) -> None:
     """Parts of two counts would make the same shards at the same time."""
     for path in out.glob(PART_LOCK.format("*", "*")):
-        if path.stem.endswith(f"-of-{part.count}"):
+        if path.stem.endswith(f"-of-{part.total}"):
             continue
         lock = open_lock(path)
         if lock is None:

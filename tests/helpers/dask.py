@@ -74,9 +74,9 @@ def _running(command: list[str], folder: str, more: Mapping[str, str]) -> Iterat
 def main() -> None:
     """Be the command of a worker whose processes are forks of one that has imported our rooms."""
     from distributed.cli.dask_worker import main as start
-    from distributed.utils import mp_context
+    from distributed.utils import get_mp_context
 
-    mp_context.set_forkserver_preload(["distributed", "datasets.shards.write", "finetune.mapping.command"])
+    get_mp_context().set_forkserver_preload(["distributed", "datasets.shards.write", "finetune.mapping.command"])
     start()
 
 
