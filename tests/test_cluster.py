@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,17 +80,17 @@ def alone(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Killer(threading.Thread):
-    """Kills a worker of a cluster as soon as a folder holds something finished and something begun."""
+    """Kills a worker of a cluster as soon as its work has begun."""
 
-    def __init__(self, address: str, folder: Path) -> None:
+    def __init__(self, address: str, begun: Callable[[], bool]) -> None:
         super().__init__()
-        self.address, self.folder, self.killed = address, folder, 0
+        self.address, self.begun, self.killed = address, begun, 0
 
     def run(self) -> None:
         with connected(self.address) as connection:
             processes = connection.client.run(os.getpid)
         until = time.monotonic() + 60
-        while not (any(self.folder.glob("*.npz")) and any(self.folder.glob("*.tar.*.tmp"))):
+        while not self.begun():
             if time.monotonic() > until:
                 return
             time.sleep(0.001)
@@ -132,7 +132,8 @@ def fail(number: Number, *, folder: Path) -> None:
 def test_shards_are_the_same_bytes_when_a_worker_is_killed(
     cluster: str, scenes: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killer = Killer(cluster, tmp_path / "out")
+    out = tmp_path / "out"
+    killer = Killer(cluster, lambda: any(out.glob("*.npz")) and any(out.glob("*.tar.*.tmp")))
     killer.start()
     main([str(scenes), "--out", str(tmp_path / "out"), *TILING, "--dask", cluster])
     killer.join()
@@ -220,12 +221,11 @@ def test_a_map_is_the_same_in_every_pixel_when_a_worker_is_killed(
     cluster: str, network: Path, pair: dict[str, Path], tmp_path: Path
 ) -> None:
     here = predict(tmp_path / "here.tif", network, pair)
-    with connected(cluster) as connection:
-        kept = connection.client.run(os.getpid)
-    killer = threading.Timer(0.4, lambda: os.kill(next(iter(kept.values())), signal.SIGKILL))
+    killer = Killer(cluster, lambda: bool(time.sleep(0.2)) or any(tmp_path.glob(".there.tif.*.tmp/windows.tif")))
     killer.start()
     there = predict(tmp_path / "there.tif", network, pair, "--dask", cluster)
     killer.join()
+    assert killer.killed
     assert there == here
     assert len(set(here[0])) > 2
 
