@@ -17,13 +17,15 @@ from datasets.options import WORKERS, Parser, number_of
 from datasets.shards.foreign import index_folder
 from datasets.shards.gather import AUTO, GENERATED, Generated, Request, gather
 from datasets.shards.guess import COUNTS
-from datasets.shards.index import Index
+from datasets.shards.index import NAME, Index
 from datasets.shards.inspection import look_at, show
 from datasets.shards.parts import Part, merge_parts, write_part
 from datasets.shards.plan import Plan, TileOptions, make_plan
 from datasets.shards.repack import repack_folder
 from datasets.shards.verify import verify_folder
 from datasets.shards.write import write_shards
+from datasets.storage.delivery import run_delivered
+from datasets.storage.places import is_store
 
 EPILOG = """examples:
   python launch/shards.py scenes/ --sensor sentinel2-l1c --out shards/
@@ -42,7 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
     stopped = "stopped; the finished shards are kept: give the same command again to go on"
-    run_body(lambda: _run(options), stopped=stopped)
+    run_body(lambda: _deliver(options), stopped=stopped)
+
+
+def _deliver(options: argparse.Namespace) -> list[str]:
+    given = [name for name in ("dask", "part", "overwrite") if getattr(options, name)]
+    if given and is_store(options.out or ""):
+        raise InputError(
+            f"--{given[0]} needs a folder that is seen as one, not {options.out}; make them there, then copy it"
+        )
+    return run_delivered(options, ["out"], _run, last=[NAME])
 
 
 def _run(options: argparse.Namespace) -> list[str]:
@@ -227,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     known = f"a shipped sensor, a YAML file, {AUTO} (default: told by all that files say), or {GENERATED} for a cube"
     add("--inspect", action="store_true", help="say what the scenes hold and which sensors fit; --out: a .png of it")
     add("--sensor", default=AUTO, metavar="NAME", help=known)
-    add("--out", type=Path, metavar="DIR", help="folder to write into")
+    add("--out", metavar="DIR", help="folder to write into, here or in object storage (s3://bucket/folder)")
     tiles, cubes = partial(number_of, TileOptions), partial(number_of, Generated)
     add("--tile", type=tiles("tile"), default=96, help="tile side in pixels of the first sensor (default %(default)s)")
     add("--stride", type=tiles("stride"), help="step from tile to tile in pixels (default: the tile)")

@@ -1,8 +1,9 @@
 """Results that a command writes into object storage: made on this machine, then put there, each file whole or not at all."""
 
+import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def delivered(out: str, *, last: Sequence[str] = ()) -> Iterator[Result]:
         InputError: the store cannot be reached or refuses us, or already holds something under that name.
     """
     if not is_store(out):
-        yield Result(Path(out), out)
+        yield Result(Path(out), str(Path(out)))
         return
     folder, _, name = out.rstrip("/").rpartition("/")
     with tempfile.TemporaryDirectory(prefix="alliance_") as scratch:
@@ -47,14 +48,30 @@ def delivered(out: str, *, last: Sequence[str] = ()) -> Iterator[Result]:
                 )
         yield result
         store.be_patient(PATIENCE)
-        for path in _files(result.path, last):
+        made = [each for each in sorted(Path(scratch).rglob("*")) if each.is_file() and not each.name.startswith(".")]
+        for path in sorted(made, key=lambda each: each == result.path or each.name in last):
             store.put(str(path.relative_to(scratch)), path)
 
 
-def _files(path: Path, last: Sequence[str]) -> list[Path]:
-    """A file, or those of a folder, without hidden ones, in the order in which they are put."""
-    if path.is_file():
-        beside = [each for each in path.parent.iterdir() if each != path and each.is_file()]
-        return [*sorted(beside), path]
-    found = [each for each in sorted(path.rglob("*")) if each.is_file() and not each.name.startswith(".")]
-    return sorted(found, key=lambda each: each.name in last)
+def run_delivered(
+    options: argparse.Namespace, names: Sequence[str], body: Callable[[argparse.Namespace], list[str]], *,
+    last: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Run a command whose results may end up in stores.
+
+    Args:
+        names: of the options that say where; the body finds paths of this machine in them.
+        last: see `delivered`.
+    Returns:
+        The lines of the body, with the places.
+    """
+    with ExitStack() as stack:
+        results = []
+        for name in names:
+            if (place := getattr(options, name)) is not None:
+                results.append(stack.enter_context(delivered(place, last=last)))
+                setattr(options, name, results[-1].path)
+        lines = body(options)
+        for result in results:
+            lines = result.told(lines)
+        return lines

@@ -13,6 +13,7 @@ from pathlib import Path
 from alliance.errors import InputError
 from datasets.commands import run_body
 from datasets.options import Parser, whole
+from datasets.storage.delivery import run_delivered
 from finetune.export.graphs import Exportable, Sides, open_exportable
 from finetune.export.hub import check_id, push_folder, write_folder
 from finetune.export.programs import NEWEST, OPSET, check_opset, make_program, require_onnx, write_onnx, write_torch
@@ -24,7 +25,7 @@ ALONE = {"hub": ("licence", "push", "private"), "onnx": ("opset",)}  # options o
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    run_body(lambda: _export(options), stopped="stopped; what is written whole stays")
+    run_body(lambda: run_delivered(options, ["out"], _export), stopped="stopped; what is written whole stays")
 
 
 def _export(options: argparse.Namespace) -> list[str]:
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("path", metavar="RUN", help="run folder of pretraining or of a task, an encoder/ or model/ folder, a converted "
         "release, or an id of the hub (encoders)")  # fmt: skip
-    add("out", type=Path, metavar="OUT", help="file to write, .pt2 or .onnx; for hub a new folder")
+    add("out", metavar="OUT", help="file to write, .pt2 or .onnx, here or in object storage; for hub a new folder")
     add("--format", choices=[*SUFFIXES, "hub"], required=True, help="torch: a torch.export program; onnx; hub: config.json, "
         "model.safetensors and a model card")  # fmt: skip
     add("--sensor", metavar="NAME", help="whose images an encoder shall take (default: the only one that it knows)")

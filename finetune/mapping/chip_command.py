@@ -28,7 +28,7 @@ def add_chip_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("labels of whole images").add_argument
     add("--images", action="append", default=[], type=Path, metavar="PATH", help="folder of images, also in folders below, or "
         "one image; a row each in the table --out: file, label (several with ; between them), p_CLASS")  # fmt: skip
-    add("--footprints", type=Path, metavar="FILE", help="also a .geojson with the footprint of each image that says where it "
+    add("--footprints", metavar="FILE", help="also a .geojson with the footprint of each image that says where it "
         "lies, its labels and probabilities")  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from alliance.errors import InputError
 from datasets.cluster import Cluster, connected
 from datasets.commands import run_body
 from datasets.options import Parser, number_of
+from datasets.storage.delivery import run_delivered
 from finetune.chips.checkpoint import TASKS
 from finetune.mapping.chip_command import add_chip_options, refuse_chip_options, write_chip_labels
 from finetune.mapping.embedding_command import add_embedding_options, embed, refuse_embedding_options
@@ -29,12 +30,13 @@ from finetune.mapping.scene import STANDARD, MapRecipe, SceneOptions, predict_sc
 from finetune.model_files import find_network, read_record
 
 SHORT = ("optical", "sar")  # images with a flag of their own
+WRITTEN = ("out", "probabilities", "parquet", "picture", "footprints")  # options that say where
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    run_body(lambda: _predict(options), stopped="stopped; no map was written")
+    run_body(lambda: run_delivered(options, WRITTEN, _predict), stopped="stopped; no map was written")
 
 
 def _predict(options: argparse.Namespace) -> list[str]:
@@ -103,14 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--sar", metavar="FILE", help="short for --image sar=FILE")
     add(
         "--out",
-        type=Path,
         required=True,
         metavar="FILE",
-        help="class map to write, .tif; of whole images a table, .csv",
+        help="class map to write, .tif, here or in object storage (s3://bucket/map.tif); of whole images a table, .csv",
     )
     add(
         "--probabilities",
-        type=Path,
         metavar="FILE",
         help="write these too: a band per class, uint8 = 250 x probability",
     )

@@ -1,7 +1,6 @@
 """The part of `finetune/predict.py` that writes embeddings."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -40,8 +39,8 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     add("--positions", choices=["remove", "keep"], help="take from the features what the encoder says at the same place of an "
         "empty window (default), or leave them as they are")  # fmt: skip
     add("--bands", metavar="NAMES", help="bands of the sensor that the image has, such as B02,B03,B04 (default: all)")
-    add("--parquet", type=Path, metavar="FILE", help="also a GeoParquet table of the patches' centres (needs pyarrow)")
-    add("--picture", type=Path, metavar="FILE", help="also a .png of the first three bands as red, green and blue")
+    add("--parquet", metavar="FILE", help="also a GeoParquet table of the patches' centres (needs pyarrow)")
+    add("--picture", metavar="FILE", help="also a .png of the first three bands as red, green and blue")
     add(
         "--seed",
         type=number_of(EmbeddingOptions, "seed"),
