@@ -265,15 +265,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace the shards that are in --out; with --verify, have damaged ones written anew by the next run",
     )
-    several = parser.add_argument_group("several machines, which see the same files under the same paths").add_argument
-    several(
-        "--dask",
-        metavar="ADDRESS",
-        help="let the workers of a running Dask scheduler make the shards (tcp://HOST:8786)",
-    )
-    several("--part", metavar="I/N", help="make part I of N alone: shards I, I + N, ... of the same plan, and no index")
-    several("--merge", nargs="+", type=Path, metavar="DIR", help="write the index of all parts in DIR; of several, copied "
-        "to --out")  # fmt: skip
+    _add_several(parser)
     cube = parser.add_argument_group("HDF5, netCDF-4, MATLAB and NumPy files").add_argument
     cube("--key", help="name of the array, or of the group of arrays (default: the only image)")
     cube("--axes", help="order of its axes, such as hwc or chw (default: as the file tells)")
@@ -287,3 +279,16 @@ def _parser() -> argparse.ArgumentParser:
     foreign("--index", type=Path, metavar="DIR", help="index the .tar files in DIR; with --out, convert them")
     foreign("--member", metavar="FIELD", help="member that holds the image (default: the only one)")
     return parser
+
+
+def _add_several(parser: argparse.ArgumentParser) -> None:
+    """The options of work on several machines."""
+    several = parser.add_argument_group("several machines, which see the same files under the same paths").add_argument
+    several(
+        "--dask",
+        metavar="ADDRESS",
+        help="let the workers of a running Dask scheduler make the shards (tcp://HOST:8786)",
+    )
+    several("--part", metavar="I/N", help="make part I of N alone: shards I, I + N, ... of the same plan, and no index")
+    several("--merge", nargs="+", type=Path, metavar="DIR", help="write the index of all parts in DIR; of several, copied "
+        "to --out")  # fmt: skip

@@ -16,7 +16,7 @@ from datasets.options import Parser, whole
 from datasets.storage.delivery import run_delivered
 from finetune.export.graphs import Exportable, Sides, open_exportable
 from finetune.export.hub import check_id, push_folder, write_folder
-from finetune.export.programs import NEWEST, OPSET, check_opset, make_program, require_onnx, write_onnx, write_torch
+from finetune.export.programs import NEWEST, OPSET, make_program, require_onnx, write_onnx, write_torch
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 ALONE = {"hub": ("licence", "push", "private"), "onnx": ("opset",)}  # options of one format
@@ -60,7 +60,6 @@ def _files(options: argparse.Namespace) -> list[str]:
         raise InputError(f"{options.out}: --format {options.format} writes a file that ends in {suffix}; name it so")
     if options.format == "onnx":
         require_onnx()
-        check_opset(opset)
     wanted = open_exportable(options.path, options.sensor)
     lines = []
     for path, sides in _targets(options.out, _sizes(options.size, wanted)).items():

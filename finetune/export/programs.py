@@ -136,16 +136,6 @@ def require_onnx() -> Any:
     return onnxruntime
 
 
-def check_opset(opset: int) -> None:
-    """Refuse a version of ONNX's operators that cannot be written.
-
-    Raises:
-        InputError: it is older than the exporter's, or newer than onnxruntime's.
-    """
-    if not OPSET <= opset <= NEWEST:
-        raise InputError(f"--opset {opset} cannot be written; give {OPSET} to {NEWEST}")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the exporter says of its own steps."""

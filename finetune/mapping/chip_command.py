@@ -126,8 +126,6 @@ def _check_options(options: argparse.Namespace) -> None:
             )
     if not options.images:
         raise InputError(f"the network in {options.checkpoint} labels whole images; give --images PATH")
-    if options.batch is not None and options.batch < 1:
-        raise InputError(f"--batch {options.batch}: give 1 at least")
     for path, suffixes in ((options.out, (".csv",)), (options.footprints, (".geojson", ".json"))):
         if path is not None and path.suffix.lower() not in suffixes:
             raise InputError(f"{path} is written as {suffixes[0][1:].upper()}; let its name end in {suffixes[0]}")

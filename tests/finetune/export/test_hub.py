@@ -131,7 +131,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["RUN", "OUT.pt2", "--format", "torch", "--sensor", "four", "--size", "8x"], "--size 8x is not a size"),
         (["RUN", "no/OUT.pt2", "--format", "torch", "--sensor", "four"], "there is no folder"),
         (["RUN", "USED.onnx", "--format", "onnx", "--sensor", "four"], "exists, and nothing is overwritten"),
-        (["RUN", "OUT.onnx", "--format", "onnx", "--sensor", "four", "--opset", "17"], "--opset 17 cannot be written; give 18 to"),
+        (["RUN", "OUT.onnx", "--format", "onnx", "--sensor", "four", "--opset", "17"], "argument --opset: '17' is not allowed; give a whole number from 18 to"),
         (["RUN", "OUT.pt2", "--format", "torch", "--opset", "18"], "--opset goes with --format onnx"),
         (["RUN", "OUT.pt2", "--format", "torch", "--licence", "mit"], "--licence goes with --format hub"),
         (["RUN", "OUT", "--format", "hub", "--sensor", "four"], "leave --sensor and --size out"),

@@ -165,7 +165,10 @@ def test_predict_names_what_it_cannot_read_and_refuses_what_does_not_fit(
             "map.tif is written as CSV; let its name end in .csv",
         ),
         (["--images", str(tmp_path / "nowhere")], "nowhere: no such file or folder"),
-        (["--images", str(data), "--batch", "0"], "--batch 0: give 1 at least"),
+        (
+            ["--images", str(data), "--batch", "0"],
+            "argument --batch: '0' is not allowed; give a whole number from 1 to",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             predict([*given, *wrong])
