@@ -37,6 +37,8 @@ from pretrain.config import PretrainConfig
 FULL, PLAIN = "alliance", "baseline"
 PIXELS_ALONE, ONE_STAGE = ["--model.encoder.amplitude", "false"], ["--model.decoder.stages", "1"]
 PLAIN_ATTENTION, PLAIN_TOKENS = ["--model.decoder.attention", "plain"], ["--model.encoder.tokens", "plain"]
+NORMALISED, THREE = ["--model.loss.normalise", "patch_group"], ["--model.decoder.depth", "3"]
+ASKED = ["--model.loss.summary", "0.1"]
 VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py beside those of nano
     FULL: [],
     PLAIN: [*PLAIN_TOKENS, *PIXELS_ALONE, *ONE_STAGE, *PLAIN_ATTENTION],
@@ -45,10 +47,13 @@ VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py besi
     "without stages": ONE_STAGE,
     "without fusion attention": PLAIN_ATTENTION,
     "without frequency tokens": PLAIN_TOKENS,
-    "three blocks in the decoder": ["--model.decoder.depth", "3"],
-    "targets normalised by patch": ["--model.loss.normalise", "patch_group"],
+    "three blocks in the decoder": THREE,
+    "targets normalised by patch": NORMALISED,
     "mask ratio 0.6": ["--model.masking.ratio", "0.6"],
-    "summary tokens asked": ["--model.loss.summary", "0.1"],
+    "summary tokens asked": ASKED,
+    "baseline, targets normalised by patch": [*PLAIN_TOKENS, *PIXELS_ALONE, *ONE_STAGE, *PLAIN_ATTENTION, *NORMALISED],
+    "three blocks, targets normalised": [*THREE, *NORMALISED],
+    "three blocks, targets normalised, summary asked": [*THREE, *NORMALISED, *ASKED],
 }
 ROUNDS = 7  # of steps, by which the cost of one is told
 
