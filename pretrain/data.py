@@ -20,7 +20,7 @@ from datasets.sampling.faults import BrokenSample
 from datasets.sampling.placement import size_of_crop
 from datasets.shards.batches import LoaderConfig, Source
 from datasets.shards.loader import ShardLoader
-from datasets.shards.read import MEND, ShardSource
+from datasets.shards.read import ShardSource
 from datasets.shards.stream import StreamSource
 from engine.build import deal_batch
 from engine.log import logger
@@ -220,7 +220,7 @@ def _spread_out(source: ShardSource, sensor: Sensor, count: int) -> np.ndarray:
     try:
         return source.read(sensor.name, shards, numbers - (ends - source.counts)[shards], verify=True).stored
     except BrokenSample as error:
-        raise InputError(f"{source.folder}: {error}; {MEND.format(source.folder)}") from error
+        raise InputError(f"{source.folder}: {error}; {source.mend}") from error
 
 
 def measure_spreads(

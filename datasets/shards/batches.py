@@ -21,7 +21,7 @@ from alliance.sensors import Sensor
 from datasets.sampling.faults import BrokenSample, Fault
 from datasets.sampling.order import SampleOrder
 from datasets.sampling.placement import Placement, draw_placements
-from datasets.shards.read import MEND, Samples, ShardSource
+from datasets.shards.read import Samples, ShardSource
 from datasets.shards.stream import Lane, StreamSource
 from datasets.storage.places import PATIENCE, TIMEOUT
 
@@ -152,7 +152,7 @@ class Reader:
             except BrokenSample as error:
                 lost += error.faults
         reason = f"{TRIES} batches in a row cannot be read: {lost[0]}"
-        raise InputError(f"{source.folder}: {reason}; {MEND.format(source.folder)}")
+        raise InputError(f"{source.folder}: {reason}; {source.mend}")
 
 
 class _Own(threading.local):

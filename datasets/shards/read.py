@@ -77,6 +77,11 @@ class ShardSource:
         return faults
 
     @property
+    def mend(self) -> str:
+        """What to do about damaged shards; the command that names them reads folders of this machine."""
+        return MEND.format(self.folder) if isinstance(self.files, LocalFiles) else "copy the shards there again"
+
+    @property
     def sensors(self) -> dict[str, Sensor]:
         """The sensors by name, with the measured statistics."""
         return self.index.sensors

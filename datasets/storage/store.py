@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import itertools
 import logging
 import os
 import random
@@ -84,9 +83,6 @@ class Store:
         self._library, self._store = library, _open(library, filled_in(place), timeout)
         self._given, self._timeout = place, timeout
         self._stop, self._told = threading.Event(), -TOLD
-
-    def __copy__(self) -> "Store":
-        return self
 
     def be_patient(self, patience: float) -> None:
         """Make requests that fail again for so many seconds: what worked once is expected to come back."""
@@ -197,8 +193,9 @@ class Store:
             Missing: the store says that there is no such file.
             InputError: it refuses us, or fails for too long.
         """
-        (patience, setting), begun, pause = self._patience, time.monotonic(), PAUSES[0]
-        for attempt in itertools.count(1):
+        (patience, setting), begun, pause, attempt = self._patience, time.monotonic(), PAUSES[0], 0
+        while True:
+            attempt += 1
             try:
                 self.traffic.requests += 1
                 async with _at_once():
@@ -212,12 +209,11 @@ class Store:
                 if attempt >= ATTEMPTS and time.monotonic() - begun + pause > patience:
                     raise InputError(
                         f"{self.name(name)} cannot be read for {patience:g} s ({setting}): {reason}; correct the place or, "
-                        f"when it is there again, give the same command, which goes on with --run.resume auto"
+                        f"when it is there again, give the same command; a run goes on with --run.resume auto"
                     ) from error
                 self._tell(name, reason)
             await asyncio.sleep(pause * _jitter.uniform(0.5, 1.0))
             pause = min(2 * pause, PAUSES[1])
-        raise AssertionError("the loop has no end")
 
     def _reason(self, name: str, error: Exception) -> str:
         """What went wrong, in a line; raises what asking again cannot mend."""
@@ -227,7 +223,7 @@ class Store:
         if isinstance(error, PermissionError | kinds.PermissionDeniedError | kinds.UnauthenticatedError):
             raise InputError(
                 f"{self.name(name)} is refused to us: the credentials in the environment are missing, expired, or do not "
-                f"allow it; renew them there, and give the same command, which goes on with --run.resume auto"
+                f"allow it; renew them there, and give the same command; a run goes on with --run.resume auto"
             ) from error
         if METADATA in text:
             return "the environment names no credentials (docs/cloud.md), and this machine has none of its own"
