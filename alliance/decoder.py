@@ -27,7 +27,7 @@ class DecoderConfig(Ranged):
 
     embed_dim: int = ranged(256, 4, 65536)
     """Width E of the decoder, a multiple of 4 and of `heads`."""
-    depth: int = ranged(6, 1, 1024)
+    depth: int = ranged(3, 1, 1024)
     """Number of blocks over all stages."""
     heads: int = ranged(8, 1, 1024)
     """Attention heads of every block."""
@@ -193,7 +193,7 @@ class ProgressiveDecoder(nn.Module):
         tokens = self._fill(decoded[:, prefix:], bands, position, mask) + position
         sequence = torch.cat([cls + self.cls_position, tokens], dim=1)
 
-        predictions, starts = [], self.stage_starts()
+        ends, starts = [], self.stage_starts()
         for index, block in enumerate(self.blocks):
             stage = sum(start <= index for start in starts) - 1
             first_block = index in starts
@@ -201,9 +201,9 @@ class ProgressiveDecoder(nn.Module):
                 sequence = self._inject(sequence, bands, stage, index, mask)
             sequence = self._run(block, sequence, grid)
             if index + 1 in [*starts[1:], len(self.blocks)]:
-                patches = rearrange(self.norms[stage](sequence)[:, 1:], "b (g n) d -> b g n d", g=grid.g)
-                predictions.append(self.head(patches, embedded.code, sensor, groups))
-        return torch.stack(predictions)
+                ends.append(self.norms[stage](sequence)[:, 1:])
+        patches = rearrange(torch.cat(ends), "kb (g n) d -> kb g n d", g=grid.g)
+        return self.head(patches, embedded.code, sensor, groups).unflatten(0, (len(ends), -1))
 
     def _fill(self, visible: Tensor, bands: Tensor, position: Tensor, mask: Mask) -> Tensor:
         """Visible tokens at their places, (b, g * n, d); what a masked place starts from elsewhere."""

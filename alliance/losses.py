@@ -33,15 +33,17 @@ class LossConfig(Ranged):
     """Edge of the low-pass: a raised cosine, or a step."""
     extension: Extension = "mirror"
     """What continues the image beyond its border: its mirror image, or the image itself."""
-    normalise: Literal["none", "patch_group"] = "none"
-    """patch_group: the last target has mean 0 and deviation 1 in every patch and band group."""
+    normalise: Literal["none", "patch_group"] = "patch_group"
+    """patch_group: the last target has mean 0 and deviation 1 in every patch and band group. Other targets than cumulative ones need
+    none.
+    """
     schedule: Literal["linear", "rbf", "constant"] = "linear"
     """How the weights of the stages move over the run (docs/model.md 8.4)."""
     sar_high: float = ranged(1 / 3, 0, LARGE)
     """Largest weight of the high stage for SAR, whose high frequencies are mostly speckle."""
     fft: float = ranged(0.0, 0, LARGE)
     """Weight of the spectral distance of the last stage; 0.1 where used, 0: left out."""
-    summary: float = ranged(0.0, 0, LARGE)
+    summary: float = ranged(0.1, 0, LARGE)
     """Weight of the error of cls and the frequency tokens in telling band means and radial log-power of the image (docs/model.md
     8.6); 0, or without such tokens: they are asked for nothing.
     """
@@ -51,7 +53,7 @@ class LossConfig(Ranged):
         if self.cutoffs is not None and not 0 < self.cutoffs[0] < self.cutoffs[1] <= math.sqrt(0.5):
             raise InputError(f"loss.cutoffs must rise within (0, 0.707] cycles per pixel, got {self.cutoffs}")
         if self.normalise == "patch_group" and self.targets != "cumulative":
-            raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'")
+            raise InputError(f"loss.targets '{self.targets}' needs loss.normalise 'none'; set that too")
 
     def cutoffs_for(self, patch: int) -> tuple[float, float]:
         """Borders of the bands for a patch side in pixels, cycles per pixel."""

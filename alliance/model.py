@@ -118,22 +118,20 @@ class Alliance(nn.Module):
         weights = stage_weights(
             progress, self.config.decoder.stages, self.config.loss, sar=sensor.is_sar, device=image.device
         )
-        return self._step(image, sensor, noise, weights, table)
+        prediction = self.predict(image, sensor, noise, table)
+        with torch.autocast(image.device.type, enabled=False):
+            return self._losses(prediction, sensor, weights, table)
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """Compile what a step computes, arguments as of `torch.compile`.
+        """Compile the blocks of encoder and decoder one by one, arguments as of `torch.compile`.
 
-        What changes from step to step goes in as tensors: there is one graph per sensor and size, whatever its groups.
+        Blocks of a kind share what is compiled: a graph for each kind and grid of tokens, whatever the depth. The whole step as one graph
+        takes minutes to compile on GPUs, and torch 2.14 does not take two constant tables in it.
         """
         dynamo = importlib.import_module("torch._dynamo")
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 2 * len(self.encoder.sensors) + 8)
-        self._step = torch.compile(self._step, *arguments, **options)
-
-    def _step(self, image: Tensor, sensor: Sensor, noise: Tensor, weights: Tensor, groups: GroupTable) -> Losses:
-        """The losses of a batch (b, c, h, w) by the weights (k,) of the stages."""
-        prediction = self.predict(image, sensor, noise, groups)
-        with torch.autocast(image.device.type, enabled=False):
-            return self._losses(prediction, sensor, weights, groups)
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 4 * len(self.encoder.sensors) + 8)
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.compile(*arguments, **options)
 
     def reconstruct(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups | None = None) -> Reconstruction:
         """What the model makes of the masked image (b, c, h, w), stage by stage; arguments as of `forward`."""

@@ -30,13 +30,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from alliance.model import SIZES, Alliance, AllianceConfig, model_config
 from alliance.sensors import Band, Sensor
 from alliance.tokens import mask_noise
+from engine.build import COMPILE
 
 # Sentinel-2 without its atmospheric bands, in the three groups of SatMAE: centre wavelengths, nm.
 WAVELENGTHS = (492, 560, 665, 833, 704, 741, 783, 865, 1614, 2202)
 GROUPS = ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9))
 PATCH, CHANNELS = 8, 4  # bands of the models of others: those of our largest group
 RATIO = 0.75
-MATRIX = 2048  # side of the products by which the machine is measured
+VIT, MAE = "timm ViT, encoder alone", "transformers ViTMAE"  # rows of others
+MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the products by which the machine is measured
 
 
 class Competitor(NamedTuple):
@@ -64,11 +66,14 @@ def variants(size: str) -> dict[str, AllianceConfig]:
         "baseline": replace(
             full,
             encoder=replace(encoder, tokens="plain", amplitude=False),
-            decoder=replace(decoder, stages=1, attention="plain"),
+            decoder=replace(decoder, stages=1, attention="plain", depth=6),
+            loss=replace(full.loss, summary=0.0),
         ),
         "plain attention": replace(full, decoder=replace(decoder, attention="plain")),
         "one stage": replace(full, decoder=replace(decoder, stages=1)),
         "no amplitude": replace(full, encoder=replace(encoder, amplitude=False)),
+        "no summary": replace(full, loss=replace(full.loss, summary=0.0)),
+        "six blocks": replace(full, decoder=replace(decoder, depth=6)),
     }
 
 
@@ -88,20 +93,20 @@ def ours(options: argparse.Namespace) -> dict[str, Competitor]:
 
 def others(options: argparse.Namespace) -> dict[str, Competitor]:
     """Models of others: as many tokens, on one image that is three times as high."""
-    full, (d, depth, heads) = model_config(f"alliance_{options.size}_patch{PATCH}"), SIZES[options.size]
+    d, depth, heads = SIZES[options.size]
     shape = (len(GROUPS) * options.pixels, options.pixels)
     image = torch.randn(options.batch, CHANNELS, *shape, device=options.device)
     vit = VisionTransformer(
         shape, PATCH, CHANNELS, 0, embed_dim=d, depth=depth, num_heads=heads, patch_drop_rate=RATIO, class_token=True
     ).to(options.device)
     tokens = len(GROUPS) * (options.pixels // PATCH) ** 2
-    found = {"timm ViT, encoder alone": Competitor(vit, lambda: vit.forward_features(image).square().mean(), tokens)}
+    found = {VIT: Competitor(vit, lambda: vit.forward_features(image).square().mean(), tokens)}
     if find_spec("transformers") is None:
         print("transformers is not installed: ViTMAEForPreTraining takes no part")
         return found
     from transformers import ViTMAEConfig, ViTMAEForPreTraining  # pyright: ignore[reportMissingImports]
 
-    e, rows = full.decoder, round(tokens**0.5)
+    e, rows = variants(options.size)["baseline"].decoder, round(tokens**0.5)
     square = torch.randn(options.batch, CHANNELS, rows * PATCH, rows * PATCH, device=options.device)
     settings = ViTMAEConfig(
         image_size=rows * PATCH, patch_size=PATCH, num_channels=CHANNELS, mask_ratio=RATIO, hidden_size=d, num_hidden_layers=depth,
@@ -109,7 +114,17 @@ def others(options: argparse.Namespace) -> dict[str, Competitor]:
         decoder_num_hidden_layers=e.depth, decoder_num_attention_heads=e.heads, decoder_intermediate_size=4 * e.embed_dim,
     )  # fmt: skip
     mae = ViTMAEForPreTraining(settings).to(options.device)
-    return found | {"transformers ViTMAE": Competitor(mae, lambda: mae(square).loss, rows**2)}
+    return found | {MAE: Competitor(mae, lambda: mae(square).loss, rows**2)}
+
+
+def compile_parts(model: nn.Module, what: str) -> None:
+    """Compile a model as a whole, or its blocks one by one, which share what is compiled."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    blocks = [
+        block for each in lists for block in each if "Block" in type(block).__name__ or "Layer" in type(block).__name__
+    ]
+    for part in [model] if what == "model" else blocks:
+        part.compile(**COMPILE)
 
 
 def step_seconds(competitor: Competitor, optimiser: torch.optim.Optimizer, autocast: Any) -> float:
@@ -128,6 +143,17 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def peak_megabytes(competitor: Competitor, optimiser: torch.optim.Optimizer, autocast: Any) -> float:
+    """What a step takes on a GPU beside what is held before it, at its highest; nan on a CPU."""
+    if not torch.cuda.is_available():
+        return float("nan")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    step_seconds(competitor, optimiser, autocast)
+    return (torch.cuda.max_memory_allocated() - held) / 1e6
 
 
 def kept_megabytes(competitor: Competitor, autocast: Any) -> float:
@@ -158,25 +184,27 @@ def giga_operations(competitor: Competitor) -> float:
 
 def product_rate(device: str, dtype: torch.dtype) -> float:
     """GFLOP a second that the machine reaches in products of square matrices."""
-    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    side = MATRIX[device]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     taken = []
-    for _ in range(5):
+    for _ in range(9):
         began = now()
         torch.mm(a, b)
         taken.append(now() - began)
-    return 2 * MATRIX**3 / min(taken) / 1e9
+    return 2 * side**3 / statistics.median(taken) / 1e9
 
 
 def print_steps(options: argparse.Namespace) -> None:
     """The table of training steps."""
     models = ours(options) | others(options)
+    models = {name: model for name, model in models.items() if not options.only or name in {"baseline", *options.only}}
     dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     autocast = torch.autocast(options.device, dtype, enabled=dtype != torch.float32)
     operations = {name: giga_operations(model) for name, model in models.items()}
     kept = {name: kept_megabytes(model, autocast) for name, model in models.items()}
     if options.compile:
         for model in models.values():
-            model.model.compile()
+            compile_parts(model.model, options.compile)
     optimisers = {name: torch.optim.AdamW(model.model.parameters(), lr=1e-4) for name, model in models.items()}
     rate = product_rate(options.device, dtype)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -185,19 +213,21 @@ def print_steps(options: argparse.Namespace) -> None:
             seconds = step_seconds(model, optimisers[name], autocast)
             if turn >= options.warm:
                 times[name].append(seconds)
-    print(f"products of {MATRIX} x {MATRIX} {options.dtype} matrices: {rate:.0f} GFLOP/s")
+    peak = {name: peak_megabytes(model, optimisers[name], autocast) for name, model in models.items()}
     print(
-        "| model | tokens | total M | ms/step | ratio | least | images/s | kept MB | ratio | GFLOP | share of the product rate |"
+        f"products of {MATRIX[options.device]} x {MATRIX[options.device]} {options.dtype} matrices: {rate:.0f} GFLOP/s"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = ("model", "tokens", "total M", "ms/step", "ratio", "least", "images/s", "kept MB", "ratio", "peak MB", "GFLOP",
+               "share of the product rate")  # fmt: skip
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     base = times["baseline"]
     for name, model in models.items():
         millions = sum(p.numel() for p in model.model.parameters()) / 1e6
         median = statistics.median(times[name])
         ratio, least = median / statistics.median(base), min(times[name]) / min(base)
-        print(f"| {name} | {model.tokens} | {millions:.2f} | {1000 * median:.0f} | {ratio:.2f} | {least:.2f} | {options.batch / median:.1f} | "
-              f"{kept[name]:.0f} | {kept[name] / kept['baseline']:.2f} | {operations[name]:.1f} | "
-              f"{operations[name] / median / rate:.2f} |")  # fmt: skip
+        print(f"| {name} | {model.tokens} | {millions:.2f} | {1000 * median:.1f} | {ratio:.2f} | {least:.2f} | {options.batch / median:.1f} | "
+              f"{kept[name]:.0f} | {kept[name] / kept['baseline']:.2f} | {peak[name]:.0f} | {operations[name]:.1f} | "
+              f"{operations[name] / median / rate:.3f} |", flush=True)  # fmt: skip
 
 
 @torch.inference_mode()
@@ -244,7 +274,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--compile", choices=("model", "blocks"), help="by torch.compile, whole or block by block")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows beside the baseline's (default: all)")
     parser.add_argument("--inference", action="store_true", help="the encoder alone, without gradients")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

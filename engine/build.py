@@ -18,6 +18,10 @@ from engine.errors import AgreedError
 from engine.optim import OptimConfig
 from engine.ranks import TIMEOUT, World, count_over_ranks
 
+COMPILE: dict[str, Any] = {  # of torch.compile
+    "dynamic": False,  # sizes are few: a graph for each
+    "options": {"triton.coalesce_tiling_analysis": False},  # fails on our blocks in torch 2.11, on GPUs
+}
 OWNED_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "fp16", "bf16", "torch_autocast", "data_types", "checkpoint",
@@ -157,7 +161,7 @@ def build_engine(
     settings = deepspeed_settings(optim, config, batching, precision, stage)
     engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimiser, config=settings)
     if config.compile:
-        engine.compile(compile_kwargs={"dynamic": False})  # sizes are few: a graph for each
+        engine.compile(compile_kwargs=COMPILE)
     return engine
 
 

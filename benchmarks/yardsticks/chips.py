@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alliance.encoder import AllianceEncoder
+from alliance.readout import ReadOut
 from alliance.sensors import Sensor
-from benchmarks.yardsticks.describing import whole_images
+from benchmarks.yardsticks.describing import Describe, whole_images
 from benchmarks.yardsticks.scoring import Answers, average_precision, share_right
 from datasets.chips.chip import Chip, ChipSet
 from datasets.chips.labels import find_chips
@@ -31,9 +33,10 @@ class ChipTask:
     sensor: str
     data: ChipSet
     size: int  # pixels, to which images are resized
-    per_class: int | None = None  # labelled images of a draw
+    per_class: tuple[int, ...] = ()  # labelled images of a draw, one question for each number; none: all of the share
     share: float = 1.0  # the same, of those to learn from
     several: bool = False
+    readouts: tuple[ReadOut, ...] = ("groups",)  # the first makes the row of an encoder, others further rows
 
     def parts(self, folder: Path) -> dict[str, list[Chip]]:
         """Images to learn from and to score: as their source tells, else halves drawn once."""
@@ -44,27 +47,44 @@ class ChipTask:
     def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
     ) -> list[Answers]:
-        """Of this one task; see `benchmarks.yardsticks.imagery`."""
+        """Of this task, for each number of labels; see `benchmarks.yardsticks.imagery`."""
         sensor, parts = sensors[self.sensor], self.parts(folder)
         classes = tuple(sorted({label for chips in parts.values() for chip in chips for label in chip.labels}))
         source = SensorSource(known=sensor, sensor=self.data.image.sensor)
-        features, targets = {}, {}
+        made = {}
         for part, chips in parts.items():
             opened = Chips(part, chips, classes, source)
-            features[part], targets[part] = _described(opened, self.size, encoders, sensor), opened.targets
+            features = _described(opened, self.size, whole_images(encoders, sensor, self.readouts))
+            made[part] = Described(features, opened.targets)
         number = {chip.name: at for at, chip in enumerate(parts["train"])}
-        rows: dict[str, list[Tensor]] = {row: [] for row in features["train"]}
-        learnt = 0
-        for seed in seeds:
-            few = choose_few(parts["train"], seed, per_class=self.per_class, share=self.share)
-            chosen, learnt = [number[chip.name] for chip in few], len(few)
-            for row, own in rows.items():
-                train = features["train"][row][chosen], targets["train"][chosen]
-                answer = several_labels if self.several else one_label
-                own.append(answer(*train, features["test"][row], targets["test"], seed))
-        measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
-        size = (len(classes), f"{learnt} images", f"{len(parts['test'])} images")
-        return [Answers(self.title, measured, measure, *size, rows)]
+        found = []
+        for count in self.per_class or (None,):
+            draws = [choose_few(parts["train"], seed, per_class=count, share=self.share) for seed in seeds]
+            chosen = [[number[chip.name] for chip in few] for few in draws]
+            rows = {row: self._row(made, row, chosen, seeds) for row in made["train"].features}
+            size = (len(classes), f"{len(draws[-1])} images", f"{len(parts['test'])} images")
+            title = self.title if count in (None, max(self.per_class)) else f"{self.title}, {count} labels a class"
+            measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
+            found.append(Answers(title, measured, measure, *size, rows))
+        return found
+
+    def _row(
+        self, made: Mapping[str, "Described"], row: str, chosen: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> list[Tensor]:
+        """Outcomes of one row, for each draw of the images that are learnt from."""
+        answer = several_labels if self.several else one_label
+        train, test = made["train"], made["test"]
+        return [
+            answer(train.features[row][few], train.targets[few], test.features[row], test.targets, seed)
+            for few, seed in zip(chosen, seeds, strict=True)
+        ]
+
+
+class Described(NamedTuple):
+    """Images as numbers, with their labels."""
+
+    features: Mapping[str, Tensor]  # (n, f), by row
+    targets: Tensor  # (n, k)
 
 
 def image_of(sensor: str) -> ImageSource:
@@ -89,9 +109,8 @@ def several_labels(train: Tensor, targets: Tensor, test: Tensor, truth: Tensor, 
     return torch.stack([truth.double(), chances], dim=1)
 
 
-def _described(chips: Chips, size: int, encoders: Mapping[str, AllianceEncoder], sensor: Sensor) -> dict[str, Tensor]:
+def _described(chips: Chips, size: int, makers: Mapping[str, Describe]) -> dict[str, Tensor]:
     """Numbers of every image (n, f), by row."""
-    makers = whole_images(encoders, sensor)
     found: dict[str, list[Tensor]] = {row: [] for row in makers}
     for first in range(0, len(chips), BATCH):
         numbers = range(first, min(first + BATCH, len(chips)))

@@ -1,6 +1,6 @@
 """Numbers that stand for images and their places: of an encoder, or what the pixels say without one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alliance.encoder import AllianceEncoder
 from alliance.frequency import radial_power
-from alliance.readout import read_map, read_out
+from alliance.readout import ReadOut, read_map, read_out
 from alliance.sensors import Sensor
 from benchmarks.yardsticks.scoring import PIXELS, RAW
 from datasets.labelled.tiles import Cut
@@ -41,12 +41,15 @@ def read_by(encoder: AllianceEncoder, sensor: Sensor) -> tuple[Sensor, list[int]
     return (known.select(list(shared)), list(shared.values())) if shared else None
 
 
-def whole_images(encoders: Mapping[str, AllianceEncoder], sensor: Sensor) -> dict[str, Describe]:
-    """Of every row: physical images (b, c, h, w) -> (b, f)."""
+def whole_images(
+    encoders: Mapping[str, AllianceEncoder], sensor: Sensor, readouts: Sequence[ReadOut] = ("groups",)
+) -> dict[str, Describe]:
+    """Of every row: physical images (b, c, h, w) -> (b, f); further read-outs make further rows."""
     rows: dict[str, Describe] = {RAW: lambda images: image_statistics(sensor.standardise(images)[0])}
     for row, encoder in encoders.items():
         if (own := read_by(encoder, sensor)) is not None:
-            rows[row] = _read_out(encoder, *own)
+            rows[row] = _read_out(encoder, *own, readouts[0])
+            rows |= {f"{row}, {kind}": _read_out(encoder, *own, kind) for kind in readouts[1:]}
     return rows
 
 
@@ -75,8 +78,14 @@ def image_statistics(images: Tensor) -> Tensor:
     return torch.cat([raw_statistics(images), torch.stack(rings, -1).clamp(min=FAINT).log().flatten(1)], dim=1)
 
 
-def _read_out(encoder: AllianceEncoder, sensor: Sensor, bands: list[int]) -> Describe:
-    return torch.inference_mode()(lambda images: read_out(encoder(images[:, bands], sensor), "groups").float())
+def _read_out(encoder: AllianceEncoder, sensor: Sensor, bands: list[int], kind: ReadOut) -> Describe:
+    device = next(encoder.parameters()).device
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        return read_out(encoder(images[:, bands].to(device), sensor), kind).float().cpu()
+
+    return describe
 
 
 def _raw_places(sensor: Sensor, patch: int, deviation: bool) -> Describe:
@@ -86,7 +95,7 @@ def _raw_places(sensor: Sensor, patch: int, deviation: bool) -> Describe:
 
 def _read_places(encoder: AllianceEncoder, sensor: Sensor, bands: list[int]) -> Describe:
     """Features of patches, band groups side by side, each from the window of about `SIDE` patches in which it lies."""
-    patch = encoder.patch_size
+    patch, device = encoder.patch_size, next(encoder.parameters()).device
 
     @torch.inference_mode()
     def describe(image: Tensor) -> Tensor:
@@ -97,7 +106,7 @@ def _read_places(encoder: AllianceEncoder, sensor: Sensor, bands: list[int]) -> 
         found = None
         for (high, wide), starts in windows.items():
             cut = [image[bands, y * patch : (y + high) * patch, x * patch : (x + wide) * patch] for y, x in starts]
-            maps = read_map(encoder(torch.stack(cut), sensor), "groups").float()
+            maps = read_map(encoder(torch.stack(cut).to(device), sensor), "groups").float().cpu()
             found = torch.zeros(h, w, maps.shape[-1]) if found is None else found
             for (y, x), each in zip(starts, maps, strict=True):
                 found[y : y + high, x : x + wide] = rearrange(each, "(y x) f -> y x f", y=high)

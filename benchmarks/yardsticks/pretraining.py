@@ -45,8 +45,7 @@ def pretrain(images: Images, minutes: float, folder: Path) -> Pretrained:
     record, run = folder / "pretrained.json", folder / "run"
     if record.exists():
         return Pretrained(run / "encoder", **json.loads(record.read_text()))
-    sources = [{"shards": str(_shards(name, images, folder))} for name in images.files]
-    trial = folder / "trial"
+    sources, trial = make_shards(images, folder), folder / "trial"
     if not (trial / "encoder").exists():
         _run(trial, sources, images, TRIAL, ["--run.resume", "auto"])
     speed = [each["samples_per_s"] for each in read_metrics(trial / "metrics.jsonl") if "samples_per_s" in each][-1]
@@ -58,17 +57,34 @@ def pretrain(images: Images, minutes: float, folder: Path) -> Pretrained:
     return Pretrained(run / "encoder", **found)
 
 
-def pretrain_steps(images: Images, steps: int, folder: Path, run: str, settings: Sequence[str]) -> Path:
-    """A nano encoder trained for some steps with further settings of launch/pretrain.py; one that is there is taken as it is.
+def pretrain_steps(
+    images: Images, steps: int, folder: Path, run: str, settings: Sequence[str], config: Path = CONFIG
+) -> Path:
+    """An encoder trained for some steps with further settings of launch/pretrain.py; one that is there is taken as it is.
 
     Args:
         folder: for shards and runs.
         run: name of the folder of this one.
+        config: of launch/pretrain.py.
     """
-    sources = [{"shards": str(_shards(name, images, folder))} for name in images.files]
     if not (folder / run / "encoder").exists():
-        _run(folder / run, sources, images, steps, ["--run.resume", "auto", *settings])
+        _run(folder / run, make_shards(images, folder), images, steps, ["--run.resume", "auto", *settings], config)
     return folder / run / "encoder"
+
+
+def make_shards(images: Images, folder: Path) -> list[dict[str, str]]:
+    """Shards of the images of every sensor, where they are not there yet: `data.sources`."""
+    return [{"shards": str(_shards(name, images, folder))} for name in images.files]
+
+
+def settings_of(images: Images, run: Path | str, steps: int, sources: list[dict[str, str]], config: Path) -> list[str]:
+    """Of launch/pretrain.py."""
+    given = {
+        "run.dir": run, "run.steps": steps, "run.log_every": max(min(steps // 4, 25), 1), "run.picture_every": 0,
+        "run.save_every": steps, "optim.batch": BATCH, "data.workers": 0, "data.sources": json.dumps(sources),
+        "model.encoder.patch": images.patch, "data.crop": min(images.tile, 64),
+    }  # fmt: skip
+    return ["--config", str(config), *(str(text) for key, each in given.items() for text in (f"--{key}", each))]
 
 
 def convert(form: str, weights: Path, out: Path) -> Path:
@@ -78,19 +94,10 @@ def convert(form: str, weights: Path, out: Path) -> Path:
     return out
 
 
-def _run(run: Path, sources: list[dict[str, str]], images: Images, steps: int, more: Sequence[str]) -> None:
-    settings = {
-        "run.dir": run, "run.steps": steps, "run.log_every": max(min(steps // 4, 25), 1), "run.picture_every": 0,
-        "run.save_every": steps, "optim.batch": BATCH, "data.workers": 0, "data.sources": json.dumps(sources),
-        "model.encoder.patch": images.patch, "data.crop": min(images.tile, 64),
-    }  # fmt: skip
-    call(
-        "launch/pretrain.py",
-        "--config",
-        CONFIG,
-        *(text for key, each in settings.items() for text in (f"--{key}", each)),
-        *more,
-    )
+def _run(
+    run: Path, sources: list[dict[str, str]], images: Images, steps: int, more: Sequence[str], config: Path = CONFIG
+) -> None:
+    call("launch/pretrain.py", *settings_of(images, run, steps, sources, config), *more)
 
 
 def _shards(name: str, images: Images, folder: Path) -> Path:
