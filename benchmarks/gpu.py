@@ -85,27 +85,28 @@ def agreement(_: float) -> str:
     """Losses and gradients of one batch beside those of the CPU in float32."""
     from alliance.model import create_model
     from alliance.tokens import mask_noise
-    from benchmarks.step import GROUPS, compile_parts, ten_bands
+    from benchmarks.step import GROUPS, ten_bands
+    from engine.build import COMPILE
 
     sensor, image = ten_bands(), torch.randn(8, 10, 64, 64, generator=torch.Generator().manual_seed(0))
     noise = mask_noise(0, 0, range(8), len(GROUPS) * 64)
 
-    def computed(device: str, bf16: bool, compiled: str | None) -> tuple[float, torch.Tensor]:
+    def computed(device: str, bf16: bool, compiled: bool) -> tuple[float, torch.Tensor]:
         torch.manual_seed(0)
         model = create_model("alliance_nano_patch8", [sensor]).to(device)
         if compiled:
-            compile_parts(model, compiled)
+            model.compile(**COMPILE)
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             loss = model(image.to(device), sensor, noise.to(device), 0.5).total
         loss.backward()
         gradients = [each.grad.flatten().cpu() for each in model.parameters() if each.grad is not None]
         return loss.item(), torch.cat(gradients)
 
-    loss, gradient = computed("cpu", False, None)
+    loss, gradient = computed("cpu", False, False)
     lines = ["| on the card | loss, relative difference | gradient, relative distance |", "|---|---|---|"]
-    for compiled in (None, "blocks", "model"):
+    for compiled in (False, True):
         for bf16 in (False, True):
-            name = ("bf16 autocast" if bf16 else "float32") + (f", {compiled} compiled" if compiled else "")
+            name = ("bf16 autocast" if bf16 else "float32") + (", compiled" if compiled else "")
             try:
                 other, own = computed("cuda", bf16, compiled)
             except Exception:  # of the compiler, whatever it is: the others are still told
@@ -201,7 +202,7 @@ def parts(scratch: Path) -> Iterator[Part]:
     yield Part("The card", machine)
     yield Part("What is computed", agreement)
     yield Part("Kernels", kernels)
-    for size, batch in (("small", 64), ("small", 512), ("base", 64), ("base", 256), ("nano", 64)):
+    for size, batch in (("small", 64), ("small", 256), ("base", 64), ("base", 256), ("nano", 64)):
         yield Part(f"Steps of {size}, {batch} images", command(*STEP, "--size", size, "--batch", str(batch)))
     yield Part("Shards", shards(scratch))
     head = "Runs: small, 256 samples of 96 x 96 a step unless said"
@@ -212,9 +213,8 @@ def parts(scratch: Path) -> Iterator[Part]:
         yield Part(f"Inference of {size}", command(*STEP, "--size", size, "--batch", "64", "--inference"))
     yield Part("S2Fin", s2fin)
     yield Part("PAD", command("benchmarks/pad_ratio.py", "--device", "cuda", "--batch", "4", "--steps", "10"))
-    for what in ("blocks", "model"):
-        rows = (*STEP, "--size", "small", "--batch", "64", "--compile", what, "--only", *RIVALS)
-        yield Part(f"Steps of small, {what} compiled", command(*rows))
+    rows = (*STEP, "--size", "small", "--batch", "64", "--compile", "--only", *RIVALS)
+    yield Part("Steps of small, compiled", command(*rows))
 
 
 def main() -> None:

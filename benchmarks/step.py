@@ -117,14 +117,11 @@ def others(options: argparse.Namespace) -> dict[str, Competitor]:
     return found | {MAE: Competitor(mae, lambda: mae(square).loss, rows**2)}
 
 
-def compile_parts(model: nn.Module, what: str) -> None:
-    """Compile a model as a whole, or its blocks one by one, which share what is compiled."""
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the blocks of a model one by one, as `Alliance.compile` does; those of a kind share what is compiled."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    blocks = [
-        block for each in lists for block in each if "Block" in type(block).__name__ or "Layer" in type(block).__name__
-    ]
-    for part in [model] if what == "model" else blocks:
-        part.compile(**COMPILE)
+    for block in (each for several in lists for each in several if type(each).__name__.endswith(("Block", "Layer"))):
+        block.compile(**COMPILE)
 
 
 def step_seconds(competitor: Competitor, optimiser: torch.optim.Optimizer, autocast: Any) -> float:
@@ -165,7 +162,7 @@ def kept_megabytes(competitor: Competitor, autocast: Any) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph that holds it
 
     with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = competitor.loss()  # what is kept lives as long as this does
@@ -204,7 +201,7 @@ def print_steps(options: argparse.Namespace) -> None:
     kept = {name: kept_megabytes(model, autocast) for name, model in models.items()}
     if options.compile:
         for model in models.values():
-            compile_parts(model.model, options.compile)
+            compile_blocks(model.model)
     optimisers = {name: torch.optim.AdamW(model.model.parameters(), lr=1e-4) for name, model in models.items()}
     rate = product_rate(options.device, dtype)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -274,7 +271,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--compile", choices=("model", "blocks"), help="by torch.compile, whole or block by block")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks of every model")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows beside the baseline's (default: all)")
     parser.add_argument("--inference", action="store_true", help="the encoder alone, without gradients")
     options = parser.parse_args()
