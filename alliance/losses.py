@@ -33,9 +33,9 @@ class LossConfig(Ranged):
     """Edge of the low-pass: a raised cosine, or a step."""
     extension: Extension = "mirror"
     """What continues the image beyond its border: its mirror image, or the image itself."""
-    normalise: Literal["none", "patch_group"] = "patch_group"
-    """patch_group: the last target has mean 0 and deviation 1 in every patch and band group. Other targets than cumulative ones need
-    none.
+    normalise: Literal["none", "patch_group"] | None = None
+    """patch_group: the last target has mean 0 and deviation 1 in every patch and band group; null: that with cumulative targets,
+    none with others.
     """
     schedule: Literal["linear", "rbf", "constant"] = "linear"
     """How the weights of the stages move over the run (docs/model.md 8.4)."""
@@ -53,7 +53,12 @@ class LossConfig(Ranged):
         if self.cutoffs is not None and not 0 < self.cutoffs[0] < self.cutoffs[1] <= math.sqrt(0.5):
             raise InputError(f"loss.cutoffs must rise within (0, 0.707] cycles per pixel, got {self.cutoffs}")
         if self.normalise == "patch_group" and self.targets != "cumulative":
-            raise InputError(f"loss.targets '{self.targets}' needs loss.normalise 'none'; set that too")
+            raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'")
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the last target is normalised."""
+        return self.targets == "cumulative" if self.normalise is None else self.normalise == "patch_group"
 
     def cutoffs_for(self, patch: int) -> tuple[float, float]:
         """Borders of the bands for a patch side in pixels, cycles per pixel."""

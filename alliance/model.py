@@ -140,7 +140,7 @@ class Alliance(nn.Module):
         h, w = image.shape[-2] // patch, image.shape[-1] // patch
         prediction = self.predict(image, sensor, noise, groups)
         stages, target = prediction.stages.float(), prediction.standardised
-        if config.normalise == "patch_group":
+        if config.normalises:
             mean, deviation = patch_statistics(group_patches(target, patch, groups), groups.real)
             stages = torch.cat([stages[:-1], stages[-1:] * deviation + mean])
         stages = assemble(unpatchify(ungroup(stages, groups, c), h, w), sensor, config)
@@ -156,7 +156,7 @@ class Alliance(nn.Module):
         with torch.no_grad():
             images = stage_targets(prediction.standardised, sensor, patch, k, config, prediction.valid)
             targets = group_patches(images, patch, groups)
-            if config.normalise == "patch_group":
+            if config.normalises:
                 mean, deviation = patch_statistics(targets[-1], groups.real)
                 targets[-1] = (targets[-1] - mean) / deviation
         pixels = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b n p")
