@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[: not sys.flags.safe_path] = [str(ROOT)]
 
 from benchmarks.segmentation import call, spread  # noqa: E402
 from datasets.labelled import PatchSet, make_split  # noqa: E402

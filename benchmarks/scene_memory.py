@@ -22,7 +22,7 @@ from affine import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from alliance.checkpoint import save_encoder  # noqa: E402
 from alliance.encoder import AllianceEncoder, EncoderConfig  # noqa: E402

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # the clone's root
 
 import torch
 from timm.models.vision_transformer import VisionTransformer

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from benchmarks.reader import BATCH, write
 from benchmarks.yardsticks.serving import BUCKET, Files, serve_folder

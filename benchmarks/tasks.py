@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from alliance.checkpoint import load_encoder  # noqa: E402
 from alliance.encoder import AllianceEncoder  # noqa: E402

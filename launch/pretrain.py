@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the clone's root, where our packages are
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # the clone's root
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing of the current folder is run by processes that this one starts
 
     from datasets.interrupts import end_at_once

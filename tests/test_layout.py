@@ -3,8 +3,10 @@
 import ast
 import configparser
 import graphlib
+import os
 import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,10 +160,22 @@ def test_shapes_of_tensors_and_arrays_are_named() -> None:
     assert len(silent) <= 0.05 * len(functions), silent
 
 
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_a_script_keeps_the_folders_of_pythonpath(tmp_path: Path, safe: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import atexit, sys\natexit.register(lambda: print(sys.path[:2]))\n")
+    where = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": safe}
+    done = subprocess.run(
+        [sys.executable, "launch/report.py", "--help"], cwd=ROOT, env=where, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str([str(ROOT), str(tmp_path)])
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=str)
 def test_scripts_are_thin_and_put_the_clone_first_on_the_path(path: Path) -> None:
     """A class defined in a script would be pickled as __main__.X; its own folder on the path would shadow packages."""
-    assert "sys.path[0] = str(Path(__file__).resolve().parents[1])" in (ROOT / path).read_text()
+    assert (
+        "sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]" in (ROOT / path).read_text()
+    )
     assert 'os.environ["PYTHONSAFEPATH"] = "1"' in (ROOT / path).read_text()
     assert "end_at_once()" in (ROOT / path).read_text().partition("import main")[0]
     assert not [node for node in ast.walk(FILES[path]) if isinstance(node, ast.ClassDef | ast.FunctionDef)]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the clone's root, where our packages are
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[2])]  # the clone's root
 
 import matplotlib
 
