@@ -143,7 +143,7 @@ def score(plan: Plan, steps: Mapping[str, int], seed: int) -> list[Answers]:
     return [each for task in plan.imagery.tasks for each in task.answers(plan.folder, encoders, sensors, [seed])]
 
 
-def joined(parts: Sequence[Sequence[Answers]]) -> list[Answers]:
+def of_all_seeds(parts: Sequence[Sequence[Answers]]) -> list[Answers]:
     """The answers of several seeds as draws of the same tasks."""
     return [
         each[0]._replace(rows={row: [draw for one in each for draw in one.rows[row]] for row in each[0].rows})
@@ -186,7 +186,7 @@ def run(plan: Plan, options: argparse.Namespace, earlier: Mapping[str, Any]) -> 
         runs = [(*each, seed) for seed in options.seeds for each in steps.items()]
         list(pool.map(lambda each: plan.train(*each), runs))
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        found = joined(list(pool.map(partial(score, plan, steps), options.seeds)))
+        found = of_all_seeds(list(pool.map(partial(score, plan, steps), options.seeds)))
     return {
         "steps": steps,
         "costs": costs,

@@ -11,12 +11,13 @@ import torch
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.sensors import Band, Sensor
 from alliance.sensors.catalog import find_sensor
+from benchmarks.evidence import of_all_seeds
 from benchmarks.yardsticks.chips import one_label, several_labels
 from benchmarks.yardsticks.dense import DenseTask, Parts, Pieces, Question, draw_pixels, joined
 from benchmarks.yardsticks.describing import all_places, image_statistics, read_by, whole_images
 from benchmarks.yardsticks.imagery import SETS, blocks_of_pines, halves_of_terramesh, open_terramesh, sites_of_oscd
 from benchmarks.yardsticks.pad import stacked_set
-from benchmarks.yardsticks.scoring import change_f1, mean_iou, pixel_accuracy, share_right, summarise
+from benchmarks.yardsticks.scoring import Answers, change_f1, mean_iou, pixel_accuracy, share_right, summarise
 from benchmarks.yardsticks.table import table
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.parse import find_set
@@ -59,6 +60,24 @@ def test_places_of_an_encoder_are_those_of_its_windows() -> None:
     expected = torch.cat([*tokens], dim=1).unflatten(0, (16, 16))  # groups side by side
     torch.testing.assert_close(found.unflatten(0, (48, 32))[16:32, 16:], expected, atol=1e-4, rtol=1e-4)
     assert list(whole_images({"own": encoder}, TWO)) == ["raw", "own"]
+
+
+def test_further_read_outs_make_further_rows() -> None:
+    encoder = AllianceEncoder(SMALL, [TWO]).eval()
+    images = torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    rows = whole_images({"own": encoder}, TWO, ("groups", "cls"))
+    assert list(rows) == ["raw", "own", "own, cls"]
+    with torch.no_grad():
+        torch.testing.assert_close(rows["own, cls"](images), encoder(images, TWO).cls)
+    assert rows["own"](images).shape == (3, 2 * 48 * len(TWO.group_indices))
+
+
+def test_the_answers_of_seeds_are_draws_of_one_task() -> None:
+    right = [torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])]
+    parts = [[Answers("t", "OA", share_right, 2, "4 images", "4 images", {"raw": [each]})] for each in right]
+    (found,) = of_all_seeds(parts)
+    assert found.record(())["rows"]["raw"]["draws"] == [75.0, 50.0]
+    assert found.record(())["rows"]["raw"]["score"][0] == 62.5
 
 
 def test_draws_take_as_many_of_each_class_or_half_the_pieces() -> None:
