@@ -71,6 +71,7 @@ class Reconstruction(NamedTuple):
     stages: Tensor  # (k, b, c, h, w), what the decoder says of them
     masked: Tensor  # (b, c, h, w) bool, where the encoder did not look
     valid: Tensor  # (b, 1, h, w) bool
+    told: bool = False  # whether patches of the last stage have the mean and deviation of the true ones (`loss.normalise`)
 
 
 class Alliance(nn.Module):
@@ -148,7 +149,7 @@ class Alliance(nn.Module):
         masked = rearrange(prediction.mask.masked, "b (g n) -> b g n 1 1", g=len(groups)).float()
         masked = masked.expand(-1, -1, -1, groups.channels.shape[1], patch**2)
         masked = unpatchify(ungroup(masked, groups, c), h, w) != 0
-        return Reconstruction(targets, stages, masked, prediction.valid)
+        return Reconstruction(targets, stages, masked, prediction.valid, config.normalises)
 
     def _losses(self, prediction: Prediction, sensor: Sensor, weights: Tensor, groups: GroupTable) -> Losses:
         config, patch = self.config.loss, self.config.encoder.patch

@@ -50,7 +50,7 @@ def draw_reconstruction(
     """Write a PNG: one row per sample; input, masked, each stage, error, radial power spectrum."""
     k, b = reconstruction.stages.shape[:2]
     rows = min(rows, b)
-    names = list(STAGES[: k - 1]) + ["full"]
+    names = list(STAGES[: k - 1]) + ["full, mean and contrast told" if reconstruction.told else "full"]
     columns = ["input", "masked", *names, "error of full", "radial power spectrum"]
     figure, axes = plt.subplots(
         rows, len(columns), figsize=(2.2 * len(columns) + 0.8, 2.3 * rows + 0.5), squeeze=False,
