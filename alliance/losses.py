@@ -70,6 +70,7 @@ class Losses(NamedTuple):
 
     total: Tensor  # scalar float32
     stages: Tensor  # (k,) float32, low to high, before weighting
+    summary: Tensor | None = None  # scalar float32, before weighting; None: nothing is asked (`loss.summary`)
 
 
 def frequency_bands(

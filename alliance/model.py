@@ -71,7 +71,9 @@ class Reconstruction(NamedTuple):
     stages: Tensor  # (k, b, c, h, w), what the decoder says of them
     masked: Tensor  # (b, c, h, w) bool, where the encoder did not look
     valid: Tensor  # (b, 1, h, w) bool
-    told: bool = False  # whether patches of the last stage have the mean and deviation of the true ones (`loss.normalise`)
+    told: bool = (
+        False  # whether patches of the last stage have the mean and deviation of the true ones (`loss.normalise`)
+    )
 
 
 class Alliance(nn.Module):
@@ -167,11 +169,11 @@ class Alliance(nn.Module):
         total = (weights * stages).sum()
         if config.fft:
             total = total + config.fft * self._spectral_loss(prediction, targets[-1], groups)
-        if self.summary is not None:
-            summary = summarise_image(prediction.standardised, config.cutoffs_for(patch))
-            said = self.summary(prediction.special, prediction.code, sensor, groups)
-            total = total + config.summary * summary_error(said, summary, groups)
-        return Losses(total, stages.detach())
+        if self.summary is None:
+            return Losses(total, stages.detach())
+        summary = summarise_image(prediction.standardised, config.cutoffs_for(patch))
+        error = summary_error(self.summary(prediction.special, prediction.code, sensor, groups), summary, groups)
+        return Losses(total + config.summary * error, stages.detach(), error.detach())
 
     def _spectral_loss(self, prediction: Prediction, target: Tensor, groups: GroupTable) -> Tensor:
         """Spectral distance of the last stage, true pixels where the encoder could see or data is missing (A2MIM)."""
