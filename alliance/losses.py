@@ -53,7 +53,7 @@ class LossConfig(Ranged):
         if self.cutoffs is not None and not 0 < self.cutoffs[0] < self.cutoffs[1] <= math.sqrt(0.5):
             raise InputError(f"loss.cutoffs must rise within (0, 0.707] cycles per pixel, got {self.cutoffs}")
         if self.normalise == "patch_group" and self.targets != "cumulative":
-            raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'")
+            raise InputError("loss.normalise 'patch_group' needs loss.targets 'cumulative'; leave one of the two out")
 
     @property
     def normalises(self) -> bool:

@@ -71,9 +71,7 @@ class Reconstruction(NamedTuple):
     stages: Tensor  # (k, b, c, h, w), what the decoder says of them
     masked: Tensor  # (b, c, h, w) bool, where the encoder did not look
     valid: Tensor  # (b, 1, h, w) bool
-    told: bool = (
-        False  # whether patches of the last stage have the mean and deviation of the true ones (`loss.normalise`)
-    )
+    told: bool = False  # patches of the last stage have the true mean and deviation (`loss.normalise`)
 
 
 class Alliance(nn.Module):
@@ -129,7 +127,7 @@ class Alliance(nn.Module):
         """Compile the blocks of encoder and decoder one by one, arguments as of `torch.compile`.
 
         Blocks of a kind share what is compiled: a graph for each kind and grid of tokens, whatever the depth. The whole step as one graph
-        takes minutes to compile on GPUs, and torch 2.14 does not take two constant tables in it.
+        fails in torch 2.14, by two constant tables of one name.
         """
         dynamo = importlib.import_module("torch._dynamo")
         dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 4 * len(self.encoder.sensors) + 8)

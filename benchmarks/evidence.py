@@ -123,7 +123,8 @@ def _rival(plan: Plan, variant: str, sensor: Sensor, device: str) -> Competitor:
     """A variant with a batch of its own."""
     given = settings_of(plan.images, "none", 1, [{"shards": "none"}], plan.config)
     config = parse_settings(PretrainConfig, None, [*given, *plan.settings(variant)])
-    side, batch = min(plan.images.tile, 64) // plan.images.patch * plan.images.patch, config.optim.batch
+    side = (config.data.crop or plan.images.tile) // plan.images.patch * plan.images.patch
+    batch = config.optim.batch
     image = torch.randn(batch, len(sensor.bands), side, side, device=device)
     model = Alliance(config.model, [sensor]).to(device)
     tokens = len(sensor.group_indices) * (side // plan.images.patch) ** 2

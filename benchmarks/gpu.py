@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ def command(*arguments: str) -> Callable[[float], str]:
     return run
 
 
-def machine(_: float) -> str:
+def machine() -> str:
     """The card, and what it reaches in copies and products."""
     from benchmarks.step import now, product_rate
 
@@ -81,7 +82,7 @@ def machine(_: float) -> str:
             f"Copy of 1 GiB, bytes read and written: {2 * 2**30 / statistics.median(taken) / 1e12:.2f} TB/s.")  # fmt: skip
 
 
-def agreement(_: float) -> str:
+def agreement() -> str:
     """Losses and gradients of one batch beside those of the CPU in float32."""
     from alliance.model import create_model
     from alliance.tokens import mask_noise
@@ -117,7 +118,7 @@ def agreement(_: float) -> str:
     return "\n".join(lines)
 
 
-def kernels(_: float) -> str:
+def kernels() -> str:
     """How many kernels a step of small starts, how long they run, and which take longest."""
     from benchmarks.step import ours, step_seconds
 
@@ -142,7 +143,7 @@ def kernels(_: float) -> str:
     return "\n".join([*lines, "", "Of Alliance:", "", "```", longest, "```"])
 
 
-def s2fin(_: float) -> str:
+def s2fin() -> str:
     """Training steps of the light network at the size of Houston 2013."""
     from benchmarks.step import now
     from finetune.s2fin.network import S2Fin, S2FinConfig, classification_loss
@@ -165,15 +166,22 @@ def s2fin(_: float) -> str:
     return "\n".join(lines)
 
 
+ALONE = {each.__name__: each for each in (machine, agreement, kernels, s2fin)}
+
+
+def alone(part: Callable[[], str]) -> Callable[[float], str]:
+    """A part of this file in a process of its own: what it holds of the card goes with it."""
+    return command("benchmarks/gpu.py", "--alone", part.__name__)
+
+
 def shards(scratch: Path) -> Callable[[float], str]:
     """Synthetic scenes as shards, which the runs read."""
 
     def run(seconds: float) -> str:
         until = time.monotonic() + seconds
-        if not (scratch / "shards").exists():
-            command("launch/synthetic.py", "scenes", str(scratch / "scenes"), "--scenes", "4", "--size", "960")(seconds)
-            command("launch/shards.py", str(scratch / "scenes/optical"), "--out", str(scratch / "shards"), "--tile", "96", "--workers", "4",
-                    "--sensor", "synthetic-optical")(until - time.monotonic())  # fmt: skip
+        command("launch/synthetic.py", "scenes", str(scratch / "scenes"), "--scenes", "4", "--size", "960")(seconds)
+        command("launch/shards.py", str(scratch / "scenes/optical"), "--out", str(scratch / "shards"), "--tile", "96", "--workers", "4",
+                "--sensor", "synthetic-optical")(until - time.monotonic())  # fmt: skip
         return "400 tiles of 96 x 96."
 
     return run
@@ -199,9 +207,9 @@ def training(scratch: Path, name: str) -> Callable[[float], str]:
 
 def parts(scratch: Path) -> Iterator[Part]:
     """All that is measured, what matters most first."""
-    yield Part("The card", machine)
-    yield Part("What is computed", agreement)
-    yield Part("Kernels", kernels)
+    yield Part("The card", alone(machine))
+    yield Part("What is computed", alone(agreement))
+    yield Part("Kernels", alone(kernels))
     for size, batch in (("small", 64), ("small", 256), ("base", 64), ("base", 256), ("nano", 64)):
         yield Part(f"Steps of {size}, {batch} images", command(*STEP, "--size", size, "--batch", str(batch)))
     yield Part("Shards", shards(scratch))
@@ -211,28 +219,15 @@ def parts(scratch: Path) -> Iterator[Part]:
         yield Part(f"Run: {name}", training(scratch, name))
     for size in ("small", "base"):
         yield Part(f"Inference of {size}", command(*STEP, "--size", size, "--batch", "64", "--inference"))
-    yield Part("S2Fin", s2fin)
+    yield Part("S2Fin", alone(s2fin))
     yield Part("PAD", command("benchmarks/pad_ratio.py", "--device", "cuda", "--batch", "4", "--steps", "10"))
     rows = (*STEP, "--size", "small", "--batch", "64", "--compile", "--only", *RIVALS)
     yield Part("Steps of small, compiled", command(*rows))
 
 
-def main() -> None:
-    """Measure what there is time for; the file is written after every part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="for the tables")
-    parser.add_argument("--minutes", type=float, default=9, help="in all (default %(default)s)")
-    parser.add_argument(
-        "--scratch", type=Path, default=Path("runs/gpu"), help="for shards and runs (default %(default)s)"
-    )
-    parser.add_argument("--only", nargs="+", default=[""], metavar="WORDS", help="parts whose title holds one of these")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("there is no GPU that torch can use; benchmarks/step.py measures on CPUs")
-    until = time.monotonic() + 60 * options.minutes
-    scratch = options.scratch.resolve()
-    scratch.mkdir(parents=True, exist_ok=True)
-    told = []
+def measure(options: argparse.Namespace, scratch: Path) -> None:
+    """Each part that there is time for; the file is written after every one."""
+    until, told = time.monotonic() + 60 * options.minutes, []
     for part in parts(scratch):
         if not any(word in part.title for word in options.only):
             continue
@@ -241,10 +236,27 @@ def main() -> None:
             found = part.run(left) if left > 0 else "not measured: no time was left"
         except Exception as error:  # whatever a part meets, the others go on
             found = f"not measured: {type(error).__name__}: {str(error)[-TOLD:]}"
-        rows = found.startswith("| ") and "\n" not in found
-        told.append(found if rows else f"\n## {part.title}\n\n{found}")
+        is_row = found.startswith("| ") and "\n" not in found
+        told.append(found if is_row else f"\n## {part.title}\n\n{found}")
         options.out.write_text("\n".join(told) + "\n")
         print(f"[{time.monotonic() - began:.0f} s] {told[-1]}", flush=True)
+
+
+def main() -> None:
+    """Measure, or print one of the parts that are measured in this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu.md"), metavar="FILE.md", help="default %(default)s")
+    parser.add_argument("--minutes", type=float, default=9, help="in all (default %(default)s)")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORDS", help="parts whose title holds one of these")
+    parser.add_argument("--alone", choices=ALONE, help="print this part, and measure nothing else")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use; benchmarks/step.py measures on CPUs")
+    if options.alone:
+        print(ALONE[options.alone]())
+        return
+    with tempfile.TemporaryDirectory() as scratch:  # for shards and runs
+        measure(options, Path(scratch))
 
 
 if __name__ == "__main__":

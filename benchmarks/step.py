@@ -194,6 +194,9 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 def print_steps(options: argparse.Namespace) -> None:
     """The table of training steps."""
     models = ours(options) | others(options)
+    unknown = set(options.only or ()) - set(models)
+    if unknown:
+        raise SystemExit(f"--only {min(unknown)!r} is no row here; there are {', '.join(map(repr, models))}")
     models = {name: model for name, model in models.items() if not options.only or name in {"baseline", *options.only}}
     dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     autocast = torch.autocast(options.device, dtype, enabled=dtype != torch.float32)

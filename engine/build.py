@@ -47,7 +47,7 @@ class EngineConfig(Ranged):
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile with torch.compile: the blocks of an Alliance model, any other network whole."""
     explicit_attention: bool | None = None
     """Attention as two products instead of one fused call; null: for reduced precision on CPUs, where it is faster."""
     deepspeed: dict[str, Any] = field(default_factory=dict)

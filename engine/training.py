@@ -242,6 +242,6 @@ def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = 
         elif old != new:
             seen = "" if key == "shards" else f" ({old} then, {new} now)"
             raise InputError(
-                f"the checkpoint belongs to a run with another {name}{seen}; give the same settings and data, "
+                f"the checkpoint belongs to a run with another {name}{seen}; give the same data and settings, which stand in config.yaml of the run, "
                 f"or start anew in another --run.dir"
             )

@@ -103,9 +103,7 @@ def test_blocks_of_a_kind_share_a_graph_and_a_step_equals_the_eager_one() -> Non
             inputs = inputs_of(sensor, seed)
             torch.testing.assert_close(step(compiled, inputs), step(eager, inputs), atol=2e-6, rtol=2e-6)
         found = found or len(graphs)
-    assert (
-        len(graphs) == found == 2
-    )  # one of the encoder and one of the decoder: two groups are drawn of either sensor, on one grid
+    assert len(graphs) == found == 2  # encoder, decoder: of either sensor two groups are drawn, on one grid
     called = {str(getattr(node.target, "__name__", node.target)) for graph in graphs for node in graph.graph.nodes}
     assert "linear" in called
     assert not {name for name in called if "fft" in name or name in ("eye", "tensor", "logspace", "bucketize")}

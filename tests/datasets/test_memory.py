@@ -48,15 +48,10 @@ def test_what_a_step_frees_is_there_for_the_next_unless_the_user_has_chosen(envi
 @pytest.mark.skipif(platform.system() != "Linux", reason="resident memory is read from /proc")
 def test_the_memory_of_a_run_stays_level() -> None:
     """A picture every 25 steps: 22 kB a step when each left 0.5 MB behind (benchmarks/RESULTS.md)."""
-    command = [
-        sys.executable,
-        "benchmarks/memory.py",
-        "--steps",
-        "1500",
-        "--run.picture_every=25",
-        "--run.save_every=1000000",
-    ]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    settings = ["--steps", "1500", "--run.picture_every=25", "--run.save_every=1000000"]
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/memory.py", *settings], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     slope = re.search(r"slope after step 500: (-?[\d.]+) kB a step", ended.stdout)
     assert slope is not None, ended.stdout
     assert float(slope[1]) < 5

@@ -292,7 +292,7 @@ def test_a_sweep_takes_no_folder_of_others(entry: str, resume: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link to a folder", "hidden file"])
-def test_a_conversion_takes_no_place_of_others(kind: str, tmp_path: Path) -> None:
+def test_a_conversion_takes_no_place_of_others(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, theirs = tmp_path / "out", tmp_path / "theirs"
     theirs.mkdir()
     (theirs / ".precious").write_text("mine")
@@ -307,6 +307,7 @@ def test_a_conversion_takes_no_place_of_others(kind: str, tmp_path: Path) -> Non
     with pytest.raises(SystemExit) as ended:
         convert(["mae", str(tmp_path / "a.pth"), str(out)])
     assert ended.value.code == 2
+    assert "nothing in it is overwritten; give a new folder" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
