@@ -117,9 +117,9 @@ def load_decoder(path: str | Path) -> SavedDecoder | None:
 
 
 def digest_of(path: str | Path) -> str:
-    """One checksum of the weights of an export, its decoder included."""
+    """One checksum of an export: of its weights, those of its decoder included, its configuration and its sensors."""
     digest, folder = hashlib.sha256(), find_export(path)
-    for file in (folder / WEIGHTS, folder / DECODER):
+    for file in (folder / WEIGHTS, folder / DECODER, folder / CONFIG, folder / SENSORS):
         if file.is_file():
             with open(file, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 ROOT = str(Path(__file__).resolve().parents[1])
 GUARDIAN = str(Path(__file__).with_name("guardian.py"))
 SIGNAL_AT_DEATH = 1  # PR_SET_PDEATHSIG of Linux
+GATE = 'read -r _ < /dev/fd/{} || exit 1; exec "$@"'  # begins at a line from us; if we are gone before it, never
 
 
 @contextmanager
@@ -68,8 +69,17 @@ def start(command: Sequence[str] | str, **options: Any) -> Guarded:
     Args:
         options: those of `subprocess.Popen`.
     """
-    process = subprocess.Popen(command, shell=isinstance(command, str), start_new_session=True, **options)
-    return _guard(process, -process.pid)
+    words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+    gate, opener = os.pipe()
+    try:
+        gated = ["/bin/sh", "-c", GATE.format(gate), "sh", *words]
+        process = subprocess.Popen(gated, start_new_session=True, pass_fds=[gate], **options)
+        guarded = _guard(process, -process.pid)
+        os.write(opener, b"\n")
+    finally:
+        os.close(gate)
+        os.close(opener)
+    return guarded
 
 
 def guard(process: "subprocess.Popen[Any]") -> Guarded:

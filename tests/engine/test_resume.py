@@ -182,6 +182,8 @@ def wait_for_step(folder: Path, step: int) -> None:
     [
         ({"nodata": 77}, "bands, scale, offset and nodata"),
         ({"scale": 0.5}, "bands, scale, offset and nodata"),
+        ({"offset": 0.5}, "bands, scale, offset and nodata"),
+        ({"wavelength": 501.0}, "bands, scale, offset and nodata"),
         ({"mean": 1.001}, "statistics"),
     ],
 )
@@ -200,9 +202,9 @@ def test_shards_that_are_indexed_otherwise_are_other_data(
             for band in index["sensors"][0]["bands"]:
                 band[field] *= value
         else:
-            index["sensors"][0][field] = value
-            for band in index["sensors"][0]["bands"] if field == "scale" else []:
-                band[field] = value
+            holders = [index["sensors"][0]] if field == "nodata" else index["sensors"][0]["bands"]
+            for holder in holders:
+                holder[field] = value
     (shards / "index.json").write_text(json.dumps(index))
     ((code, output),) = Ranks(
         arguments_of(run, [shards, sources[1]], "--engine.zero", "2", *STEPS, "--run.resume", "auto"), 1

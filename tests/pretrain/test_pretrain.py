@@ -158,6 +158,7 @@ def test_increments_as_targets_travel_with_the_encoder(tmp_path: Path, sar_shard
     [
         (["--data.sources", "[{shards: nowhere}]"], "error: no shard folder nowhere; make one with"),
         (["--model.encoder.patch", "7"], "error: image is 32 x 32 pixels, not a multiple of patch 7; crop it"),
+        (["--model.encoder.patch", "999"], "error: image is 32 x 32 pixels, not a multiple of patch 999; crop it"),
     ],
 )
 def test_a_wrong_input_is_one_line(tmp_path: Path, sar_shards: Path, arguments: list[str], message: str):

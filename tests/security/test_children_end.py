@@ -112,6 +112,27 @@ say(line.process.pid, watching.pid)
     assert all_end(everything, PATIENCE)
 
 
+KILLED_AT_ONCE = """
+import os, subprocess
+from datasets import children
+start = subprocess.Popen.__init__
+def killed(process, *given, **options):
+    start(process, *given, **options)
+    say(process.pid)
+    os.kill(os.getpid(), 9)
+subprocess.Popen.__init__ = killed
+children.start("touch {place}; sleep 100")
+"""
+
+
+def test_a_program_whose_parent_is_killed_as_it_starts_never_begins(tmp_path: Path, program: Program) -> None:
+    parent = program(KILLED_AT_ONCE.format(place=tmp_path / "begun"))
+    (single,) = ready(parent)
+    parent.wait(30)
+    assert all_end([single], PATIENCE)
+    assert not (tmp_path / "begun").exists()
+
+
 def test_an_opener_of_shards_ends_with_the_run(tmp_path: Path, program: Program) -> None:
     line = f"echo $$ >> {tmp_path}/opener; sleep 100 | cat {{}}"
     parent = program(f"from datasets.shards.stream import StreamSource\nStreamSource({f'pipe:{line}'!r}, timeout=90)")

@@ -111,26 +111,55 @@ def test_open_files_are_shared_out() -> None:
 
 
 LOADING = """
-import resource, sys; sys.path.insert(0, {root!r})
-resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+import os, resource, sys; sys.path.insert(0, {root!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+from contextlib import suppress
 from datasets.shards import LoaderConfig, ShardLoader, SourceConfig
 sources = [SourceConfig(shards=place) for place in sys.argv[1:]]
 batches = iter(ShardLoader(sources, LoaderConfig(micro=64, workers=6)))
-print(sum(len(next(batches).faults) for _ in range(40)))
+if {taken}:
+    with suppress(OSError):
+        while True:
+            os.dup(0)
+print(sum(len(next(batches).faults) for _ in range(66)))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 
-@pytest.mark.parametrize("limit", [256, 60])
-def test_many_sources_and_threads_stay_below_the_limit(limit: int, tmp_path: Path) -> None:
-    places = [str(write_tiny_shards(tmp_path / f"{number}", [1] * 80, dtype="uint16")) for number in range(4)]
-    program = LOADING.format(root=str(ROOT), limit=limit)
-    done = subprocess.run(
-        [sys.executable, "-c", program, *places], env=environment(), capture_output=True, text=True, timeout=200
+@pytest.fixture(scope="module")
+def four_sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """80 shards each."""
+    folder = tmp_path_factory.mktemp("sources")
+    return [str(write_tiny_shards(folder / f"{number}", [1] * 80, dtype="uint16")) for number in range(4)]
+
+
+def load(sources: list[str], soft: int, hard: int, *, taken: bool = False) -> subprocess.CompletedProcess[str]:
+    """66 batches by six threads of a process with such limits; `taken`: others hold all that may be open."""
+    program = LOADING.format(root=str(ROOT), soft=soft, hard=hard, taken=taken)
+    given = [sys.executable, "-c", program, *sources]
+    return subprocess.run(
+        given, env=environment(), capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL
     )
-    if limit == 256:
-        assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
-    else:  # whatever happens, no sample is called broken
-        assert done.stdout.strip() == "0" or "InputError: too many open files: this process may have 60" in done.stderr
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(1024, 1024), (256, 256), (60, 1024)])
+def test_many_sources_and_threads_stay_below_the_limit(soft: int, hard: int, four_sources: list[str]) -> None:
+    """4 x 80 files for 6 threads are 1,920; a soft limit is raised as far as it may be."""
+    done = load(four_sources, soft, hard)
+    assert (done.returncode, done.stdout.split()) == (0, ["0", str(hard)]), done.stderr
+
+
+def test_too_many_open_files_are_no_fault_of_the_data(four_sources: list[str]) -> None:
+    done = load(four_sources, 200, 200, taken=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith(
+            "InputError: too many open files: this process may have 200; raise the limit (ulimit -n), or lower data.workers or "
+            "the number of sources"
+        )
+    )
 
 
 def test_an_iterator_that_is_left_closes_its_files(tmp_path: Path) -> None:

@@ -6,30 +6,34 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from torch._C._distributed_c10d import TCPStore
 
+from tests.helpers.processes import descendants
 from tests.helpers.runs import ROOT, Ranks, arguments_of, environment, free_port, metrics
 
 LISTENS = "0A"  # state of a socket in /proc/net/tcp
 LOOPBACK = re.compile(r"0100007F|00000000000000000000000001000000|0000000000000000FFFF00000100007F")
 
 
-def listening(process: int) -> set[str]:
-    """Addresses, as the kernel writes them, at which a process and its children accept connections."""
+def listening(process: int) -> set[tuple[str, int]]:
+    """Addresses, as the kernel writes them, and ports at which a process and its children accept connections."""
     own = set()
-    for link in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            own.add(os.readlink(link))
-        except OSError:  # just closed
-            continue
+    for each in (process, *descendants(process)):
+        with suppress(OSError):  # just ended
+            for link in Path(f"/proc/{each}/fd").iterdir():
+                with suppress(OSError):  # just closed
+                    own.add(os.readlink(link))
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
             if state == LISTENS and f"socket:[{rest[5]}]" in own:
-                found.add(local.partition(":")[0])
+                address, _, port = local.partition(":")
+                found.add((address, int(port, 16)))
     return found
 
 
@@ -60,8 +64,49 @@ def test_ranks_of_one_machine_listen_at_its_loopback_address_alone(
         end()
         for process in processes:
             process.communicate(timeout=10)
-    assert all(LOOPBACK.fullmatch(address) for address in seen), seen
+    assert all(LOOPBACK.fullmatch(address) for address, _ in seen), seen
     assert seen or ranks == 1  # two must meet somewhere
+
+
+STRANGER = """
+import sys
+import torch.distributed as dist
+from datetime import timedelta
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+store.set("a stranger's key", "here")
+"""
+
+
+def with_a_store(*ports: int) -> set[int]:
+    """Those ports of this machine at which a stranger finds a store of torch's; what never answers is none."""
+    started = {
+        port: subprocess.Popen(
+            [sys.executable, "-c", STRANGER, str(port)], env=environment(), stderr=subprocess.DEVNULL
+        )
+        for port in ports
+    }
+    until, found = time.monotonic() + 15, set()
+    for port, process in started.items():
+        with suppress(subprocess.TimeoutExpired):
+            if process.wait(max(until - time.monotonic(), 0)) == 0:
+                found.add(port)
+        process.kill()
+        process.wait()
+    return found
+
+
+def test_one_process_keeps_no_store(sar_shards: Path, tmp_path: Path) -> None:
+    """What it listens at is gloo's, which lets nobody in that it was not told of."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    started = Ranks(arguments_of(tmp_path / "run", [sar_shards], "--run.steps", "5000"), 1)
+    (process,) = started.processes
+    try:
+        wait_until_it_trains(tmp_path / "run", process)
+        ports = {int(started.port), *(port for _, port in listening(process.pid))}
+        assert with_a_store(store.port, *ports) == {store.port}
+        assert process.poll() is None  # the stranger's words did no harm
+    finally:
+        process.kill()
 
 
 def test_a_strangers_key_in_the_store_stops_no_run(sar_shards: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from datasets.shards import ShardSource, command
 from datasets.shards.index import Index, Sidecar
 from datasets.synthetic.landscapes import write_scenes
 from tests.helpers import warm
+from tests.helpers.processes import descendants
 from tests.helpers.runs import ROOT, environment
 
 SCRIPT = ROOT / "launch" / "shards.py"
@@ -43,36 +46,70 @@ def refused(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_the_same_command_at_once_loses_no_sample(scenes: Path, tmp_path: Path) -> None:
-    both = [start(scenes, tmp_path / "out") for _ in range(2)]
-    said = [each.communicate(timeout=200)[0] for each in both]
-    codes = sorted(each.returncode for each in both)
-    assert codes in ([0, 0], [0, 2]), said  # one after the other, or one refused
-    assert codes == [0, 0] or any("another process writes into" in text for text in said)
-    index = Index.read(tmp_path / "out")
-    assert index.samples == 3 * 4 * 4
-    source = ShardSource(tmp_path / "out")
-    for number, count in enumerate(source.counts.tolist()):
-        read = source.read("synthetic-sar", np.full(count, number), np.arange(count), verify=True)
-        assert not read.faults
-    assert not list((tmp_path / "out").glob("*.tmp"))
-
-
-def test_without_locks_two_at_once_lose_no_sample_either(scenes: Path, tmp_path: Path) -> None:
-    """As on a file system that knows no locks."""
-    program = f"""
+WITHOUT_LOCKS = """
 import fcntl
 def without(*_): raise OSError("no locks here")
 fcntl.flock = without
 from datasets.shards import command
-command.main({arguments(scenes, tmp_path / "out")!r})
+command.main({arguments!r})
 """
-    given = ["-m", "tests.helpers.hold", program, str(tmp_path / "said")]
-    both = [warm.start(given, environment()) for _ in range(2)]
+
+
+def begin(scenes: Path, out: Path, *, locks: bool) -> warm.Started:
+    """Start the command; without locks it is as on a file system that knows none."""
+    if locks:
+        return start(scenes, out)
+    program = WITHOUT_LOCKS.format(arguments=arguments(scenes, out))
+    return warm.start(["-m", "tests.helpers.hold", program, str(out.with_name("said"))], environment())
+
+
+def samples_read(folder: Path) -> int:
+    source, count = ShardSource(folder), 0
+    for number, held in enumerate(source.counts.tolist()):
+        read = source.read("synthetic-sar", np.full(held, number), np.arange(held), verify=True)
+        assert not read.faults
+        count += held
+    return count
+
+
+def signalled(process: warm.Started, number: int) -> None:
+    for each in (process.pid, *descendants(process.pid)):
+        os.kill(each, number)
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+def test_the_same_command_at_once_loses_no_sample(locks: bool, scenes: Path, tmp_path: Path) -> None:
+    both = [begin(scenes, tmp_path / "out", locks=locks) for _ in range(2)]
     said = [each.communicate(timeout=200)[0] for each in both]
-    assert 0 in [each.returncode for each in both], said
+    codes = sorted(each.wait(1) for each in both)
+    assert codes in ([0, 0], [0, 2]), said  # one after the other, or one refused
+    assert not locks or codes == [0, 0] or any("another process writes into" in text for text in said)
     command.main(arguments(scenes, tmp_path / "out"))
-    assert Index.read(tmp_path / "out").samples == 3 * 4 * 4
+    assert Index.read(tmp_path / "out").samples == samples_read(tmp_path / "out") == 3 * 4 * 4
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+@pytest.mark.parametrize("seen", ["*.tmp", "shard-000000.tar", "shard-000001.npz"])
+def test_the_whole_command_in_the_midst_of_the_same_loses_no_sample(
+    seen: str, locks: bool, scenes: Path, tmp_path: Path
+) -> None:
+    first, until = begin(scenes, tmp_path / "out", locks=locks), time.monotonic() + 100
+    while not any((tmp_path / "out").glob(seen)):
+        assert first.poll() is None and time.monotonic() < until
+    signalled(first, signal.SIGSTOP)
+    try:
+        second = begin(scenes, tmp_path / "out", locks=locks)
+        said, _ = second.communicate(timeout=200)
+        assert first.poll() is None
+    finally:
+        signalled(first, signal.SIGCONT)
+    told, _ = first.communicate(timeout=200)
+    if locks:
+        assert (first.returncode, second.returncode) == (0, 2), (told, said)
+        assert "another process writes into" in said
+    command.main(arguments(scenes, tmp_path / "out"))
+    assert Index.read(tmp_path / "out").samples == samples_read(tmp_path / "out") == 3 * 4 * 4
 
 
 @pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000000.npz", "index.json", "shard-000099.tar"])

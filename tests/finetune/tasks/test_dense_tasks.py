@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-import yaml
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from alliance.errors import InputError
@@ -32,6 +31,7 @@ from finetune.tasks.crossdomain import CrossDomain
 from finetune.tasks.crossdomain_config import CrossDomainConfig
 from finetune.tasks.segmentation import EncoderSegmentation, Segmentation
 from finetune.tasks.segmentation_config import SegmentConfig
+from tests.helpers.dates import write_dates
 from tests.helpers.rasters import write_tiff
 from tests.helpers.runs import ROOT, Ranks, metrics
 
@@ -44,24 +44,7 @@ WORLD = World(0, 1, torch.device("cpu"), Watch(0, 1), StopRequest())
 
 @pytest.fixture(scope="module")
 def dates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pairs of 32 x 48 pixels: three bands before, one after, bright where it changed."""
-    root, draw = tmp_path_factory.mktemp("dates"), np.random.default_rng(0)
-    for name in "abcdef":
-        changed = np.zeros((32, 48), dtype=np.uint8)
-        changed[8:20, 5 : 5 + draw.integers(10, 30)] = 255
-        write_tiff(root / "one" / f"{name}.tif", draw.integers(40, 120, (3, 32, 48)).astype(np.uint8))
-        later = draw.integers(40, 120, (1, 32, 48)) + 100 * (changed > 0)
-        write_tiff(root / "two" / f"{name}.tif", later.astype(np.uint8))
-        write_tiff(root / "change" / f"{name}.tif", changed[None])
-    record = {
-        "early": {"files": "one", "sensor": "rgb-uint8", "mean": [0.3] * 3, "std": [0.1] * 3},
-        "late": {"files": "two", "bands": [1], "statistics": "dataset"},
-        "label": {"files": "change", "values": {0: 0, 255: 1}},
-        "classes": {"same": [0, 0, 0], "changed": [250, 250, 0]},
-        "splits": {"train": list("abcd"), "test": list("ef")},
-    }
-    (root / "set.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
-    return root / "set.yaml"
+    return write_dates(tmp_path_factory.mktemp("dates"))
 
 
 def change_options(folder: Path, dates: Path, *more: str) -> list[str]:
