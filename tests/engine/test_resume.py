@@ -87,7 +87,7 @@ def test_a_run_goes_on_in_another_layout(saved, before, after, sources: list[Pat
     assert names == {"latest", "step_00000003", "step_00000006"}
 
 
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_the_same_layout_resumes_bit_for_bit(saved, zero: int, sources: list[Path], tmp_path: Path) -> None:
     straight = saved(2, zero)
     folder = interrupted(straight, tmp_path / "run")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -20,6 +19,7 @@ from engine.training import refuse_another_run
 from pretrain.config import DataConfig, PretrainConfig, PretrainRunConfig
 from pretrain.data import adopt_statistics
 from pretrain.start import open_start
+from tests.helpers import warm
 from tests.helpers.models import FOUR_BANDS, TINY_ENCODER, tiny_model
 from tests.helpers.released import converted, shaken
 from tests.helpers.runs import ROOT, TIMEOUT, environment, metrics
@@ -33,10 +33,7 @@ def go_on(folder: Path, shards: Path, init: Path, *arguments: str) -> subprocess
     small += ("--model.decoder.embed_dim", "32", "--model.decoder.depth", "3", "--model.decoder.heads", "4")
     config = ("--config", str(ROOT / "configs/pretrain/continue.yaml"), "--init", str(init), "--run.dir", str(folder))
     sources = ("--data.sources", json.dumps([{"shards": str(shards)}]))
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch/pretrain.py"), *config, *small, *sources, *arguments],
-        cwd=ROOT, env=environment(), text=True, timeout=TIMEOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    return warm.run([str(ROOT / "launch/pretrain.py"), *config, *small, *sources, *arguments], environment(), TIMEOUT)
 
 
 def test_a_run_goes_on_with_the_weights_of_another(tmp_path: Path, optical_shards: Path):

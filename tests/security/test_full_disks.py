@@ -37,7 +37,9 @@ def read(path: Path) -> np.ndarray:
         return file.read()
 
 
-@pytest.mark.parametrize("size", [60, 120, 240])  # kB; all tiles need more
+@pytest.mark.parametrize(
+    "size", [120, *(pytest.param(size, marks=pytest.mark.long) for size in (60, 240))]
+)  # kB; all need more
 def test_tiles_on_a_full_disk_are_whole_or_not_there(size: int, tmp_path: Path) -> None:
     write_whu(tmp_path / "whu")
     (tmp_path / "out").mkdir()
