@@ -86,5 +86,6 @@ def _has_one_band(path: Path) -> bool:
 
 
 def _name(place: BandFile, root: Path) -> str:
-    folder = place.folder.relative_to(root)
-    return (folder if place.prefix in ("", place.folder.name) else folder / place.prefix).as_posix()
+    if place.prefix not in ("", place.folder.name):
+        return (place.folder / place.prefix).relative_to(root).as_posix()
+    return place.folder.name if place.folder == root else place.folder.relative_to(root).as_posix()

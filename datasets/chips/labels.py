@@ -3,25 +3,20 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from alliance.errors import InputError
-from alliance.json_files import read_json
-from alliance.records import as_type, require_present
 from datasets.chips.chip import SPLITS, Chip, ChipSet, Found, split_name
 from datasets.chips.files import ImageFiles, list_images
+from datasets.chips.patches import find_patches, read_metadata, with_partners
 from datasets.chips.tables import find_table, read_rows
-from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import read_label
 from datasets.imagery.scenes import Box, Skipped
 from datasets.labelled.checks import check_masks
 from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Cut, Tiles
 
-METADATA = "*_labels_metadata.json"  # of a BigEarthNet patch
-PARTNER = "corresponding_s2_patch"  # in the metadata of a Sentinel-1 patch: the one that it belongs to
 Labelled = tuple[list[Chip], list[Skipped]]
 
 
@@ -112,50 +107,12 @@ def _from_table(described: ChipSet) -> Labelled:
 
 
 def _from_patches(described: ChipSet) -> Labelled:
-    patches, skipped = _patches(Path(described.path), described.image)
-    chips = [Chip(image.name, image.files, _metadata(file, "labels", list[str])) for image, file in patches]
+    patches, skipped = find_patches(Path(described.path), described.image)
+    chips = [Chip(image.name, image.files, read_metadata(file, "labels", list[str])) for image, file in patches]
     if described.beside is None:
         return chips, skipped
-    others, lost = _patches(Path(described.beside_path), described.beside)
-    belong: dict[str, tuple[Path, ...]] = {}
-    for image, file in others:
-        name = _metadata(file, PARTNER, str)[0]
-        if belong.setdefault(name, image.files) != image.files:
-            raise InputError(f"{file} and another one belong to {name}; take one of both away")
-    paired = [chip._replace(beside=belong.get(PurePosixPath(chip.name).name, ())) for chip in chips]
-    alone = [
-        Skipped(chip.name, f"no image below {described.beside_path} belongs to it")
-        for chip in paired
-        if not chip.beside
-    ]
-    return [chip for chip in paired if chip.beside], skipped + lost + alone
-
-
-def _patches(root: Path, source: ImageSource) -> tuple[list[tuple[ImageFiles, Path]], list[Skipped]]:
-    """Images of several bands below a folder, with the metadata of each; and what is none, with the reason."""
-    images, skipped = list_images(root, source)
-    found = []
-    for image in images:
-        if len(image.files) == 1:
-            skipped.append(Skipped(image.name, f"has no other band of sensor {source.sensor} beside it"))
-            continue
-        metadata = sorted(image.files[0].parent.glob(METADATA))
-        if len(metadata) != 1:
-            skipped.append(Skipped(image.name, f"{len(metadata)} files {METADATA} beside it, one is needed"))
-            continue
-        found.append((image, metadata[0]))
-    return found, skipped
-
-
-def _metadata(path: Path, key: str, kind: Any) -> tuple[str, ...]:
-    """What the metadata of a patch say under a key, each once."""
-    try:
-        record = as_type(dict[str, Any], read_json(path), "it")
-        require_present(record, (key,), "it")
-        value = as_type(kind, record[key], key)
-        return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
-    except InputError as error:
-        raise InputError(f"{path} does not hold the {key} of a patch ({error}); fetch it again") from error
+    paired, lost = with_partners(chips, [Path(described.beside_path)], described.beside)
+    return paired, skipped + lost
 
 
 def _from_masks(described: ChipSet) -> Labelled:

@@ -12,13 +12,16 @@ from torch.nn import functional
 from alliance.errors import InputError
 from datasets.chips.chip import Chip
 from datasets.chips.files import ImageFiles, describe_image
+from datasets.imagery.grids import compare_grids
 from datasets.imagery.images import Image, ImageSource, opened_scene
+from datasets.imagery.scenes import Unreadable
 from datasets.sampling.faults import Fault
 from datasets.sampling.moments import Moments
 from datasets.sampling.order import shuffled
 
 STREAM = 8  # keeps the choice of images apart from other draws with the same seed
 Fit = Literal["resize", "crop"]  # how an image gets the size of a network
+EMPTY = "no pixel has a value in every band"
 MEASURED = 2000  # chips, at most, of which means and deviations are taken
 
 
@@ -83,19 +86,37 @@ class Chips:
         """Of all chips, (n, k) float32."""
         return torch.stack([self.target(number) for number in range(len(self))])
 
-    def standardised(self, number: int) -> Tensor | Fault:
-        """An image (c, h, w), 0 where missing, the channels of a second one behind its own; or why there is none."""
+    def images(self, number: int) -> list[Image]:
+        """The image of a chip as `read` gives it, and the second one if there is one.
+
+        Raises:
+            InputError: a file is damaged or not what its source says, or the two do not cover the same ground.
+        """
+        first = self.read(number)
+        if self.second is None:
+            return [first]
+        other = self.second.read(number)
         try:
-            numbers = self.read(number).numbers
+            compare_grids(first.header, other.header)
+        except Unreadable as error:
+            raise InputError(f"it and {self.second.chips[number].files[0].parent}, beside it: {error}") from error
+        return [first, other]
+
+    def standardise(self, images: Sequence[Image]) -> Tensor | None:
+        """What `images` gives as (c, h, w), 0 where missing, a second one behind the first and of its size; None: one is empty."""
+        if any(image.numbers.isnan().any(dim=0).all() for image in images):
+            return None
+        sources = [self.source, *([self.second.source] if self.second else [])]
+        parts = [source.standardise(image.numbers) for source, image in zip(sources, images, strict=True)]
+        return torch.cat([resized(part, *parts[0].shape[-2:]) for part in parts])
+
+    def standardised(self, number: int) -> Tensor | Fault:
+        """Image and second image of a chip as `standardise` gives them; or why there are none."""
+        try:
+            image = self.standardise(self.images(number))
         except InputError as error:
             return Fault("pair", self.part, self.keys[number], str(error))
-        if numbers.isnan().any(dim=0).all():
-            return Fault("empty", self.part, self.keys[number], "no pixel has a value in every band")
-        image = self.source.standardise(numbers)
-        if self.second is None:
-            return image
-        other = self.second.standardised(number)
-        return other if isinstance(other, Fault) else torch.cat([image, resized(other, *image.shape[-2:])])
+        return Fault("empty", self.part, self.keys[number], EMPTY) if image is None else image
 
 
 def batch_of(

@@ -16,6 +16,7 @@ from datasets.shards.index import Index
 from engine.log import REPORTS, read_metrics
 from engine.summary import summarise
 from finetune.chips.checkpoint import TASKS
+from finetune.chips.model import BESIDE
 from finetune.model_files import Inputs
 from finetune.task import SCORES
 
@@ -73,7 +74,7 @@ def network_card(inputs: Inputs, task: str, run: Run | None, licence: str | None
     ]
     given = " ".join(f"--image {role}=FILE" for role in inputs.images) + " --out map.tif"
     if task in TASKS:
-        given = "--images FOLDER --out labels.csv"
+        given = f"--images FOLDER {'--beside FOLDER ' if BESIDE in inputs.images else ''}--out labels.csv"
     return _card(name, licence, run, {
         "What it is": [f"A network of task `{task}` of Alliance, for {len(inputs.classes)} classes."],
         "Images": images,

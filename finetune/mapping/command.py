@@ -6,7 +6,8 @@ Memory grows with the width of the scene, not with its height.
 
 With --embeddings: what a pretrained encoder says of every patch, on the grid of the patches, instead of classes.
 
-A network of finetune/scene.py or finetune/multilabel.py labels whole images instead: --images FOLDER --out labels.csv.
+A network of finetune/scene.py or finetune/multilabel.py labels whole images instead: --images FOLDER --out labels.csv,
+and --beside FOLDER where it takes two of every patch.
 """
 
 import argparse

@@ -173,9 +173,7 @@ def _look_at(chips: Chips) -> None:
     refused = []
     for number in chosen:
         try:
-            chips.read(number)
-            if chips.second:
-                chips.second.read(number)
+            chips.images(number)
         except InputError as error:
             refused.append(error)
     if len(refused) == len(chosen):

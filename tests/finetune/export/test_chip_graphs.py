@@ -14,9 +14,9 @@ from torch import Tensor
 
 import alliance
 from datasets.imagery.images import ImageSource
-from finetune.backbones.alliance_encoder import InputSensor, TransferConfig
+from finetune.backbones.alliance_encoder import TransferConfig
 from finetune.chips.checkpoint import TASKS, load_chips, save_chips
-from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
+from finetune.chips.model import BESIDE, IMAGE, ChipConfig, ChipNetwork
 from finetune.export.command import main
 from finetune.mapping.command import main as predict
 from finetune.model_files import Inputs, image_input
@@ -25,6 +25,7 @@ from tests.helpers.rasters import write_tiff
 
 BANDS = ("B02", "B03", "B04", "B08", "B11")  # two band groups
 MEAN, STD = (0.1, 0.12, 0.15, 0.3, 0.2), (0.05, 0.04, 0.06, 0.1, 0.05)  # reflectance
+RADAR_MEAN, RADAR_STD = (-10.0, -17.0), (4.0, 5.0)  # decibel
 SIZE, CLASSES = 16, ("fields", "water", "town")
 
 
@@ -37,26 +38,57 @@ def stored(count: int) -> Tensor:
     return image
 
 
-def trained(folder: Path, task: Any, readout: Any, head: Any) -> ChipNetwork:
-    """A network with random weights, in the `model` folder of a run."""
-    sensors = {IMAGE: InputSensor(sensor="sentinel2-l2a", bands=BANDS)}
+def decibel(count: int) -> Tensor:
+    """Backscatter of two polarisations, one pixel missing in one of them."""
+    noise = torch.randn((count, 2, SIZE, SIZE), generator=torch.Generator().manual_seed(count + 100))
+    image = torch.tensor(RADAR_MEAN)[:, None, None] + torch.tensor(RADAR_STD)[:, None, None] * noise
+    image[0, 1, 5, 6] = torch.nan
+    return image
+
+
+def trained(folder: Path, task: Any, readout: Any, head: Any, *, two: bool = False) -> ChipNetwork:
+    """A network with random weights, in the `model` folder of a run; of one image or two."""
+    optical = ImageSource(sensor="sentinel2-l2a", bands=BANDS, mean=MEAN, std=STD)
+    radar = ImageSource(sensor="sentinel1-grd-db", mean=RADAR_MEAN, std=RADAR_STD)
+    images = {IMAGE: optical} | ({BESIDE: radar} if two else {})
+    channels = {name: len(source.moments[0]) for name, source in images.items()}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         own = alliance.save_encoder(tiny_model({"encoder": {"depth": 1}}).encoder, folder / "encoder")
-        config = ChipConfig(encoder=TransferConfig(mode="full", sensors=sensors), readout=readout, head=head)
-        network = ChipNetwork(config, {"image": 5}, 3, SIZE, checkpoint=str(own)).eval()
+        config = ChipConfig(encoder=TransferConfig(mode="full"), readout=readout, head=head).with_sensors(images)
+        network = ChipNetwork(config, channels, 3, SIZE, checkpoint=str(own)).eval()
         randomise(network, std=0.05)
-    source = ImageSource(sensor="sentinel2-l2a", bands=BANDS, mean=MEAN, std=STD)
-    inputs = Inputs(classes=dict.fromkeys(CLASSES, (1, 2, 3)), images={IMAGE: image_input(source)})
+    described = {name: image_input(source) for name, source in images.items()}
+    inputs = Inputs(classes=dict.fromkeys(CLASSES, (1, 2, 3)), images=described)
     save_chips(network, network.state_dict(), folder / "model", inputs, task=task)
     return network
 
 
-@torch.no_grad()
-def expected_of(network: ChipNetwork, image: Tensor) -> Tensor:
-    """Logits of numbers that are standardised by hand; a pixel that lacks a band is 0 in all."""
+def optical_by_hand(image: Tensor) -> Tensor:
+    """Standardised; a pixel that lacks a band is 0 in all."""
     mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
-    return network((image * 1e-4 - mean) / std * (image != 0).all(dim=1, keepdim=True)).logits
+    return (image * 1e-4 - mean) / std * (image != 0).all(dim=1, keepdim=True)
+
+
+def radar_by_hand(image: Tensor) -> Tensor:
+    """The same, of an image that marks missing numbers by NaN."""
+    mean, std = (torch.tensor(each)[:, None, None] for each in (RADAR_MEAN, RADAR_STD))
+    return torch.where(image.isnan().any(dim=1, keepdim=True), 0.0, (image - mean) / std)
+
+
+@torch.no_grad()
+def expected_of(network: ChipNetwork, *images: Tensor) -> Tensor:
+    """Logits of numbers that are standardised by hand."""
+    shown = [by_hand(image) for by_hand, image in zip((optical_by_hand, radar_by_hand), images, strict=False)]
+    return network(torch.cat(shown, dim=1)).logits
+
+
+def session_of(path: Path) -> Any:
+    """The file in onnxruntime, on one core."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(
@@ -64,12 +96,10 @@ def expected_of(network: ChipNetwork, image: Tensor) -> Tensor:
     [("scene", "groups", "linear"), pytest.param("multilabel", "mean_std", "mlp", marks=pytest.mark.long)],
 )
 def test_an_onnx_file_labels_stored_numbers_in_any_batch(task: Any, readout: Any, head: Any, tmp_path: Path) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     network = trained(tmp_path, task, readout, head)
     main([str(tmp_path), str(tmp_path / "chips.onnx"), "--format", "onnx"])
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(tmp_path / "chips.onnx", options, providers=["CPUExecutionProvider"])
+    session = session_of(tmp_path / "chips.onnx")
     for count in (1, 2, 5):
         (logits,) = session.run(["logits"], {"image": stored(count).numpy()})
         np.testing.assert_allclose(logits, expected_of(network, stored(count)).numpy(), atol=1e-4)
@@ -80,6 +110,30 @@ def test_an_onnx_file_labels_stored_numbers_in_any_batch(task: Any, readout: Any
         [*CLASSES],
     )
     assert contract["images"]["image"]["bands"] == [*BANDS] and contract["images"]["image"]["nodata"] == [0.0]
+
+
+def test_an_onnx_file_takes_two_images_of_a_place(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    network = trained(tmp_path, "multilabel", "groups", "mlp", two=True)
+    main([str(tmp_path), str(tmp_path / "chips.onnx"), "--format", "onnx"])
+    session = session_of(tmp_path / "chips.onnx")
+    for count in (1, 2, 5):
+        image, beside = stored(count), decibel(count)
+        (logits,) = session.run(["logits"], {"image": image.numpy(), "beside": beside.numpy()})
+        np.testing.assert_allclose(logits, expected_of(network, image, beside).numpy(), atol=1e-4)
+    contract = json.loads(session.get_modelmeta().custom_metadata_map["contract"])
+    bands = {name: each["bands"] for name, each in contract["images"].items()}
+    assert bands == {"image": [*BANDS], "beside": ["VV", "VH"]}
+
+
+def test_a_torch_program_of_two_images_and_a_card_that_names_both(tmp_path: Path) -> None:
+    network = trained(tmp_path, "scene", "mean_std", "linear", two=True)
+    main([str(tmp_path), str(tmp_path / "chips.pt2"), "--format", "torch"])
+    image, beside = stored(2), decibel(2)
+    found = torch.export.load(tmp_path / "chips.pt2").module()(image, beside)
+    torch.testing.assert_close(found, expected_of(network, image, beside), atol=1e-4, rtol=0)
+    main([str(tmp_path), str(tmp_path / "hub"), "--format", "hub"])
+    assert "--images FOLDER --beside FOLDER --out labels.csv" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_a_torch_program_gives_the_probabilities_of_the_table(tmp_path: Path) -> None:

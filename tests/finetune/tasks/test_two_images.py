@@ -1,6 +1,8 @@
 """Two images of every patch, in the layout of BigEarthNet: paired, read, trained on, scored without the one or the other."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,13 @@ from engine.ranks import World
 from engine.settings import parse_settings
 from engine.signals import StopRequest
 from engine.watch import Watch
-from finetune.backbones.alliance_encoder import TransferConfig
-from finetune.chips.checkpoint import load_chips
-from finetune.chips.model import ChipConfig, ChipNetwork
+from finetune.backbones.alliance_encoder import InputSensor, TransferConfig
+from finetune.chips.checkpoint import load_chips, save_chips
+from finetune.chips.model import IMAGE, ChipConfig, ChipNetwork
 from finetune.mapping.command import main as predict
-from finetune.tasks.chips_config import MultilabelConfig
+from finetune.model_files import Inputs, image_input
+from finetune.tasks.chips_config import ChipDataConfig, MultilabelConfig
+from finetune.tasks.chips_data import open_parts
 from finetune.tasks.multilabel import Multilabel
 from tests.helpers.runs import ROOT, Ranks
 
@@ -166,14 +170,120 @@ def test_a_network_is_scored_without_each_image_as_scikit_learn_does(run: tuple[
         assert without["drop"]["map_micro"] == pytest.approx(scores["map_micro"] - without["map_micro"], abs=0.006)
 
 
-def test_such_a_network_labels_no_folder_of_single_images(
+def label(run: Path, images: Path, out: Path, *more: object) -> dict[str, dict[str, str]]:
+    """The table that the command writes, by file."""
+    given = ["--checkpoint", run, "--images", images, "--out", out, "--device", "cpu", *more]
+    predict([str(each) for each in given])
+    return table(out)
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
+def copied(patches: Path, folder: Path, count: int) -> list[Path]:
+    """The first radar patches, elsewhere."""
+    some = sorted((patches / "S1").iterdir())[:count]
+    return [Path(shutil.copytree(each, folder / each.name)) for each in some]
+
+
+def partner(radar: Path) -> str:
+    record = json.loads((radar / f"{radar.name}_labels_metadata.json").read_text())
+    return record["corresponding_s2_patch"]
+
+
+def test_new_pairs_get_the_probabilities_of_the_run(run: tuple[Path, list[str]], patches: Path, tmp_path: Path) -> None:
+    """Whose metadata hold no labels, in one batch or several; footprints are those of the first images."""
+    beside = tmp_path / "S1"
+    for radar in copied(patches, beside, 20):
+        (radar / f"{radar.name}_labels_metadata.json").write_text(
+            json.dumps({"corresponding_s2_patch": partner(radar)})
+        )
+    expected = table(run[0] / "predictions.csv")
+    outlines = tmp_path / "outlines.geojson"
+    found = label(
+        run[0], patches / "S2", tmp_path / "a.csv", "--beside", beside, "--batch", 3, "--footprints", outlines
+    )
+    assert len(found) == 20 and len(expected) == 4
+    for name, row in expected.items():
+        for column in [each for each in row if each.startswith("p_")]:
+            assert float(found[name][column]) == pytest.approx(float(row[column]), abs=2e-6)
+        assert found[name]["label"] == row["label"]
+    features = json.loads(outlines.read_text())["features"]
+    assert {each["properties"]["file"] for each in features} == {each.name for each in (patches / "S2").iterdir()}
+    (one,) = label(run[0], patches / "S2" / next(iter(expected)), tmp_path / "b.csv", "--beside", beside).values()
+    assert one["file"] in expected
+
+
+def test_pairs_that_are_none_are_named_and_left_out(
+    run: tuple[Path, list[str]], patches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a second image, or one of another place."""
+    radar = copied(patches, tmp_path / "S1", 19)
+    for path in radar[0].glob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            file.transform = file.transform * rasterio.Affine.translation(1, 0)
+    found = label(run[0], patches / "S2", tmp_path / "a.csv", "--beside", tmp_path / "S1")
+    said = " ".join(capsys.readouterr().out.split())
+    assert set(found) == {partner(each) for each in radar[1:]}
+    (lone,) = {each.name for each in (patches / "S2").iterdir()} - set(found) - {partner(radar[0])}
+    assert f"left out: {lone}: no image below {tmp_path / 'S1'} belongs to it" in said
+    assert (
+        f"left out: {partner(radar[0])}: it and {radar[0]}, beside it: footprints differ by 10 map units, 1 pixels"
+        in said
+    )
+    with pytest.raises(SystemExit):
+        label(run[0], patches / "S2" / lone, tmp_path / "b.csv", "--beside", tmp_path / "S1")
+    assert f"no image with a second one beside it; {lone}: no image below" in capsys.readouterr().err
+
+
+def test_pairs_of_different_places_are_not_trained_on(patches: Path, tmp_path: Path) -> None:
+    for radar in copied(patches, tmp_path / "S1", 20):
+        for path in radar.glob("*.tif"):
+            with rasterio.open(path, "r+") as file:
+                file.transform = file.transform * rasterio.Affine.translation(0, 3)
+    data = ChipDataConfig(
+        path=str(patches / "S2"), labels="bigearthnet", image=OPTICAL, beside=RADAR, beside_path=str(tmp_path / "S1")
+    )
+    with pytest.raises(InputError, match=r"it and .*S1A.*, beside it: footprints differ by 30 map units"):
+        open_parts(data, several=True, seed=0)
+
+
+def test_second_images_are_given_where_the_network_takes_them_alone(
     run: tuple[Path, list[str]], patches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        predict(["--checkpoint", str(run[0]), "--images", str(patches / "S2"), "--out", str(tmp_path / "labels.csv")])
-    assert "takes two images of every patch" in capsys.readouterr().err
+        label(run[0], patches / "S2", tmp_path / "a.csv")
+    assert "takes two images of every patch; give also --beside PATH, a folder of sentinel1-grd-db images" in (
+        capsys.readouterr().err
+    )
+    encoder = TransferConfig(model="alliance_nano_patch8", sensors={IMAGE: InputSensor(sensor="sentinel1-grd-db")})
+    network = ChipNetwork(ChipConfig(encoder=encoder), {IMAGE: 2}, 3, 16)
+    inputs = Inputs(classes=dict.fromkeys("abc", (1, 2, 3)), images={IMAGE: image_input(GIVEN)})
+    save_chips(network, network.state_dict(), tmp_path / "model", inputs, task="scene")
+    with pytest.raises(SystemExit):
+        label(tmp_path, patches / "S1", tmp_path / "a.csv", "--beside", patches / "S2")
+    assert "takes one image of every place; omit --beside" in capsys.readouterr().err
+
+
+def test_radar_of_another_unit_is_refused(
+    run: tuple[Path, list[str]], patches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Power in place of decibel, in the second images alone."""
+    for radar in copied(patches, tmp_path / "S1", 4):
+        for path in radar.glob("*.tif"):
+            with rasterio.open(path, "r+") as file:
+                file.write(10 ** (file.read() / 10))
+    with pytest.raises(SystemExit):
+        label(run[0], patches / "S2", tmp_path / "a.csv", "--beside", tmp_path / "S1")
+    assert "as the beside image, which is not what the network was trained on" in capsys.readouterr().err
 
 
 def test_the_real_patches_are_paired(shared_data: Path) -> None:
     found = find_chips(pairs(shared_data / "bigearthnet"), several=True)
     assert len(found.chips) == 4 and not found.skipped and all(len(chip.beside) == 2 for chip in found.chips)
+    optical = ImageSource(sensor="sentinel2-l2a", mean=(0.1,) * 12, std=(0.2,) * 12)
+    chips = Chips("all", found.chips, found.classes, optical, GIVEN)
+    for number in range(4):  # on one ground
+        assert [image.header.shape for image in chips.images(number)] == [(12, 120, 120), (2, 120, 120)]
