@@ -174,7 +174,7 @@ class Run:
         metrics = Metrics(self.folder.metrics, resume_step=self.start, report_again=again, mirrors=mirrors)
         if self.start:
             metrics.write(event="resume", step=self.start, **self.layout._asdict())
-            logger.info("going on from step %d: same samples, random draws and learning rates", self.start)
+            logger.info("going on from step %d: same samples and random draws as without the stop", self.start)
         return metrics
 
     def _after_step(self, done: int, stop: bool) -> None:
