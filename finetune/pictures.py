@@ -28,6 +28,7 @@ from datasets.labelled.tiles import Sample
 COLUMNS = ("truth", "prediction", "error")  # behind the images
 TITLES = {"sar": "SAR"}  # of images that are not called by their role
 STRETCH = (0.02, 0.98)  # quantiles that become black and white
+LOOKED_AT = 1_000_000  # values, about, of which these are taken
 MISSING: Colour = (255, 255, 255)  # also pixels that are ignored
 LEGEND_COLUMNS = 8
 CORRECT, WRONG = (170, 170, 170), (214, 39, 40)
@@ -54,7 +55,7 @@ def draw_segmentation(
 ) -> None:
     """Write a PNG with a row per sample: its images, truth, prediction, error; below, the classes' colours.
 
-    Images are stretched between two percentiles of each sample. In the error, wrong pixels are red and ignored ones
+    Images are stretched between two percentiles of all that are shown of a role. In the error, wrong pixels are red and ignored ones
     white; the share of correct ones among those with a label stands above it.
 
     Args:
@@ -73,10 +74,12 @@ def draw_segmentation(
     columns = [*(TITLES.get(role, role) for role in sample.images), *COLUMNS]
     figure, axes = plt.subplots(rows, len(columns), figsize=(2.2 * len(columns), height), squeeze=False)
     shown = [image[:, list(channels.get(role, _usual(image)))] for role, image in sample.images.items()]
-    drawn = (each[:rows].detach().cpu() for each in (*shown, sample.label, predicted))
+    drawn = [each[:rows].detach().cpu() for each in (*shown, sample.label, predicted)]
+    limits = [stretch_limits(images) for images in drawn[: len(shown)]]
     for row, (*images, truth, guess) in enumerate(zip(*drawn, strict=True)):
         maps = [coloured(indices, classes, MISSING) for indices in (truth, guess)]
-        for axis, image in zip(axes[row], [*map(stretched, images), *maps, _error(truth, guess)], strict=True):
+        panels = [*map(stretched, images, limits), *maps, _error(truth, guess)]
+        for axis, image in zip(axes[row], panels, strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -109,11 +112,24 @@ def _usual(image: Tensor) -> Sequence[int]:
     return (0, 1, 2) if image.shape[1] > 2 else (0,)
 
 
-def stretched(image: Tensor) -> np.ndarray:
-    """One or three channels (c, h, w) between their common percentiles -> (h, w, 3), 0 to 1, white where missing."""
-    image = image.float()
-    low, high = torch.nanquantile(image, torch.tensor(STRETCH))
-    scaled = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).nan_to_num(nan=1.0)
+def stretch_limits(images: Sequence[Tensor]) -> tuple[float, float]:
+    """Percentiles of all values of some images: what is shown as black and as white.
+
+    Those of an image alone would make the darkest channel of an even one black and the brightest white: forest cyan.
+    """
+    flat = [image.float().flatten() for image in images]
+    values = torch.cat([each[:: max(1, len(each) * len(flat) // LOOKED_AT)] for each in flat])
+    known = values[values.isfinite()]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = torch.quantile(known, torch.tensor(STRETCH)).tolist()
+    return low, high
+
+
+def stretched(image: Tensor, limits: tuple[float, float]) -> np.ndarray:
+    """One or three channels (c, h, w) between the limits -> (h, w, 3), 0 to 1, white where missing."""
+    low, high = limits
+    scaled = ((image.float() - low) / max(high - low, 1e-6)).clamp(0, 1).nan_to_num(nan=1.0)
     return rearrange(scaled.expand(3, -1, -1), "c h w -> h w c").numpy()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
 from datasets.labelled.tiles import Sample
-from finetune.pictures import CORRECT, WRONG, colour_channels, draw_segmentation
+from finetune.pictures import CORRECT, WRONG, colour_channels, draw_segmentation, stretch_limits, stretched
 from tests.helpers.models import natural_image
 
 CLASSES = {"dry": (200, 120, 40), "wet": (20, 60, 220)}
@@ -56,6 +56,17 @@ def test_samples_without_labels_or_pixels_can_be_drawn(tmp_path: Path, pair: Sam
     draw_segmentation(tmp_path / "empty.png", empty, torch.zeros_like(pair.label), CLASSES, title="empty")
     draw_segmentation(tmp_path / "one.png", empty, torch.zeros_like(pair.label), CLASSES, title="empty", rows=1)
     assert len(drawn(tmp_path / "one.png")) < len(drawn(tmp_path / "empty.png")) / 2
+
+
+def test_an_even_image_keeps_its_colour_beside_others() -> None:
+    """A dark forest, nearly of one colour, beside all brightnesses from 0 to 1: 2 % and 98 % are their 0.02 and 0.98."""
+    forest = torch.tensor([0.14, 0.26, 0.26])[:, None, None].expand(3, 2, 2)
+    ramp = torch.linspace(0, 1, 10_001).reshape(1, 1, -1)
+    limits = stretch_limits([ramp, torch.full((1, 1, 9), torch.nan)])
+    assert limits == pytest.approx((0.02, 0.98), abs=1e-6)
+    np.testing.assert_allclose(stretched(forest, limits)[0, 0], (0.125, 0.25, 0.25), atol=1e-6)
+    beside = stretch_limits([forest, ramp])  # 12 values more, which move nothing by much
+    np.testing.assert_allclose(stretched(forest, beside)[0, 0], (0.125, 0.25, 0.25), atol=2e-3)
 
 
 def test_bands_1_2_3_of_the_file_are_shown_as_red_green_blue() -> None:
