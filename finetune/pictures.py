@@ -25,7 +25,7 @@ from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, Colour
 from datasets.labelled.tiles import Sample
 
-COLUMNS = ("truth", "prediction", "error")  # behind the images
+COLUMNS = ("truth", "prediction", "wrong pixels")  # behind the images
 TITLES = {"sar": "SAR"}  # of images that are not called by their role
 STRETCH = (0.02, 0.98)  # quantiles that become black and white
 LOOKED_AT = 1_000_000  # values, about, of which these are taken
@@ -53,10 +53,10 @@ def draw_segmentation(
     channels: Mapping[str, Sequence[int]] = MappingProxyType({}),
     rows: int = 4,
 ) -> None:
-    """Write a PNG with a row per sample: its images, truth, prediction, error; below, the classes' colours.
+    """Write a PNG with a row per sample: its images, truth, prediction, wrong pixels; below, the classes' colours.
 
-    Images are stretched between two percentiles of all that are shown of a role. In the error, wrong pixels are red and ignored ones
-    white; the share of correct ones among those with a label stands above it.
+    Images are stretched between two percentiles of all that are shown of a role. In the last panel, wrong pixels are red and
+    ignored ones white; the share of correct ones among those with a label stands above it.
 
     Args:
         sample: a batch, stored or standardised numbers.
@@ -83,7 +83,7 @@ def draw_segmentation(
             axis.imshow(image, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-        axes[row, -1].set_title(_accuracy(truth, guess), fontsize=9)
+        axes[row, -1].set_title(correctness(truth, guess), fontsize=9)
     for axis, name in zip(axes[0], columns[:-1], strict=False):
         axis.set_title(name, fontsize=10)
     _draw_legends(figure, classes)
@@ -139,9 +139,11 @@ def _error(truth: Tensor, guess: Tensor) -> np.ndarray:
     return np.array([CORRECT, WRONG, MISSING], dtype=np.uint8)[kind]
 
 
-def _accuracy(truth: Tensor, guess: Tensor) -> str:
+def correctness(truth: Tensor, guess: Tensor) -> str:
+    """What stands above wrong pixels: how many of those with a label are right."""
     known = truth != IGNORE
-    return f"error: {(truth == guess)[known].float().mean():.1%} correct" if known.any() else "error: no labels"
+    share = 100 * (truth == guess)[known].double().mean()
+    return f"wrong pixels; {share:.1f} % correct" if known.any() else "wrong pixels; no labels"
 
 
 def _draw_legends(figure: Figure, classes: Mapping[str, Colour]) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,8 @@ def test_the_estimate_by_hand() -> None:
     )
     assert "65.0 MB of 1000.0 GB free: at most 3 checkpoints at a time, 20.0 MB each, and 5.0 MB" in told
     assert "too small" not in told
+    short = "\n".join(estimate(replace(run, steps=50), seen._replace(ranks=1)))
+    assert "at most 1 checkpoint at a time" in short and "the largest of 1 rank," in short
     assert "the disk is too small" in "\n".join(estimate(run, seen._replace(free=64_000_000)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
 from datasets.labelled.tiles import Sample
-from finetune.pictures import CORRECT, WRONG, colour_channels, draw_segmentation, stretch_limits, stretched
+from finetune.pictures import CORRECT, WRONG, colour_channels, correctness, draw_segmentation, stretch_limits, stretched
 from tests.helpers.models import natural_image
 
 CLASSES = {"dry": (200, 120, 40), "wet": (20, 60, 220)}
@@ -79,3 +79,10 @@ def test_bands_1_2_3_of_the_file_are_shown_as_red_green_blue() -> None:
 def test_predictions_of_another_size_are_refused(tmp_path: Path, pair: Sample) -> None:
     with pytest.raises(InputError, match=r"predictions are \(3, 40, 39\), labels \(3, 40, 40\)"):
         draw_segmentation(tmp_path / "a.png", pair, pair.label[..., 1:], CLASSES, title="synthetic")
+
+
+def test_the_share_above_a_row_is_that_of_the_right_pixels() -> None:
+    """Of four pixels, three have a label and two of those are right."""
+    truth, guess = torch.tensor([[0, 1, 1, 255]]), torch.tensor([[0, 1, 0, 0]])
+    assert correctness(truth, guess) == "wrong pixels; 66.7 % correct"
+    assert correctness(torch.full((1, 4), 255), guess) == "wrong pixels; no labels"
