@@ -75,7 +75,7 @@ def draw_segmentation(
     figure, axes = plt.subplots(rows, len(columns), figsize=(2.2 * len(columns), height), squeeze=False)
     shown = [image[:, list(channels.get(role, _usual(image)))] for role, image in sample.images.items()]
     drawn = [each[:rows].detach().cpu() for each in (*shown, sample.label, predicted)]
-    limits = [stretch_limits(images) for images in drawn[: len(shown)]]
+    limits = [stretch_limits(list(images)) for images in drawn[: len(shown)]]
     for row, (*images, truth, guess) in enumerate(zip(*drawn, strict=True)):
         maps = [coloured(indices, classes, MISSING) for indices in (truth, guess)]
         panels = [*map(stretched, images, limits), *maps, _error(truth, guess)]
