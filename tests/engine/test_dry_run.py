@@ -99,12 +99,14 @@ def test_a_dry_run_of_images_leaves_an_empty_folder_empty_and_a_new_one_unmade(
     write_chips(tmp_path / "chips", chips=20, size=24, classes=2)
     (tmp_path / "empty").mkdir()
     small = ["--model.encoder.model", "alliance_nano_patch8", "--optim.batch", "4", "--run.steps", "3"]
+    small += ["--model.encoder.mode", "frozen"]
     data = ["--data.path", str(tmp_path / "chips"), "--data.labels", labels]
     for folder in (tmp_path / "empty", tmp_path / "runs" / "new"):
         command = [str(ROOT / f"finetune/{task}.py"), *small, *data, "--run.dir", str(folder)]
         ((code, output),) = leaving_nothing([*command, *DRY], 1)
         assert code == 0, output
         assert "dry run: 2 of 3 steps taken" in output and "splits.csv" not in output
+        assert re.search(r"[1-9]\.\d\d M parameters, 0\.\d\d M of them learn", output), output
 
 
 def test_the_estimate_by_hand() -> None:
