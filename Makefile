@@ -93,8 +93,8 @@ install: .venv/.installed
 # Nothing is made, let alone overwritten, for a run that cannot start.
 unused-run:
 	@if [ '$(RESUME)' = never ] && ls -A '$(RUN)' 2>/dev/null | grep -qvxE '\.lock|train\.log'; then \
-		echo '$(RUN) already holds a run. Go on with it:   make pretrain RESUME=auto' >&2; \
-		echo '                 or use another name:   make pretrain RUN=runs/other' >&2; \
+		echo '$(RUN) already holds a run. Go on with it:   the same command and RESUME=auto' >&2; \
+		echo '                 or use another name:   the same command and RUN=runs/other' >&2; \
 		echo '                 or begin again:        $(if $(filter runs/quickstart,$(RUN)),make clean,rm -r $(RUN))' >&2; \
 		exit 1; \
 	fi

@@ -140,8 +140,9 @@ def find_export(path: str | Path) -> Path:
             f"{path} is no export of ours; if it is of another project, convert it first: "
             f"python launch/convert.py FORMAT {path} OUT"
         )
+    there = "" if path.exists() else ", as there is no such folder"
     raise InputError(
-        f"{path} holds no exported encoder ({WEIGHTS}, {CONFIG}, {SENSORS}); "
+        f"{path} holds no exported encoder ({WEIGHTS}, {CONFIG}, {SENSORS}){there}; "
         f"give a run folder, its encoder/ folder, or the {WEIGHTS} inside"
     )
 

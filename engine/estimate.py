@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from alliance.words import counted
 from engine.log import duration
 from engine.runs import RunConfig
 
@@ -43,11 +44,11 @@ def estimate(run: RunConfig, seen: Rehearsed) -> Iterator[str]:
     yield (f"  time    {duration(run.steps * seen.seconds)}: {run.steps} steps of {seen.seconds:.3g} s, as the last one took; "
            f"pictures, evaluations, probes and checkpoints come on top")  # fmt: skip
     place = "of a GPU" if seen.on_gpu else "of this machine"
-    yield (f"  memory  {seen.memory:.2f} GB of {seen.available:.1f} GB {place} in the largest of {seen.ranks} "
-           f"rank{'s' * (seen.ranks > 1)}, in these steps")  # fmt: skip
+    yield (f"  memory  {seen.memory:.2f} GB of {seen.available:.1f} GB {place} in the largest of "
+           f"{counted(seen.ranks, 'rank')}, in these steps")  # fmt: skip
     count = checkpoints_at_once(run)
     need = count * seen.checkpoint + seen.weights
-    yield (f"  disk    {in_units(need)} of {in_units(seen.free)} free: at most {count} checkpoints at a time, {in_units(seen.checkpoint)} "
+    yield (f"  disk    {in_units(need)} of {in_units(seen.free)} free: at most {counted(count, 'checkpoint')} at a time, {in_units(seen.checkpoint)} "
            f"each, and {in_units(seen.weights)} of exported weights; pictures and logs come on top")  # fmt: skip
     if need > seen.free:
         yield "the disk is too small for it: make room, choose another run.dir, or lower run.keep"

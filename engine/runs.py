@@ -127,10 +127,11 @@ class RunFolder:
                 raise InputError(f"{path} is no regular file; remove it, or choose another --run.dir")
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
         used = [entry for entry in entries if not LEFT_BY_A_FAILED_START.fullmatch(entry.name)]
-        full = [entry for entry in used if not entry.is_file() or entry.stat().st_size]
-        if full and not self.is_ours():
+        # Empty metrics are of a run that was killed at its start.
+        foreign = [entry for entry in used if entry != self.metrics or entry.stat().st_size]
+        if foreign and not self.is_ours():
             raise InputError(
-                f"{self.path} holds {full[0].name}, but no run to go on with; choose an empty or new folder as --run.dir"
+                f"{self.path} holds {foreign[0].name}, but no run to go on with; choose an empty or new folder as --run.dir"
             )
         if used and resume == "never":
             raise InputError(

@@ -162,4 +162,5 @@ def _one_line(error: BaseException, kind: type, given: Sequence[str]) -> str:
     message = textwrap.shorten(" ".join(lines), LONGEST_MESSAGE)
     for builtin in (int, float, str, bool, list, dict):
         message = message.replace(str(builtin), builtin.__name__)
+    message = message.replace("Expected a list.", "Expected a list in brackets, such as '[A, B]' or '[{KEY: VALUE}]'.")
     return message if "--help" in message else f"{message} (--help lists all settings)"

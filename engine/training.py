@@ -174,7 +174,7 @@ class Run:
         metrics = Metrics(self.folder.metrics, resume_step=self.start, report_again=again, mirrors=mirrors)
         if self.start:
             metrics.write(event="resume", step=self.start, **self.layout._asdict())
-            logger.info("going on from step %d: same samples, random draws and learning rates", self.start)
+            logger.info("going on from step %d: same samples and random draws as without the stop", self.start)
         return metrics
 
     def _after_step(self, done: int, stop: bool) -> None:
@@ -228,8 +228,11 @@ class Run:
 
 def _introduce(run: Running, job: Job[Any], layout: Layout) -> None:
     """Say how large the network is, and on what it learns."""
-    parameters = sum(map(count_parameters, run.engine.module.parameters())) / 1e6
-    logger.info("%.2f M parameters, batch %d on %s (%s), process %d", parameters, job.config.optim.batch, layout,
+    parameters = list(run.engine.module.parameters())
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    count, learnt = (sum(map(count_parameters, each)) / 1e6 for each in (parameters, learning))
+    logger.info("%.2f M parameters, %s learn, batch %d on %s (%s), process %d", count,
+                "all" if len(learning) == len(parameters) else f"{learnt:.2f} M of them", job.config.optim.batch, layout,
                 run.world.device, os.getpid())  # fmt: skip
 
 

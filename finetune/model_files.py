@@ -133,10 +133,15 @@ def find_network(path: str | Path) -> Path:
         if (folder / WEIGHTS).is_file() and (folder != path.parent or path.name == WEIGHTS):
             return folder
     seeds = sorted(each.name for each in path.glob("seed_*") if (each / "model" / WEIGHTS).is_file())
-    choice = f"choose one of its seeds, such as {path / seeds[0]}" if seeds else (
-        "give a run folder, its model/ folder, or the folder of a converted release"
-    )  # fmt: skip
-    raise InputError(f"{path} holds no trained network ({WEIGHTS}, {CONFIG}); {choice}")
+    choice = "give a run folder, its model/ folder, or the folder of a converted release"
+    if seeds:
+        choice = f"choose one of its seeds, such as {path / seeds[0]}"
+    elif (path / "encoder" / WEIGHTS).is_file():
+        choice = (
+            f"it holds an encoder; train a task with --checkpoint {path} and give that run; --embeddings takes features"
+        )
+    there = "" if path.exists() else ", as there is no such folder"
+    raise InputError(f"{path} holds no trained network ({WEIGHTS}, {CONFIG}){there}; {choice}")
 
 
 def read_record(folder: Path, task: str | None = None) -> dict[str, Any]:

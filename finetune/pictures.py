@@ -25,9 +25,10 @@ from datasets.imagery.images import ImageSource
 from datasets.imagery.labels import IGNORE, Colour
 from datasets.labelled.tiles import Sample
 
-COLUMNS = ("truth", "prediction", "error")  # behind the images
+COLUMNS = ("truth", "prediction", "wrong pixels")  # behind the images
 TITLES = {"sar": "SAR"}  # of images that are not called by their role
 STRETCH = (0.02, 0.98)  # quantiles that become black and white
+LOOKED_AT = 1_000_000  # values, about, of which these are taken
 MISSING: Colour = (255, 255, 255)  # also pixels that are ignored
 LEGEND_COLUMNS = 8
 CORRECT, WRONG = (170, 170, 170), (214, 39, 40)
@@ -52,10 +53,10 @@ def draw_segmentation(
     channels: Mapping[str, Sequence[int]] = MappingProxyType({}),
     rows: int = 4,
 ) -> None:
-    """Write a PNG with a row per sample: its images, truth, prediction, error; below, the classes' colours.
+    """Write a PNG with a row per sample: its images, truth, prediction, wrong pixels; below, the classes' colours.
 
-    Images are stretched between two percentiles of each sample. In the error, wrong pixels are red and ignored ones
-    white; the share of correct ones among those with a label stands above it.
+    Images are stretched between two percentiles of all that are shown of a role. In the last panel, wrong pixels are red and
+    ignored ones white; the share of correct ones among those with a label stands above it.
 
     Args:
         sample: a batch, stored or standardised numbers.
@@ -73,14 +74,16 @@ def draw_segmentation(
     columns = [*(TITLES.get(role, role) for role in sample.images), *COLUMNS]
     figure, axes = plt.subplots(rows, len(columns), figsize=(2.2 * len(columns), height), squeeze=False)
     shown = [image[:, list(channels.get(role, _usual(image)))] for role, image in sample.images.items()]
-    drawn = (each[:rows].detach().cpu() for each in (*shown, sample.label, predicted))
+    drawn = [each[:rows].detach().cpu() for each in (*shown, sample.label, predicted)]
+    limits = [stretch_limits(list(images)) for images in drawn[: len(shown)]]
     for row, (*images, truth, guess) in enumerate(zip(*drawn, strict=True)):
         maps = [coloured(indices, classes, MISSING) for indices in (truth, guess)]
-        for axis, image in zip(axes[row], [*map(stretched, images), *maps, _error(truth, guess)], strict=True):
+        panels = [*map(stretched, images, limits), *maps, _error(truth, guess)]
+        for axis, image in zip(axes[row], panels, strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-        axes[row, -1].set_title(_accuracy(truth, guess), fontsize=9)
+        axes[row, -1].set_title(correctness(truth, guess), fontsize=9)
     for axis, name in zip(axes[0], columns[:-1], strict=False):
         axis.set_title(name, fontsize=10)
     _draw_legends(figure, classes)
@@ -109,11 +112,24 @@ def _usual(image: Tensor) -> Sequence[int]:
     return (0, 1, 2) if image.shape[1] > 2 else (0,)
 
 
-def stretched(image: Tensor) -> np.ndarray:
-    """One or three channels (c, h, w) between their common percentiles -> (h, w, 3), 0 to 1, white where missing."""
-    image = image.float()
-    low, high = torch.nanquantile(image, torch.tensor(STRETCH))
-    scaled = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).nan_to_num(nan=1.0)
+def stretch_limits(images: Sequence[Tensor]) -> tuple[float, float]:
+    """Percentiles of all values of some images: what is shown as black and as white.
+
+    Those of an image alone would make the darkest channel of an even one black and the brightest white: forest cyan.
+    """
+    flat = [image.float().flatten() for image in images]
+    values = torch.cat([each[:: max(1, len(each) * len(flat) // LOOKED_AT)] for each in flat])
+    known = values[values.isfinite()]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = torch.quantile(known, torch.tensor(STRETCH)).tolist()
+    return low, high
+
+
+def stretched(image: Tensor, limits: tuple[float, float]) -> np.ndarray:
+    """One or three channels (c, h, w) between the limits -> (h, w, 3), 0 to 1, white where missing."""
+    low, high = limits
+    scaled = ((image.float() - low) / max(high - low, 1e-6)).clamp(0, 1).nan_to_num(nan=1.0)
     return rearrange(scaled.expand(3, -1, -1), "c h w -> h w c").numpy()
 
 
@@ -123,9 +139,11 @@ def _error(truth: Tensor, guess: Tensor) -> np.ndarray:
     return np.array([CORRECT, WRONG, MISSING], dtype=np.uint8)[kind]
 
 
-def _accuracy(truth: Tensor, guess: Tensor) -> str:
+def correctness(truth: Tensor, guess: Tensor) -> str:
+    """What stands above wrong pixels: how many of those with a label are right."""
     known = truth != IGNORE
-    return f"error: {(truth == guess)[known].float().mean():.1%} correct" if known.any() else "error: no labels"
+    share = 100 * (truth == guess)[known].double().mean()
+    return f"wrong pixels; {share:.1f} % correct" if known.any() else "wrong pixels; no labels"
 
 
 def _draw_legends(figure: Figure, classes: Mapping[str, Colour]) -> None:

@@ -14,6 +14,7 @@ from alliance.losses import STAGES
 from alliance.model import Alliance
 from alliance.passwords import holds_password
 from alliance.tokens import draw_groups, mask_noise, token_grid_shape
+from alliance.words import counted
 from datasets.shards.loader import Batch
 from datasets.shards.stream import is_remote
 from engine.checkpoints import full_weights
@@ -119,8 +120,8 @@ class Pretraining(Job[PretrainConfig]):
         logger.info("the encoder has %.2f M of them; sensors %s", encoder, ", ".join(self.inputs.sensors))
         batch = self.config.optim.batch
         for source in self.inputs.loader.sources:
-            logger.info("%s: %d samples in %d shards, %.1f steps an epoch; none is dropped, a batch may span two epochs",
-                        source.folder, source.samples, len(source.counts), source.samples / batch)  # fmt: skip
+            logger.info("%s: %s in %s, %.1f steps an epoch; none is dropped, a batch may span two epochs",
+                        source.folder, counted(source.samples, "sample"), counted(len(source.counts), "shard"), source.samples / batch)  # fmt: skip
         for place in dict.fromkeys(source.shards for source in self.config.data.sources):
             if is_remote(place) and holds_password(place):
                 logger.warning("%s holds a password as it is, which launchers print and `ps` shows; write ${NAME} in its "

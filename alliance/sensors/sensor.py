@@ -212,7 +212,7 @@ class Sensor(Numbered):
         if missing:
             raise InputError(
                 f"bands {_brief(names)} lack {_brief(missing)} of sensor {self.name}; "
-                f"name the image's own sensor, or keep fewer bands with sensor.select([...])"
+                f"give images of that sensor, or name their own one (in Python sensor.select([...]) keeps fewer bands)"
             )
         return places
 

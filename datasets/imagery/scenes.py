@@ -37,6 +37,8 @@ class Box(NamedTuple):
 CONTROL, POLYNOMIALS, SWATH = "ground control points", "rational polynomials", "latitudes and longitudes of its pixels"
 WARPS = {CONTROL: "-tps", POLYNOMIALS: "-rpc", SWATH: "-geoloc"}  # options of gdalwarp
 SCALE, OFFSET = Range(SMALLEST, GREATEST), Range(-GREATEST, GREATEST)  # as of a band of a sensor
+AGAINST = "is not "  # begins why a scene is not of a sensor
+NUMBER = re.compile(r"(?<![\w.-])-?\d+(\.\d+)?(e[+-]?\d+)?(?![\w])")  # not those in names
 SHOWN = 60  # characters of a file's path in a summary
 COMPLEX = (
     "holds {} values, pixels are integers or floats; of complex SAR take the amplitude, or decibels: "
@@ -170,14 +172,21 @@ def find_date(path: Path, tags: Mapping[str, str] | None = None) -> str | None:
 
 
 def summarise(skipped: Iterable[Skipped], limit: int = 3) -> list[str]:
-    """One line per reason, the most frequent first: the first files' names, how many more, and the reason."""
-    by_reason: dict[str, list[str]] = {}
-    for file, reason in skipped:
-        by_reason.setdefault(reason, []).append(file)
+    """One line per reason, the most frequent first: the first files' names, how many more, and the reason.
+
+    What speaks against a sensor is told of the first file, where only its numbers are other in the next ones.
+    """
+    by_reason: dict[str, list[Skipped]] = {}
+    for entry in skipped:
+        key = NUMBER.sub("#", entry.reason) if entry.reason.startswith(AGAINST) else entry.reason
+        by_reason.setdefault(key, []).append(entry)
     lines = []
-    for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        rest = f", ... ({len(files) - limit} more)" if len(files) > limit else ""
-        lines.append(f"{', '.join(map(_short, files[:limit]))}{rest}: {reason}")
+    for entries in sorted(by_reason.values(), key=lambda entries: -len(entries)):
+        rest = f", ... ({len(entries) - limit} more)" if len(entries) > limit else ""
+        names = ", ".join(_short(entry.file) for entry in entries[:limit])
+        other = sum(entry.reason != entries[0].reason for entry in entries)
+        told = f" (of the first; {other} more with other numbers)" if other else ""
+        lines.append(f"{names}{rest}: {entries[0].reason}{told}")
     return lines
 
 

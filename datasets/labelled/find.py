@@ -51,7 +51,7 @@ def find_samples(
         first = f"; the first, {skipped[0].file}: {skipped[0].reason}" if skipped else ""
         raise InputError(
             f"{described.name}, split {split}: no complete pair in {described.root} among {len(skipped)}{first}; "
-            f"check the root"
+            f"check the folder of its files (data.path, or --root)"
         )
     return found, skipped
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 import numpy as np
 
 from alliance.errors import InputError
+from alliance.sensors.catalog import BESIDE
+from alliance.sensors.sensor import plain_name
 from datasets.imagery.scenes import Scene, Unreadable
 
 SIDE = 512  # pixels: windows in which a value is looked for
@@ -90,6 +92,13 @@ def choices(scene: Scene, wanted: int, drop: str | None) -> Iterator[tuple[int, 
         return
     if len(filled) == wanted:
         yield tuple(filled)
+
+
+def unasked_bands(scene: Scene, used: Sequence[int], drop: str | None) -> list[str]:
+    """Names of a scene's measurements that are not used although nobody dropped them; quality, masks, angles are none."""
+    left = set(range(len(scene.band_names or ()))) - set(used) - dropped_bands(drop, scene)
+    names = [(scene.band_names or ())[place] for place in sorted(left)]
+    return [name for name in names if not BESIDE.search(plain_name(name))]
 
 
 def common_choice(scenes: Sequence[Scene], drop: str | None, nodata: float | None) -> tuple[tuple[int, ...], list[str]]:

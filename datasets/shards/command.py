@@ -9,6 +9,7 @@ from pathlib import Path
 from alliance.errors import InputError
 from alliance.sensors.catalog import sensor_names
 from alliance.sensors.templates import template_names
+from alliance.words import counted
 from datasets.cluster import connected
 from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
@@ -91,7 +92,7 @@ def _make_part(options: argparse.Namespace) -> list[str]:
     part = Part.parse(options.part)
     plan = _plan(options)
     made, total = write_part(plan, options.out, part, workers=options.workers)
-    lines = [f"part {part}: {made} of {total} shards, in {options.out}"]
+    lines = [f"part {part}: {made} of {counted(total, 'shard')}, in {options.out}"]
     return [*lines, f"when all parts are done: python launch/shards.py --merge {options.out}"]
 
 
@@ -107,7 +108,9 @@ def _merge(options: argparse.Namespace) -> list[str]:
 def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
     """What was made, in lines."""
     total = sum(shard.bytes for shard in index.shards)
-    lines = [f"{index.samples} samples in {len(index.shards)} shards, {total / 1e6:.1f} MB, in {folder}"]
+    lines = [
+        f"{counted(index.samples, 'sample')} in {counted(len(index.shards), 'shard')}, {total / 1e6:.1f} MB, in {folder}"
+    ]
     for name, sensor in index.sensors.items():
         lines.append(f"{name}: tiles {' x '.join(map(str, index.shapes[name]))}")
         figures = index.statistics[name]
@@ -123,7 +126,7 @@ def report(index: Index, folder: Path, plan: Plan | None = None) -> list[str]:
     lines.extend(_unnamed(plan) if plan else [])
     lines.extend(f"note: {note}" for note in (plan.notes if plan else ()))
     lines.extend(_forced(index, plan))
-    lines.extend([f"dropped {index.dropped} tiles with too many missing values"] if index.dropped else [])
+    lines.extend([f"dropped {counted(index.dropped, 'tile')} with too many missing values"] if index.dropped else [])
     lines.extend(_counted(index, plan))
     lines.extend(f"  {line}" for line in summarise(index.skipped))
     source = f"[{{shards: {folder}, weight: 1.0}}]"
@@ -143,13 +146,13 @@ def _forced(index: Index, plan: Plan | None) -> list[str]:
 def _counted(index: Index, plan: Plan | None) -> list[str]:
     """How many files were found, used and left out."""
     skipped = {entry.file for entry in index.skipped}
-    left_out = f"skipped {len(skipped)} file{'s' * (len(skipped) > 1)}:" if skipped else ""
+    left_out = f"skipped {counted(len(skipped), 'file')}:" if skipped else ""
     if plan is None:
         return [left_out] if skipped else []
     used = {source for each in plan.footprints for layer in each.layers for source in layer.scene.sources} - skipped
     found = len(used) + len(skipped)
-    counted = f"found {found} file{'s' * (found > 1)}, used {len(used)}"
-    return [f"{counted}, {left_out}" if skipped else counted]
+    told = f"found {counted(found, 'file')}, used {len(used)}"
+    return [f"{told}, {left_out}" if skipped else told]
 
 
 def _unnamed(plan: Plan) -> list[str]:

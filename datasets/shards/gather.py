@@ -27,8 +27,8 @@ from datasets.imagery.products import join_bands
 from datasets.imagery.rasters import RasterScene, describe_raster
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.imagery.units import settle_units
-from datasets.shards.choose import choices, common_choice
-from datasets.shards.guess import INSPECT, fit_scene, guess_sensor, name_unit, sift
+from datasets.shards.choose import choices, common_choice, unasked_bands
+from datasets.shards.guess import INSPECT, LISTED, fit_scene, guess_sensor, name_unit, sift
 
 AUTO, GENERATED = "auto", "hsi"  # what may stand in the place of a sensor's name
 WAVELENGTH_TOLERANCE = 2.0  # nm, between cubes of one sensor
@@ -122,7 +122,7 @@ def gather(request: Request) -> Collection:
         sensor=sensor,
         scenes=tuple(kept),
         skipped=tuple(sorted(found.skipped)),
-        notes=(*found.notes, *_notes(kept)),
+        notes=(*found.notes, *_notes(kept), *(_unasked(request, kept) if named else ())),
         forced=tuple(doubtful) if request.force else (),
     )
 
@@ -252,6 +252,18 @@ def _notes(kept: Chosen) -> list[str]:
     if bad:
         notes.append(f"{bad} of {count} scenes use bands that their maker calls bad; leave them out with --drop")
     return notes
+
+
+def _unasked(request: Request, kept: Chosen) -> list[str]:
+    """Which measurements the sensor that was asked for lacks."""
+    several = [unasked_bands(scene, bands, request.drop) for scene, bands in kept]
+    names, count = list(dict.fromkeys(name for each in several for name in each)), sum(map(bool, several))
+    if not names:
+        return []
+    told = ", ".join(names[:LISTED]) + f", ... ({len(names) - LISTED} more)" * (len(names) > LISTED)
+    mend = "" if request.sensor == AUTO else f"; --sensor {AUTO} tells products apart"
+    bands = f"band{'s' * (len(names) > 1)}"
+    return [f"left out of {count} of {len(kept)} scenes: {bands} {told}, which this sensor does not have{mend}"]
 
 
 def _join_singles(found: _Found, sensor: Sensor | None) -> None:

@@ -11,7 +11,7 @@ from alliance.sensors.catalog import Header, Verdict, are_numbers, candidates, f
 from alliance.sensors.plausible import UNITS, Seen, faults, look
 from alliance.sensors.templates import Template, find_template, template_names
 from datasets.imagery.samples import sample_pixels
-from datasets.imagery.scenes import Scene, Skipped, Unreadable
+from datasets.imagery.scenes import AGAINST, Scene, Skipped, Unreadable
 from datasets.imagery.units import settle_units
 
 HYPERSPECTRAL = 17  # bands: more than any multispectral sensor
@@ -122,7 +122,7 @@ def sift(sensor: Sensor, kept: Kept) -> list[Skipped]:
     for scene, bands in kept:
         for doubt in doubts(scene, bands, sensor)[:1]:
             reason = (
-                f"is not {sensor.name}: {doubt}; pass the sensor of that product, or a sensor file with its scale and "
+                f"{AGAINST}{sensor.name}: {doubt}; pass the sensor of that product, or a sensor file with its scale and "
                 f"offset, or --force to take it as it is"
             )
             refused.extend(Skipped(source, reason) for source in scene.sources)

@@ -1,8 +1,10 @@
 """What files hold, before anything is made of them: bands, values, missing pixels, place, and the sensors that fit."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +15,16 @@ from alliance.sensors import Sensor
 from alliance.sensors.catalog import find_sensor, sensor_names
 from alliance.sensors.plausible import statistics_fit
 from alliance.sensors.templates import find_template
+from alliance.words import counted
 from datasets.figures import save_figure
 from datasets.imagery.grids import pixel_size
 from datasets.imagery.samples import sample_pixels
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.shards.gather import AUTO, GENERATED, Request, find_scenes
 from datasets.shards.guess import doubts, fit_scene, header_of, judge_scene
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = 12  # of scenes that are shown; others are counted
 ROWS = 20  # bands in a table
@@ -31,7 +37,7 @@ class Look:
     """A scene and the stored numbers of some of its pixels."""
 
     scene: Scene
-    alike: int  # scenes with the same bands, dtype and wavelengths, this one included
+    alike: int  # scenes with the same bands, dtype, wavelengths and way of being placed, this one included
     pixels: torch.Tensor | None  # (c, n, 1) float64, NaN where the file calls them missing; None: cannot be read
 
 
@@ -46,7 +52,8 @@ def inspect(request: Request) -> tuple[list[Look], list[str]]:
     named = None
     if request.sensor not in (AUTO, GENERATED) and find_template(request.sensor) is None:
         named = find_sensor(request.sensor)
-    lines = [f"{len(scenes)} scenes of {len(looks)} kinds, {len(skipped)} files left out"]
+    found, kinds, unused = counted(len(scenes), "scene"), counted(len(looks), "kind"), counted(len(skipped), "file")
+    lines = [f"{found} of {kinds}, {unused} left out"]
     for seen in looks[:KINDS]:
         lines += ["", *describe(seen, named)]
     lines += [f"({len(looks) - KINDS} kinds more)"] * (len(looks) > KINDS)
@@ -72,7 +79,9 @@ def describe(seen: Look, named: Sensor | None = None) -> list[str]:
 def _kinds(scenes: Sequence[Scene]) -> list[Look]:
     kinds: dict[tuple, list[Scene]] = {}
     for scene in scenes:
-        kinds.setdefault((scene.band_names, scene.shape[0], scene.dtype, scene.wavelengths), []).append(scene)
+        placed = scene.transform is not None, scene.points and scene.points.kind
+        key = (scene.band_names, scene.shape[0], scene.dtype, scene.wavelengths, placed)
+        kinds.setdefault(key, []).append(scene)
     return [look_into(members[0], len(members)) for members in kinds.values()]
 
 
@@ -101,7 +110,9 @@ def _place(scene: Scene) -> str:
 
 def _missing(seen: Look) -> str:
     marks = {value for value in seen.scene.nodata if value is not None}
-    said = f"nodata {', '.join(f'{value:.6g}' for value in sorted(marks))}" if marks else "no nodata value"
+    numbers = [f"{value:.6g}" for value in sorted(value for value in marks if not math.isnan(value))]
+    numbers += ["nan"] * any(map(math.isnan, marks))  # each band may bring a NaN of its own, equal to no other
+    said = f"nodata {', '.join(numbers)}" if numbers else "no nodata value"
     masked = "a mask of its own" if seen.scene.masked else "no mask"
     if seen.pixels is None:
         return f"{said}, {masked}; the pixels cannot be read"
@@ -164,8 +175,9 @@ def _left_out(skipped: Sequence[Skipped]) -> list[str]:
     return ["", "left out:", *(f"  {line}" for line in summarise(skipped))] if skipped else []
 
 
-def draw(looks: Sequence[Look], path: Path) -> None:
-    """One picture with the histograms of the stored numbers of a few scenes, a line per band."""
+def draw(looks: Sequence[Look]) -> "Figure":
+    """The histograms of the stored numbers of a few scenes, a line per band."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     shown = [seen for seen in looks if seen.pixels is not None][:PICTURES]
@@ -176,14 +188,16 @@ def draw(looks: Sequence[Look], path: Path) -> None:
         pixels = np.asarray(seen.pixels)[..., 0]
         known = pixels[np.isfinite(pixels)]
         edges = np.histogram_bin_edges(known, BINS)
-        for place in range(0, len(pixels), max(1, len(pixels) // ROWS)):
+        places = range(0, len(pixels), max(1, -(-len(pixels) // ROWS)))
+        for place, colour in zip(places, colormaps["turbo"](np.linspace(0.05, 0.95, len(places))), strict=True):
             band = pixels[place][np.isfinite(pixels[place])]
             name = seen.scene.band_names[place] if seen.scene.band_names else str(place + 1)
-            axis.hist(band, bins=edges, histtype="step", label=name)
+            axis.hist(band, bins=edges, histtype="step", label=name, color=colour)
         axis.set_title(f"{seen.scene.name[-60:]}, {seen.scene.dtype}", fontsize=9)
         axis.set_xlabel("stored number")
+        axis.set_ylabel("pixels")
         axis.legend(fontsize=6, ncols=2)
-    save_figure(figure, path, dpi=100)
+    return figure
 
 
 def describe_encoder(folder: Path) -> list[str]:
@@ -228,5 +242,5 @@ def show(looks: Sequence[Look], lines: Sequence[str], picture: Path | None) -> l
     """The lines; what was looked at is drawn, if a picture is asked for."""
     if picture is None:
         return list(lines)
-    draw(looks, picture)
+    save_figure(draw(looks), picture, dpi=100)
     return [*lines, f"histograms of the stored numbers: {picture}"]

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alliance.errors import InputError
+from alliance.words import counted
 from datasets.descriptors import only_writer
 from datasets.shards.index import NAME, Index, Shard, Sidecar, collect
 
@@ -47,8 +48,8 @@ def verify_folder(folder: Path, *, workers: int = 1, overwrite: bool = False) ->
         raise InputError(f"{folder}: {_told(damaged, index)}; {_mend(folder, index, removed=overwrite)}")
     _check_index(folder, index)
     bytes_read = sum(shard.bytes for shard in index.shards)
-    counted = f"{index.samples} samples in {len(index.shards)} shards, {bytes_read / 1e6:.1f} MB"
-    return [f"{counted}, are as they were written, in {folder}"]
+    told = f"{counted(index.samples, 'sample')} in {counted(len(index.shards), 'shard')}, {bytes_read / 1e6:.1f} MB"
+    return [f"{told}, are as they were written, in {folder}"]
 
 
 def _check(folder: Path, index: Index, shard: Shard) -> Damage | None:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from datasets.figures import save_figure
-from finetune.pictures import stretched
+from finetune.pictures import stretch_limits, stretched
 
 COLUMNS = 4
 RIGHT, WRONG = "#2a7f3e", "#c0392b"
@@ -35,7 +35,8 @@ class Shown(NamedTuple):
 def draw_chips(path: Path, shown: Sequence[Shown], record: Mapping[str, Any] | None, *, title: str) -> None:
     """Write a PNG with images, true and predicted labels (green where right); beside them, the scores of all images.
 
-    These are the confusion matrix where an image has one label, the average precision of each class where it has several.
+    All images are stretched alike. The scores are the confusion matrix where an image has one label, the average precision
+    of each class where it has several.
 
     Args:
         record: of scores.json; None: not known yet.
@@ -49,8 +50,9 @@ def draw_chips(path: Path, shown: Sequence[Shown], record: Mapping[str, Any] | N
     axes = halves[0].subplots(rows, COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
+    limits = stretch_limits([each.image for each in shown])
     for axis, each in zip(axes.flat, shown, strict=False):
-        axis.imshow(stretched(each.image), interpolation="nearest")
+        axis.imshow(stretched(each.image, limits), interpolation="nearest")
         colour = RIGHT if set(each.truth) == set(each.predicted) else WRONG
         axis.set_title(f"{_names(each.truth)}\n→ {_names(each.predicted)}", fontsize=7, color=colour, loc="left")
     if record:

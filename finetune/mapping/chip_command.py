@@ -69,7 +69,8 @@ def write_chip_labels(options: argparse.Namespace, folder: Path, device: str) ->
             _refuse_strange(chips.second, labeller.beside, BESIDE)
 
     def say(name: str, error: InputError) -> None:
-        skipped.append(Skipped(name, str(error)))
+        _, named, reason = str(error).partition(f"{name}: ")  # most name the file themselves
+        skipped.append(Skipped(name, reason if named else str(error)))
 
     found = list(label_chips(chips, labeller, batch=options.batch or BATCH, device=device, on_broken=say))
     lines = [f"left out: {line}" for line in summarise(skipped)]

@@ -79,13 +79,13 @@ def _write(options: argparse.Namespace, device: str, cluster: Cluster | None = N
 
 def _files(options: argparse.Namespace, wanted: Sequence[str]) -> dict[str, ImageFile]:
     """The images by name, exactly those that the network takes."""
+    takes = f"the network in {options.checkpoint} takes {' and '.join(wanted)}"
     given = {name: text for name in SHORT if (text := getattr(options, name)) is not None}
     for pair in options.image:
         name, equals, text = pair.partition("=")
         if not equals or not text or name in given:
-            raise InputError(f"--image {pair!r}: give each image once, as NAME=FILE or NAME=FILE:KEY")
+            raise InputError(f"--image {pair!r}: give each image once, as NAME=FILE or NAME=FILE:KEY; {takes}")
         given[name] = text
-    takes = f"the network in {options.checkpoint} takes {' and '.join(wanted)}"
     for name in wanted:
         if name not in given:
             flag = f"--{name} FILE" if name in SHORT else f"--image {name}=FILE"

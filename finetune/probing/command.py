@@ -62,17 +62,7 @@ def _probe(options: argparse.Namespace) -> list[str]:
     others = {ENCODER: encoder, UNTRAINED: untrained(encoder, options.seed)}
     rows, lines = [], []
     for text in options.data:
-        name, sensor, place = _given("--data", text, options, encoder)
-        images = open_probe_set(
-            Path(place),
-            sensor,
-            encoder.patch_size,
-            name=name,
-            most=options.images,
-            share=options.share,
-            seed=options.seed,
-            fit=options.fit,
-        )
+        images = _open(text, options, encoder)
         lines.append(_described(images))
         rows += _image_rows(images, others, options)
     for text in options.masks:
@@ -111,6 +101,19 @@ def _image_rows(images: ProbeSet, encoders: dict[str, AllianceEncoder], options:
         for kind in options.kind:
             found = {key: probe(kind, *each, seed=options.seed) for key, each in features.items()}
             yield Row(images.name, kind, readout, found | {RAW: beside[kind]})
+
+
+def _open(text: str, options: argparse.Namespace, encoder: AllianceEncoder) -> ProbeSet:
+    """The images of NAME[@SENSOR]=FOLDER."""
+    name, sensor, place = _given("--data", text, options, encoder)
+    how = {"most": options.images, "share": options.share, "seed": options.seed, "fit": options.fit}
+    try:
+        return open_probe_set(Path(place), sensor, encoder.patch_size, name=name, **how)
+    except InputError as error:
+        if f"sensor {sensor.name}" not in str(error):
+            raise
+        mend = f"--data {name}@SENSOR={place}, or --bands with those of {sensor.name} that the images have"
+        raise InputError(f"{error}; as what other images are read: {mend}") from error
 
 
 def _given(flag: str, text: str, options: argparse.Namespace, encoder: AllianceEncoder) -> tuple[str, Sensor, str]:

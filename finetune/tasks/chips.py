@@ -23,6 +23,7 @@ from engine.job import Running
 from engine.log import logger, report_disk_errors
 from engine.probing import evaluating
 from engine.ranks import World, gather, together
+from engine.runs import RunFolder
 from engine.settings import to_record
 from finetune.backbones.standardising import encoder_statistics
 from finetune.chips.checkpoint import ChipTaskName, load_chips, probabilities, save_chips
@@ -103,6 +104,10 @@ class ChipTask(Task[Config]):
         channels = {name: len(source.moments[0]) for name, source in self.images.items()}
         return ChipNetwork(self.model, channels, len(self.classes), self.size, checkpoint=self.config.checkpoint)
 
+    def describe(self, folder: RunFolder) -> None:
+        with report_disk_errors(SPLIT):
+            write_splits(folder.path / SPLIT, self.data.chips)
+
     def begin(self, run: Running) -> None:
         found, counts = self.data.found, self.train.targets.sum(dim=0).long().tolist()
         for line in found.notes + [f"left out: {line}" for line in summarise(found.skipped)]:
@@ -116,9 +121,6 @@ class ChipTask(Task[Config]):
         if len(self.parts) == 1:
             logger.info("the best network is chosen on %s, the images that are reported; three splits choose without looking "
                         "at those", self.parts[0])  # fmt: skip
-        if self.world.is_main:
-            with report_disk_errors(SPLIT):
-                write_splits(run.folder.path / SPLIT, self.data.chips)
         super().begin(run)
 
     def score(self, model: nn.Module, part: str) -> dict[str, Any]:

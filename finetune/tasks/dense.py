@@ -125,7 +125,8 @@ class DenseTask(Task[Config]):
                 logger.warning("%s lacks %d %s, such as %s", tiles.split, len(tiles.skipped), self.noun, reason)
         if len(self.parts) == 1 and self.evaluate_every:
             logger.info("the best network is chosen on %s, the %s that are reported; give data.evaluate and data.test two "
-                        "splits to choose without looking at those", self.parts[0], self.noun)  # fmt: skip
+                        "splits to choose without looking at those; %s has %s", self.parts[0], self.noun,
+                        self.described.name, ", ".join(self.described.splits))  # fmt: skip
         super().begin(run)
 
     def score(self, model: nn.Module, part: str) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class SegmentConfig(SeedsConfig):
                 )
         if self.method == "pad" and self.checkpoint and self.model.backbone == "convnext":
             raise InputError(
-                "--checkpoint is of an Alliance encoder, model.backbone is convnext; give a second --config of "
-                "configs/finetune/backbones/, or start.network for the weights of a PAD network"
+                "--checkpoint is of an Alliance encoder, and method pad with model.backbone convnext has none; give --method "
+                "encoder for a head on it, a second --config of configs/finetune/backbones/ for PAD on it, or start.network "
+                "for the weights of a PAD network"
             )

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from datasets.synthetic.chips import write_chips
 from datasets.synthetic.labelled_scenes import write_labelled
 from engine.estimate import Rehearsed, estimate
 from engine.runs import RunConfig
@@ -25,7 +27,7 @@ def leaving_nothing(tmp_path: Path) -> Callable[[list[str], int], list[tuple[int
 
     def run(command: list[str], ranks: int) -> list[tuple[int, str]]:
         scratch = tmp_path / "scratch"
-        scratch.mkdir()
+        scratch.mkdir(exist_ok=True)
         before, in_clone = tree(tmp_path), {path.name for path in ROOT.iterdir()}
         ended = Ranks(command, ranks, environ={"TMPDIR": str(scratch)}).wait()
         assert tree(tmp_path) == before and {path.name for path in ROOT.iterdir()} == in_clone
@@ -90,6 +92,23 @@ def test_a_dry_run_of_seeds_tells_of_one_and_how_many_there_are(tmp_path: Path, 
     assert "that was one run of 5, of which 2 are trained at a time" in output
 
 
+@pytest.mark.parametrize(("task", "labels"), [("scene", "folders"), ("multilabel", "table")])
+def test_a_dry_run_of_images_leaves_an_empty_folder_empty_and_a_new_one_unmade(
+    task: str, labels: str, tmp_path: Path, leaving_nothing
+) -> None:
+    write_chips(tmp_path / "chips", chips=20, size=24, classes=2)
+    (tmp_path / "empty").mkdir()
+    small = ["--model.encoder.model", "alliance_nano_patch8", "--optim.batch", "4", "--run.steps", "3"]
+    small += ["--model.encoder.mode", "frozen"]
+    data = ["--data.path", str(tmp_path / "chips"), "--data.labels", labels]
+    for folder in (tmp_path / "empty", tmp_path / "runs" / "new"):
+        command = [str(ROOT / f"finetune/{task}.py"), *small, *data, "--run.dir", str(folder)]
+        ((code, output),) = leaving_nothing([*command, *DRY], 1)
+        assert code == 0, output
+        assert "dry run: 2 of 3 steps taken" in output and "splits.csv" not in output
+        assert re.search(r"[1-9]\.\d\d M parameters, 0\.\d\d M of them learn", output), output
+
+
 def test_the_estimate_by_hand() -> None:
     run = RunConfig(dir="x", steps=900, save_every=100, keep=2)
     seen = Rehearsed(
@@ -102,6 +121,8 @@ def test_the_estimate_by_hand() -> None:
     )
     assert "65.0 MB of 1000.0 GB free: at most 3 checkpoints at a time, 20.0 MB each, and 5.0 MB" in told
     assert "too small" not in told
+    short = "\n".join(estimate(replace(run, steps=50), seen._replace(ranks=1)))
+    assert "at most 1 checkpoint at a time" in short and "the largest of 1 rank," in short
     assert "the disk is too small" in "\n".join(estimate(run, seen._replace(free=64_000_000)))
 
 

@@ -76,7 +76,7 @@ def test_a_run_goes_on_in_another_layout(saved, before, after, sources: list[Pat
     straight = saved(*before)
     folder = interrupted(straight, tmp_path / "run")
     output = train(folder, sources, *after, "--run.resume", "auto")
-    assert "going on from step 3: same samples, random draws and learning rates" in output
+    assert "going on from step 3: same samples and random draws" in output
     assert f"was saved by {before[0]} rank" in output
     assert values(folder, PLACE) == values(straight, PLACE)
     for found, expected in zip(values(folder, LOSSES), values(straight, LOSSES), strict=True):

@@ -122,16 +122,29 @@ def test_a_file_that_is_no_training_state_is_refused(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "entry", ["encoder/model.safetensors", "config.yaml", "metrics.jsonl", "notes/mine.txt", "checkpoints/a"]
+    ("entry", "content"),
+    [
+        *((name, "mine") for name in ("encoder/model.safetensors", "metrics.jsonl", "notes/mine.txt", "checkpoints/a")),
+        *((name, text) for name in ("config.yaml", "notes.txt") for text in ("mine", "")),
+    ],
 )
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_a_folder_that_is_no_run_is_refused_and_stays(entry: str, resume: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused_and_stays(entry: str, content: str, resume: str, tmp_path: Path) -> None:
     (tmp_path / entry).parent.mkdir(exist_ok=True)
-    (tmp_path / entry).write_text("mine")
+    (tmp_path / entry).write_text(content)
     with pytest.raises(InputError, match="but no run to go on with; choose an empty or new folder"):
         RunFolder(tmp_path).claim(resume)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / entry]
-    assert (tmp_path / entry).read_text() == "mine"
+    assert (tmp_path / entry).read_text() == content
+
+
+@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.jsonl"])
+def test_what_a_run_killed_at_its_start_leaves_empty_is_ours(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    folder = RunFolder(tmp_path)
+    folder.claim("auto")
+    folder.release()
+    assert folder.is_ours()
 
 
 @pytest.mark.parametrize("place", ["new", "empty"])

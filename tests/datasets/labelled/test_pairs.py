@@ -154,7 +154,7 @@ def test_pairs_that_lack_a_file_are_counted(folder: Path):
 def test_nothing_complete_is_refused(folder: Path):
     for key in KEYS:
         (folder / "sar" / f"{key}.tif").rename(folder / "sar" / f"{key}{key}.tif")
-    with pytest.raises(InputError, match="no complete pair in .*among 6; the first, a: no sar file; check the root"):
+    with pytest.raises(InputError, match="no complete pair in .*among 6; the first, a: no sar file; check the folder"):
         Tiles(described(folder), "all")
 
 

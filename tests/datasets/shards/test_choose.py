@@ -10,7 +10,7 @@ from datasets.imagery.rasters import describe_raster
 from datasets.shards.choose import dropped_bands, empty_bands
 from datasets.shards.gather import Collection, Request, gather
 from tests.helpers.envi import write_envi
-from tests.helpers.rasters import write_tiff
+from tests.helpers.rasters import S2_NAMES, counts, write_tiff
 
 
 def cube(*, empty: tuple[int, ...] = ()) -> np.ndarray:
@@ -44,6 +44,17 @@ def test_the_makers_bad_bands_are_left_out(tmp_path: Path) -> None:
     assert "left out 2 of 6 bands, called bad in the file: 2-3" in found.notes[0]
     assert len(collect(tmp_path, drop="none").sensor.bands) == 6
     assert collect(tmp_path, drop="1,5-6").sensor.band_names == ("b004",)
+
+
+def test_measurements_that_the_asked_sensor_lacks_are_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tiff(tmp_path / f"{name}.tif", counts((13, 32, 32)), names=S2_NAMES)
+    beside = (*S2_NAMES[:10], "SCL", *S2_NAMES[11:])  # a quality layer in the place of B10
+    write_tiff(tmp_path / "c.tif", counts((13, 32, 32)), names=beside)
+    (told,) = collect(tmp_path, "sentinel2-l2a").notes
+    assert told.startswith("left out of 2 of 3 scenes: band B10,") and "--sensor auto" in told
+    assert collect(tmp_path / "a.tif", "sentinel2-l2a", drop="B10").notes == ()
+    assert collect(tmp_path / "a.tif", "sentinel2-l1c").notes == ()
 
 
 def test_a_list_of_bad_bands_of_another_length_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from webdataset.writer import TarWriter
 
 from alliance.errors import InputError
 from datasets.imagery.samples import sample_pixels
+from datasets.imagery.scenes import Skipped, summarise
 from datasets.shards import inspection
 from datasets.shards.command import main
 from datasets.shards.gather import Collection, Request, gather
@@ -170,7 +171,7 @@ def test_inspection_tells_everything_and_writes_one_picture(tmp_path: Path, caps
     main(["--inspect", str(tmp_path / "in"), "--out", str(tmp_path / "seen.png")])
     said = capsys.readouterr().out
     for part in (
-        "2 scenes of 2 kinds, 1 files left out", "2 bands x 40 x 40 px, float32", "EPSG:32633, pixel 10", "2020-01-02",
+        "2 scenes of 2 kinds, 1 file left out", "2 bands x 40 x 40 px, float32", "EPSG:32633, pixel 10", "2020-01-02",
         "nodata 0", "fits      sentinel1-rtc-linear, and the path says so", "not       sentinel1-grd-db: backscatter in dB",
         "(1, no name)", "broken.tif: cannot be read", "seen.png",
     ):  # fmt: skip
@@ -181,6 +182,42 @@ def test_inspection_tells_everything_and_writes_one_picture(tmp_path: Path, caps
         "broken.tif",
         "labels.tif",
         "seen.png",
+    ]
+
+
+def test_inspection_names_a_missing_value_once_and_keeps_scenes_without_a_place_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = levels(*[0.2] * 12, dtype="float32")
+    for name in ("a", "b"):
+        write_tiff(tmp_path / f"{name}.tif", image, nodata=float("nan"))
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        write_tiff(tmp_path / "c.tif", image, nodata=float("nan"), crs=None, transform=None)
+    inspect_main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "3 scenes of 2 kinds, 0 files left out" in said and said.count("nodata nan, no mask;") == 2
+    assert "a, and 1 more like it" in said and "no georeference" in said
+
+
+def test_the_histograms_have_a_colour_for_each_band(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", counts((13, 40, 40)), names=S2_NAMES)
+    looks, _ = inspection.inspect(Request(sensor="auto", paths=(tmp_path,)))
+    (axis,) = inspection.draw(looks).axes
+    assert axis.get_ylabel() == "pixels"
+    assert len({tuple(patch.get_edgecolor()) for patch in axis.patches}) == len(axis.patches) == 13
+
+
+def test_reasons_that_differ_in_numbers_alone_are_told_once() -> None:
+    against = [
+        "is not landsat8: nothing above 3e-05",
+        "is not landsat8: nothing above 0.04",
+        "is not landsat9: nothing above 0.04",
+    ]
+    sizes = ["12 x 12 px, smaller than a tile", "13 x 13 px, smaller than a tile"]
+    skipped = [Skipped(f"{number}.tif", reason) for number, reason in enumerate(against + sizes)]
+    assert summarise(skipped) == [
+        f"0.tif, 1.tif: {against[0]} (of the first; 1 more with other numbers)",
+        *(f"{number}.tif: {reason}" for number, reason in enumerate((against + sizes)[2:], start=2)),
     ]
 
 

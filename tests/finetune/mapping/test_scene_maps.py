@@ -532,7 +532,7 @@ def test_a_network_of_one_modality_needs_one_image(tmp_path: Path, runs: Path) -
         ({"--checkpoint": "bare"}, "error: bare/model/config.json says no mean and std of the optical image"),
         (
             {"--checkpoint": "nowhere"},
-            "error: nowhere holds no trained network (model.safetensors, config.json); give a run",
+            "error: nowhere holds no trained network (model.safetensors, config.json), as there is no such folder; give a run",
         ),
         ({"--out": "map.jpg"}, "error: map.jpg is written as a GeoTIFF; let its name end in .tif"),
         ({"--overlap": "400"}, "error: window 512, overlap 400: a window has at least 32 pixels, the overlap"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from alliance.errors import InputError
 from datasets.imagery.images import ImageSource
 from datasets.labelled.tiles import Sample
-from finetune.pictures import CORRECT, WRONG, colour_channels, draw_segmentation
+from finetune.pictures import CORRECT, WRONG, colour_channels, correctness, draw_segmentation, stretch_limits, stretched
 from tests.helpers.models import natural_image
 
 CLASSES = {"dry": (200, 120, 40), "wet": (20, 60, 220)}
@@ -58,6 +58,17 @@ def test_samples_without_labels_or_pixels_can_be_drawn(tmp_path: Path, pair: Sam
     assert len(drawn(tmp_path / "one.png")) < len(drawn(tmp_path / "empty.png")) / 2
 
 
+def test_an_even_image_keeps_its_colour_beside_others() -> None:
+    """A dark forest, nearly of one colour, beside all brightnesses from 0 to 1: 2 % and 98 % are their 0.02 and 0.98."""
+    forest = torch.tensor([0.14, 0.26, 0.26])[:, None, None].expand(3, 2, 2)
+    ramp = torch.linspace(0, 1, 10_001).reshape(1, 1, -1)
+    limits = stretch_limits([ramp, torch.full((1, 1, 9), torch.nan)])
+    assert limits == pytest.approx((0.02, 0.98), abs=1e-6)
+    np.testing.assert_allclose(stretched(forest, limits)[0, 0], (0.125, 0.25, 0.25), atol=1e-6)
+    beside = stretch_limits([forest, ramp])  # 12 values more, which move nothing by much
+    np.testing.assert_allclose(stretched(forest, beside)[0, 0], (0.125, 0.25, 0.25), atol=2e-3)
+
+
 def test_bands_1_2_3_of_the_file_are_shown_as_red_green_blue() -> None:
     assert colour_channels(ImageSource(bands=(3, 2, 1))) == [2, 1, 0]
     assert colour_channels(ImageSource(bands=(4, 1, 2, 3))) == [1, 2, 3]
@@ -68,3 +79,10 @@ def test_bands_1_2_3_of_the_file_are_shown_as_red_green_blue() -> None:
 def test_predictions_of_another_size_are_refused(tmp_path: Path, pair: Sample) -> None:
     with pytest.raises(InputError, match=r"predictions are \(3, 40, 39\), labels \(3, 40, 40\)"):
         draw_segmentation(tmp_path / "a.png", pair, pair.label[..., 1:], CLASSES, title="synthetic")
+
+
+def test_the_share_above_a_row_is_that_of_the_right_pixels() -> None:
+    """Of four pixels, three have a label and two of those are right."""
+    truth, guess = torch.tensor([[0, 1, 1, 255]]), torch.tensor([[0, 1, 0, 0]])
+    assert correctness(truth, guess) == "wrong pixels; 66.7 % correct"
+    assert correctness(torch.full((1, 4), 255), guess) == "wrong pixels; no labels"

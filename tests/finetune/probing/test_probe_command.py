@@ -18,7 +18,7 @@ from engine.probing import Labelled, probe, raw_statistics
 from finetune.probing.command import main, untrained
 from finetune.probing.dense import mean_iou, patch_labels
 from tests.helpers.models import TINY_ENCODER, natural_image
-from tests.helpers.rasters import write_tiff
+from tests.helpers.rasters import counts, write_tiff
 
 NAMES = ("green", "red", "nir")
 SENSOR = Sensor(
@@ -138,6 +138,8 @@ def test_label_maps_are_probed_patch_by_patch(tmp_path: Path, checkpoint: Path):
         (["--data", "x=nowhere"], "nowhere"),
         (["--data", "x@sentinel2-l2a={chips}"], "sensor sentinel2-l2a has no mean and std"),
         (["--data", "x={chips}/dark"], "error: "),
+        (["--data", "x={chips}", "--sensor", "rgb-uint8"], "rgb-uint8 has no mean and std"),
+        (["--data", "x={rgb}"], "as what other images are read: --data x@SENSOR={rgb}, or --bands with those of three"),
         (["--masks", "x=nowhere"], "unknown data set 'nowhere'"),
     ],
 )
@@ -149,8 +151,15 @@ def test_a_wrong_input_is_one_message(
     arguments: list[str],
     message: str,
 ):
+    rgb = tmp_path / "rgb"
+    for seed, name in enumerate(BRIGHTNESS):
+        for number in range(4):
+            write_tiff(
+                rgb / name / f"{number}.tif", counts((3, 18, 17), 4 * seed + number), names=("red", "green", "blue")
+            )
+    places = {"chips": chips, "rgb": rgb}
     with pytest.raises(SystemExit) as ended:
-        main([str(checkpoint), "--out", str(tmp_path / "out"), *(text.format(chips=chips) for text in arguments)])
+        main([str(checkpoint), "--out", str(tmp_path / "out"), *(text.format(**places) for text in arguments)])
     assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message.format(**places) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

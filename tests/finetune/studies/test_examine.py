@@ -200,7 +200,7 @@ def test_clouds_may_be_white_and_the_seed_moves_them(tiles: Tiles, runs: Path, t
     [
         ({"--checkpoint": "runs/five"}, "error: runs/five/model/config.json: the network tells 5 classes apart, 'classes' "
          "names 3"),
-        ({"--checkpoint": "runs/gone"}, "error: runs/gone holds no trained network (model.safetensors, config.json); give a"),
+        ({"--checkpoint": "runs/gone"}, "error: runs/gone holds no trained network (model.safetensors, config.json), as there is no such folder; give a"),
         ({"--checkpoint": "runs/three channels"}, "error: runs/three channels/model/config.json: the network takes 3 "
          "sar bands"),
         ({"--set": "gone.yaml"}, "error: gone.yaml: there is no such file"),

@@ -20,6 +20,7 @@ from finetune.sweep.command import _claim
 from finetune.tasks.chips_config import ChipTaskConfig, MultilabelConfig, SceneConfig
 from finetune.tasks.chips_data import open_parts
 from finetune.tasks.multilabel import MultilabelSeeds
+from tests.helpers.rasters import counts, write_tiff
 from tests.helpers.runs import ROOT, Ranks, metrics, records
 
 CONFIGS = sorted((ROOT / "configs/finetune").glob("scene_*.yaml")) + sorted(
@@ -149,6 +150,7 @@ def test_predict_names_what_it_cannot_read_and_refuses_what_does_not_fit(
     shutil.copytree(images / "water", data)
     broken = sorted(data.iterdir())[1]
     broken.write_bytes(b"no image")
+    write_tiff(tmp_path / "other" / "a.tif", counts((3, 24, 24)), names=("B01", "B02", "B09"))
     given = ["--checkpoint", str(scene), "--out", str(tmp_path / "labels.csv")]
     predict([*given, "--images", str(data)])
     told = capsys.readouterr().out
@@ -164,6 +166,7 @@ def test_predict_names_what_it_cannot_read_and_refuses_what_does_not_fit(
             ["--images", str(data), "--out", str(tmp_path / "map.tif")],
             "map.tif is written as CSV; let its name end in .csv",
         ),
+        (["--images", str(tmp_path / "other")], "none of 1 images can be read: a.tif: bands B01, B02"),
         (["--images", str(tmp_path / "nowhere")], "nowhere: no such file or folder"),
         (
             ["--images", str(data), "--batch", "0"],

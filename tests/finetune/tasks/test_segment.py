@@ -1,6 +1,7 @@
 """finetune/segment.py as a user runs it, on synthetic scenes in the layout of WHU-OPT-SAR."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,10 @@ def predictions(folder: Path, pairs: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_run_ends_with_scores_a_network_and_a_picture(finished: Path, tiles: Path) -> None:
     """The exported network gives the scores that are written, as scikit-learn counts them."""
+    chosen = re.search(
+        r"chosen on test, .* without looking at those; \S+ has (.*)", (finished / "train.log").read_text()
+    )
+    assert chosen and {"train", "test"} <= set(chosen[1].split(", "))
     scores = json.loads((finished / "scores.json").read_text())
     truth, found = predictions(finished, tiles)
     names = list(find_set(tiles).classes)
