@@ -1,7 +1,7 @@
 """Scenes in stores as if they were files of this machine: rasters are stand-ins that are read by ranges, the rest is fetched.
 
 Headers, notes and metadata beside rasters are fetched, as we read them ourselves; so are files of arrays, whose libraries read
-files of this machine alone.
+files of this machine alone, and rasters that a text beside them places, which GDAL does not read through Python.
 """
 
 import os
@@ -21,6 +21,7 @@ from alliance.errors import InputError
 from alliance.passwords import hide_passwords
 from datasets.imagery.cubes import SUFFIXES
 from datasets.imagery.products import SENTINEL2, is_metadata, product_facts
+from datasets.imagery.rasters import DRIVERS
 from datasets.storage.places import is_store
 from datasets.storage.standins import TEXT, Far, StandIns, StoreFailure, refuse_failure, use
 from datasets.storage.store import Entry, NoRanges, Store
@@ -29,11 +30,24 @@ READ_WHOLE = (".hdr", ".vrt", ".aux.xml")
 LITTLE = 1 << 20  # bytes; of what is larger, parts are fetched one after the other
 PART = 1 << 24
 AT_ONCE = 256  # little files
-NAMED_BY_FILE = (".aux.xml", ".msk", ".ovr", ".hdr", ".HDR")  # that a web server is asked for, as it lists nothing
-NAMED_BY_STEM = (
-    *(".hdr", ".HDR", ".ige", ".wld", ".tfw", ".tifw", ".jgw", ".jpgw", ".pgw", ".pngw", ".j2w", ".jp2w"),
-    *("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb", ".IMD", ".imd"),
+WORLD = (
+    ".wld",
+    ".tfw",
+    ".tifw",
+    ".tiffw",
+    ".jgw",
+    ".jpgw",
+    ".jpegw",
+    ".pgw",
+    ".pngw",
+    ".j2w",
+    ".jp2w",
+    ".igw",
+    ".imgw",
 )
+PLACING = (*WORLD, ".tab", ".rpb", ".rpc", "_rpc.txt", ".imd", ".pvl", ".eph", ".pass", "_metadata.txt")  # after a stem
+NAMED_BY_FILE = (".aux.xml", ".msk", ".ovr", ".hdr", ".HDR")  # that a web server is asked for, as it lists nothing
+NAMED_BY_STEM = (".hdr", ".HDR", ".ige", *PLACING, *(ending.upper() for ending in PLACING))
 PRODUCT_METADATA = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")  # in a Sentinel-2 product's folder
 
 
@@ -136,6 +150,7 @@ class Mirror:
         Raises:
             InputError: there is no room for it, or a store cannot be reached, or refuses us.
         """
+        self._fetch_placed()
         self._check()
         standins = StandIns(self.root)
         little: dict[str, list[Path]] = defaultdict(list)
@@ -154,6 +169,21 @@ class Mirror:
         for path, (far, _) in self.wanted.items():
             os.utime(path, ns=(far.entry.time, far.entry.time))
         return standins
+
+    def _fetch_placed(self) -> None:
+        """Have rasters fetched that a text beside them places, with all that has their name."""
+        texts: dict[Path, list[str]] = defaultdict(list)
+        for path in self.wanted:
+            if path.name.lower().endswith(PLACING) or re.fullmatch(r"rpc.*\.txt", path.name.lower()):
+                texts[path.parent].append(path.name.lower())
+        placed = [
+            path for path in self.wanted if path.suffix.lower() in DRIVERS and _is_placed(path, texts[path.parent])
+        ]
+        stems = {(path.parent, path.stem) for path in placed}
+        folders = {path.parent for path in placed}
+        for path, (far, _) in self.wanted.items():
+            if path.parent in folders and any(path.name.startswith(stem) for at, stem in stems if at == path.parent):
+                self.wanted[path] = _Wanted(far, whole=True)
 
     def _check(self) -> None:
         """See that all that is wanted can be on this machine; empty files that mark folders cannot, and need not."""
@@ -212,6 +242,12 @@ def _parts(place: str, name: str) -> list[str]:
     if any(part in ("", ".", "..") or "\0" in part or len(part.encode()) > 255 for part in parts):
         raise InputError(f"{hide_passwords(place)}/{name}: no file can have such a name; rename it in the store")
     return parts
+
+
+def _is_placed(path: Path, texts: Sequence[str]) -> bool:
+    """Whether one of the texts in a raster's folder, in small letters, may say where it lies."""
+    stem = path.stem.lower()
+    return any(text.startswith("rpc") or (text.startswith(stem) and text[len(stem) :] in PLACING) for text in texts)
 
 
 def _products_above(place: str) -> list[str]:

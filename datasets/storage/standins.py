@@ -140,7 +140,10 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 def opener_of(path: str | Path) -> FileContainer | None:
     """What GDAL is to open a file with, and those that it leads to; None: nothing, they lie here."""
-    return _used[0].opener if _used and Path(path).is_relative_to(_used[0].root) else None
+    path = Path(path)
+    if _used and (far(path) or (path.suffix.lower() == ".vrt" and path.is_relative_to(_used[0].root))):
+        return _used[0].opener
+    return None
 
 
 def refuse_failure() -> None:
@@ -232,7 +235,7 @@ class _Opener(FileContainer):
     def open(self, path: str, mode: str = "r", **kwds: Any) -> Any:
         """A file for reading."""
         found = self._below(path)
-        if mode.rstrip("b") != "r":
+        if set(mode) & set("wa+"):
             raise PermissionError(path)
         return _GdalFile(self.standins, str(found)) if str(found) in self.standins.files else found.open("rb")
 
