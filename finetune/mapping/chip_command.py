@@ -26,7 +26,7 @@ BATCH = 32
 def add_chip_options(parser: argparse.ArgumentParser) -> None:
     """The options for networks that label whole images."""
     add = parser.add_argument_group("labels of whole images").add_argument
-    add("--images", action="append", default=[], metavar="PATH", help="folder of images, here or in object storage, also in folders below, or "
+    add("--images", action="append", default=[], metavar="PATH", help="folder of images, also in folders below, or "
         "one image; a row each in the table --out: file, label (several with ; between them), p_CLASS")  # fmt: skip
     add("--footprints", metavar="FILE", help="also a .geojson with the footprint of each image that says where it "
         "lies, its labels and probabilities")  # fmt: skip

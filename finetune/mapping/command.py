@@ -44,23 +44,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _read_stores(options: argparse.Namespace) -> list[str]:
     """Run with paths in the place of images in stores."""
     images = [text.partition("=") for text in options.image]
-    given = [*(getattr(options, name) or "" for name in SHORT), *(text for _, _, text in images), *options.images]
+    given = [*(getattr(options, name) or "" for name in SHORT), *(text for _, _, text in images)]
     stored = [place for text in given if is_store(place := place_of(text)[0])]
-    if stored and options.dask:
-        raise InputError(
-            f"--dask needs images that all workers see as files, not {stored[0]}; fetch them (aws s3 cp), or leave --dask out"
-        )
+    _refuse_stores(options, stored)
     with mirrored(stored) as mirror:
 
         def here(text: str) -> str:
             place, key = place_of(text)
-            return f"{mirror.path(place)}{key}" if place in mirror.paths else text
+            return f"{mirror.path(place)}{key}" if is_store(place) else text
 
         for name in SHORT:
             setattr(options, name, getattr(options, name) and here(getattr(options, name)))
         options.image = [f"{name}{equals}{here(text)}" for name, equals, text in images]
-        options.images = [Path(here(text)) for text in options.images]
+        options.images = [Path(text) for text in options.images]
         return [mirror.told(line) for line in _predict(options)]
+
+
+def _refuse_stores(options: argparse.Namespace, stored: Sequence[str]) -> None:
+    if stored and options.dask:
+        raise InputError(
+            f"--dask needs images that all workers see as files, not {stored[0]}; fetch them (aws s3 cp), or leave --dask out"
+        )
+    for text in filter(is_store, options.images):
+        raise InputError(
+            f"--images {text}: images that are labelled whole are read from folders here; fetch them (aws s3 cp --recursive)"
+        )
 
 
 def _predict(options: argparse.Namespace) -> list[str]:
