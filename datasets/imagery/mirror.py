@@ -30,24 +30,11 @@ READ_WHOLE = (".hdr", ".vrt", ".aux.xml")
 LITTLE = 1 << 20  # bytes; of what is larger, parts are fetched one after the other
 PART = 1 << 24
 AT_ONCE = 256  # little files
-WORLD = (
-    ".wld",
-    ".tfw",
-    ".tifw",
-    ".tiffw",
-    ".jgw",
-    ".jpgw",
-    ".jpegw",
-    ".pgw",
-    ".pngw",
-    ".j2w",
-    ".jp2w",
-    ".igw",
-    ".imgw",
+PLACING = re.compile(  # ends of names of texts that say where the raster of the same stem lies
+    r"\.(?:wld|(?:tf|tif|tiff|jg|jpg|jpeg|pg|png|j2|jp2|ig|img)w|tab|rpb|rpc|imd|pvl|eph|pass)$|_(?:rpc|metadata)\.txt$"
 )
-PLACING = (*WORLD, ".tab", ".rpb", ".rpc", "_rpc.txt", ".imd", ".pvl", ".eph", ".pass", "_metadata.txt")  # after a stem
 NAMED_BY_FILE = (".aux.xml", ".msk", ".ovr", ".hdr", ".HDR")  # that a web server is asked for, as it lists nothing
-NAMED_BY_STEM = (".hdr", ".HDR", ".ige", *PLACING, *(ending.upper() for ending in PLACING))
+NAMED_BY_STEM = (".hdr", ".HDR", ".ige", ".wld", ".tab", ".rpb", ".RPB", "_rpc.txt", "_RPC.TXT")
 PRODUCT_METADATA = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")  # in a Sentinel-2 product's folder
 
 
@@ -172,17 +159,13 @@ class Mirror:
 
     def _fetch_placed(self) -> None:
         """Have rasters fetched that a text beside them places, with all that has their name."""
-        texts: dict[Path, list[str]] = defaultdict(list)
+        placed = set[tuple[Path, str]]()
         for path in self.wanted:
-            if path.name.lower().endswith(PLACING) or re.fullmatch(r"rpc.*\.txt", path.name.lower()):
-                texts[path.parent].append(path.name.lower())
-        placed = [
-            path for path in self.wanted if path.suffix.lower() in DRIVERS and _is_placed(path, texts[path.parent])
-        ]
-        stems = {(path.parent, path.stem) for path in placed}
-        folders = {path.parent for path in placed}
+            if found := PLACING.search(path.name.lower()):
+                placed.add((path.parent, path.name[: found.start()].lower()))
         for path, (far, _) in self.wanted.items():
-            if path.parent in folders and any(path.name.startswith(stem) for at, stem in stems if at == path.parent):
+            names = [path.name[: dot.start()].lower() for dot in re.finditer(r"\.", path.name)]
+            if PLACING.search(path.name.lower()) or any((path.parent, name) in placed for name in names):
                 self.wanted[path] = _Wanted(far, whole=True)
 
     def _check(self) -> None:
@@ -244,12 +227,6 @@ def _parts(place: str, name: str) -> list[str]:
     return parts
 
 
-def _is_placed(path: Path, texts: Sequence[str]) -> bool:
-    """Whether one of the texts in a raster's folder, in small letters, may say where it lies."""
-    stem = path.stem.lower()
-    return any(text.startswith("rpc") or (text.startswith(stem) and text[len(stem) :] in PLACING) for text in texts)
-
-
 def _products_above(place: str) -> list[str]:
     """The folders of Sentinel-2 products that a place lies in."""
     scheme, _, rest = place.partition("://")
@@ -260,8 +237,9 @@ def _products_above(place: str) -> list[str]:
 def _names_beside(name: str) -> list[str]:
     """What may lie beside a file and count for it."""
     path = Path(name)
-    product = product_facts(path).get("product")
-    names = [name + ending for ending in NAMED_BY_FILE] + [path.stem + ending for ending in NAMED_BY_STEM]
+    suffix, product = path.suffix.lower(), product_facts(path).get("product")
+    world = (f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w") if suffix in DRIVERS else ()
+    names = [name + ending for ending in NAMED_BY_FILE] + [path.stem + ending for ending in (*NAMED_BY_STEM, *world)]
     return [*dict.fromkeys(names), *([f"{product}_MTL.txt"] if product else [])]
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alliance.errors import InputError
 from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.files import find_images
 from datasets.imagery.mirror import mirrored
+from datasets.imagery.products import with_product
 from datasets.imagery.rasters import describe_raster, opened
 from datasets.imagery.scenes import Scene, Unreadable
 from datasets.shards.command import main as shards
@@ -68,6 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_zoo(here / "zoo")
     write_sentinel2(here / "scenes", scenes=3, size=140)
     shutil.copy(here / "scenes/scene_1.tif", here / "scenes/scene_1_copy.tif")
+    shutil.copy(here / "scenes/scene_2.tif", here / "scenes/cut.tif")
+    os.truncate(here / "scenes/cut.tif", 300_000)
     return here
 
 
@@ -318,3 +322,104 @@ def test_another_thread_does_not_read(server: ObjectStore) -> None:
         thread.start()
         thread.join()
     assert [type(error) for error in found] == [AssertionError]
+
+
+PRODUCT = "S2A_MSIL2A_20210315T100021_N0500_R122_T33UUP_20210315T133000.SAFE"
+
+
+def test_metadata_above_a_place_count_as_on_disk(server: ObjectStore, tmp_path: Path) -> None:
+    folder = tmp_path / "scenes" / PRODUCT / "GRANULE/L2A/IMG_DATA"
+    for number, name in enumerate(("B02", "B03")):
+        write_tiff(folder / f"T33UUP_20210315T100021_{name}_10m.jp2", counts((1, 50, 50), number), driver="JP2OpenJPEG")
+    offsets = "".join(f"<BOA_ADD_OFFSET band_id='{band}'>-777</BOA_ADD_OFFSET>" for band in range(13))
+    (tmp_path / "scenes" / PRODUCT / "MTD_MSIL2A.xml").write_text(f"<x>{offsets}</x>")
+    server.upload(tmp_path / "scenes", "products")
+    inside = folder.relative_to(tmp_path / "scenes").as_posix()
+    one = f"s3://imagery/products/{inside}/T33UUP_20210315T100021_B02_10m.jp2"
+    for place in ("s3://imagery/products", f"s3://imagery/products/{inside}", one):
+        with mirrored([place]) as mirror:
+            path = next(mirror.root.rglob("*_B02_10m.jp2"))
+            scene = with_product(describe_raster(path, path.parent))
+            assert scene.offsets == pytest.approx([-0.0777]) and scene.facts["level"] == "L2A"
+
+
+class WebServer(BaseHTTPRequestHandler):
+    """Files with ranges, for those who say the password; names that are not there are refused, as some servers do."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.answer(b"")
+
+    def do_GET(self) -> None:
+        self.answer(None)
+
+    def answer(self, body: bytes | None) -> None:
+        path = self.folder / self.path.lstrip("/")
+        if self.headers["Authorization"] != "Basic c29tZW9uZTpwQHNz" or not path.is_file():  # someone:p@ss
+            self.send_error(403)
+            return
+        content = path.read_bytes()
+        first, last = map(
+            int, (self.headers["Range"] or f"bytes=0-{len(content) - 1}").removeprefix("bytes=").split("-")
+        )
+        part = content[first : last + 1]
+        self.send_response(206 if self.headers["Range"] else 200)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Last-Modified", "Mon, 15 Mar 2021 10:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(part if body is None else body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+class ManyAtOnce(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
+@pytest.fixture
+def address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a web server that asks for a password, which the environment holds."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("LOGIN", "someone:p%40ss")
+    server = ManyAtOnce(("127.0.0.1", 0), type("Handler", (WebServer,), {"folder": folder}))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://${{LOGIN}}@127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_of_a_web_server_are_read_with_what_lies_beside_them(folder: Path, address: str) -> None:
+    names = ("tiled.tif", "deep/er/masked_20210315.tif", "placed.png", "line.dat", "cube.h5")
+    with mirrored([f"{address}/zoo/{name}" for name in names]) as mirror:
+        for name in names:
+            path, mine = mirror.path(f"{address}/zoo/{name}"), folder / "zoo" / name
+            (said, stored, missing), (others, found, absent) = (
+                described(mine, mine.parent),
+                described(path, path.parent),
+            )
+            assert repr(others) == repr(said) and np.array_equal(found, stored)
+            assert np.array_equal(absent, missing)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_a_web_server_does_not_give_is_said_without_the_password(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        make(f"{address}/scenes/scene_9.tif", tmp_path / "out")
+    assert "scene_9.tif is refused to us: the credentials" in capsys.readouterr().err
+    monkeypatch.setenv("LOGIN", "someone:wrong")
+    with pytest.raises(SystemExit):
+        make(address.replace("${LOGIN}", "someone:secret") + "/scenes/scene_1.tif", tmp_path / "out")
+    error = capsys.readouterr().err
+    assert "scene_1.tif is refused to us: the credentials" in error and "secret" not in error
+
+
+def test_a_dask_cluster_does_not_read_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make("s3://imagery/some/scenes", tmp_path / "out", "--dask", "tcp://127.0.0.1:8786")
+    assert (
+        "--dask needs scenes that all workers see as files, not s3://imagery/some/scenes; let"
+        in capsys.readouterr().err
+    )
