@@ -6,7 +6,8 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,33 @@ def test_what_a_web_server_does_not_give_is_said_without_the_password(
         make(address.replace("${LOGIN}", "someone:secret") + "/scenes/scene_1.tif", tmp_path / "out")
     error = capsys.readouterr().err
     assert "scene_1.tif is refused to us: the credentials" in error and "secret" not in error
+
+
+def test_a_web_server_without_ranges_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    server = ManyAtOnce(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.raises(SystemExit):
+        make(f"http://127.0.0.1:{server.server_address[1]}/scenes/scene_1.tif", tmp_path / "out")
+    assert "scenes/scene_1.tif: its server gives no byte ranges; fetch the file (curl -O)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make(f"http://127.0.0.1:{server.server_address[1]}/nowhere", tmp_path / "out")
+    assert "nowhere: no such file, and a web server does not tell what a folder holds" in capsys.readouterr().err
+    server.shutdown()
+    server.server_close()
+
+
+def test_stand_ins_that_are_taken_away_are_an_error(server: ObjectStore) -> None:
+    with (
+        pytest.raises(InputError, match="was taken away while it was needed"),
+        mirrored(["s3://imagery/some/zoo"]) as mirror,
+    ):
+        path = mirror.path("s3://imagery/some/zoo")
+        shutil.rmtree(mirror.root)
+        described(path / "tiled.tif", path)
 
 
 def test_a_dask_cluster_does_not_read_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
