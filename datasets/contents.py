@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from alliance.files import regular
 from datasets.imagery.parts import parts, speaks_of_more, told
+from datasets.storage.standins import open_bytes, size_of
 
 WHOLE = 1 << 30  # bytes of all files together up to which every byte counts; of more, ends and middles
 PART = 1 << 16  # bytes of each of these
@@ -71,7 +72,7 @@ def stamp(path: Path) -> Stamp:
         found = regular(path).stat()
     except OSError:
         return ABSENT
-    return Stamp(0 if speaks_of_more(path) else found.st_size, found.st_mtime_ns)
+    return Stamp(0 if speaks_of_more(path) else size_of(path), found.st_mtime_ns)
 
 
 @cache
@@ -87,7 +88,7 @@ def _digest(path: Path, stamp: Stamp, *, whole: bool) -> bytes:
 
 
 def _read(path: Path, size: int, *, whole: bool) -> bytes:
-    with regular(path).open("rb") as file:
+    with open_bytes(regular(path)) as file:
         if whole or size <= 3 * PART:
             return hashlib.file_digest(file, "sha256").digest()
         found = hashlib.sha256()

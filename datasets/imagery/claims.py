@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.imagery.scenes import Unreadable
+from datasets.storage.standins import size_of
 
 EXPANSION = 2000  # no file of numbers holds more bytes than this many times its own; deflate reaches 1032
 EMPTY = 1 << 30  # bytes that a raster may claim all the same: constant and sparse ones are packed without limit
@@ -32,7 +33,7 @@ def refuse_claim(shape: Iterable[int], itemsize: int, files: Iterable[Path]) -> 
         Unreadable: it does.
     """
     shape = tuple(shape)
-    there = max(sum(file.stat().st_size for file in files if file.is_file()), EMPTY // EXPANSION)
+    there = max(sum(size_of(file) for file in files if file.is_file()), EMPTY // EXPANSION)
     reason = too_large(shape, itemsize, there)
     if reason:
         raise Unreadable(f"{' x '.join(map(str, shape))} pixels: {reason}; {ANEW}")

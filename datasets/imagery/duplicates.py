@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.imagery.scenes import Scene, Skipped, Unreadable
 from datasets.imagery.vrt import vrt_files
+from datasets.storage.standins import open_bytes, size_of
 
 PICTURES = (".jpg", ".jpeg", ".png")
 IMAGES = (".tif", ".tiff", ".jp2", ".img", ".vrt")
@@ -37,7 +38,7 @@ class OfFiles(Protocol):
 def find_copies(groups: Sequence[Sequence[OfFiles]]) -> dict[int, int]:
     """Which of some groups of scenes or chips (by place) hold the same bytes as another one, all of them: the first stays."""
     found: dict[int, int] = {}
-    sizes = [[file.stat().st_size for scene in group for file in scene.files] for group in groups]
+    sizes = [[size_of(file) for scene in group for file in scene.files] for group in groups]
     for alike in _alike(range(len(groups)), [str(size) for size in sizes]):
         for likely in _alike(alike, [_digest(groups[index], whole=False) for index in alike]):
             for first, *copies in _alike(likely, [_digest(groups[index], whole=True) for index in likely]):
@@ -123,12 +124,12 @@ def _digest(group: Sequence[OfFiles], *, whole: bool) -> bytes:
     """Of the files' bytes, or of some of them, and of what is taken from the files."""
     digest = hashlib.blake2b(repr([getattr(scene, "parts", None) for scene in group]).encode())
     for path in (file for scene in group for file in scene.files):
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             if whole:
                 while block := file.read(CHUNK):
                     digest.update(block)
                 continue
-            size = path.stat().st_size
+            size = size_of(path)
             for place in (0, size // 2, max(size - SAMPLE, 0)):
                 file.seek(place)
                 digest.update(file.read(SAMPLE))

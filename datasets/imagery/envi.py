@@ -7,6 +7,7 @@ import numpy as np
 import rasterio
 
 from datasets.imagery.scenes import Unreadable, readable
+from datasets.storage.standins import open_bytes, size_of
 
 SUFFIXES = (".img", ".bil", ".bip", ".bsq", ".dat", ".raw", ".envi")
 ITEM_BYTES = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 9: 16, 12: 2, 13: 4, 14: 8, 15: 8}  # of ENVI's data types
@@ -45,7 +46,7 @@ def check_size(path: Path, header: Path | None) -> None:
     """
     if header is None:
         return
-    size, promised = path.stat().st_size, promised_bytes(header)
+    size, promised = size_of(path), promised_bytes(header)
     if size < promised:
         raise Unreadable(f"is cut off: {size} bytes, its header {header.name} says {promised}; fetch it again")
 
@@ -102,5 +103,5 @@ def good_bands(dataset: rasterio.DatasetReader) -> tuple[bool, ...]:
 
 
 def _text(header: Path) -> str:
-    with readable(header), header.open("rb") as file:
+    with readable(header), open_bytes(header) as file:
         return file.read(HEADER_BYTES).decode("latin-1")

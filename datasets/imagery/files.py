@@ -11,6 +11,7 @@ from alliance.errors import InputError
 from datasets.imagery import cubes, envi, rasters
 from datasets.imagery.scenes import Skipped, Unreadable
 from datasets.imagery.vrt import format_of
+from datasets.storage.standins import open_bytes, size_of
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 OTHER_FORMATS = (
@@ -187,7 +188,7 @@ def _is_envi(path: Path) -> bool:
     if path.suffix.lower() in ("", *envi.SUFFIXES):
         envi.check_size(path, header)
         return True
-    return path.stat().st_size >= max(envi.promised_bytes(header), 1)
+    return size_of(path) >= max(envi.promised_bytes(header), 1)
 
 
 def _unknown(path: Path) -> bool | None:
@@ -196,7 +197,7 @@ def _unknown(path: Path) -> bool | None:
     if suffix in ARCHIVES:
         raise Unreadable("is an archive, which is not looked into; unpack it and give the folder")
     try:
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             start = file.read(16)
         form = format_of(path)
     except OSError as error:

@@ -11,6 +11,7 @@ from datasets.imagery.products import is_metadata, metadata_numbers, metadata_of
 from datasets.imagery.rasters import DRIVERS
 from datasets.imagery.scenes import Unreadable
 from datasets.imagery.vrt import nested_files
+from datasets.storage.standins import open_bytes
 
 MARGIN = ".aux.xml"  # what GDAL and people note beside an image
 MAX_MARGIN = 2**20  # bytes; larger ones count as they are
@@ -69,7 +70,7 @@ def noted(path: Path) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    with regular(path).open("rb") as file:
+    with open_bytes(regular(path)) as file:
         content = file.read(MAX_MARGIN + 1)
     if len(content) > MAX_MARGIN or b"<!" in content:
         return content

@@ -12,6 +12,7 @@ from alliance.files import regular
 from datasets.imagery.grids import one_footprint
 from datasets.imagery.rasters import RasterScene
 from datasets.imagery.scenes import Skipped, Unreadable
+from datasets.storage.standins import open_bytes
 
 SENTINEL2 = re.compile(r"(S2[A-D])_MSI(L1C|L2A)_\d{8}T\d{6}_N(\d{4})_R\d{3}_T\w{5}_\d{8}T\d{6}")
 LANDSAT = re.compile(r"(L[CEOTM]0[1-9])_(L[12][A-Z]{2})_\d{6}_\d{8}_\d{8}_(\d{2})_[A-Z][A-Z0-9]")
@@ -230,7 +231,7 @@ def _text(band: Path) -> str:
 
 
 def _read(path: Path) -> str:
-    with regular(path).open("rb") as file:
+    with open_bytes(regular(path)) as file:
         return file.read(METADATA_BYTES).decode("latin-1")
 
 

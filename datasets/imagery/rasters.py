@@ -35,6 +35,7 @@ from datasets.imagery.scenes import (
     readable,
 )
 from datasets.imagery.vrt import check_sidecars, vrt_files
+from datasets.storage.standins import opener_of
 
 DRIVERS = {  # the one driver that may open a file of this suffix, whatever the file holds
     **dict.fromkeys((".tif", ".tiff"), "GTiff"),
@@ -84,7 +85,7 @@ def describe_raster(path: Path, root: Path) -> RasterScene:
         if any(name.startswith("complex") for name in dataset.dtypes):
             raise Unreadable(COMPLEX.format(dataset.dtypes[0]))
         check_lists(dataset)
-        pages = _pages(dataset)
+        pages = _pages(dataset, path)
         count = pages or dataset.count
         files = vrt_files(path, root) if dataset.driver == "VRT" else (path, path.with_suffix(".ige"))  # ERDAS's own
         refuse_claim((count, dataset.height, dataset.width), np.dtype(dataset.dtypes[0]).itemsize, files)
@@ -127,15 +128,20 @@ def opened(path: Path, root: Path | None = None, page: int | None = None) -> Ite
     """
     header = header_beside(path) if path.suffix.lower() not in DRIVERS or path.suffix.lower() == ".img" else None
     driver = "ENVI" if header else DRIVERS.get(path.suffix.lower(), "ENVI")
-    with readable(path):
-        check_sidecars(path)
-        if header:
-            check_size(path, header)
-        if driver == "VRT":
-            vrt_files(path, root or path.parent)
-        name = path if page is None else f"GTIFF_DIR:{page}:{path.absolute()}"
-        dataset = open_quietly(name, driver=driver)
-    with dataset:
+    with ExitStack() as stack:
+        with readable(path):
+            check_sidecars(path)
+            if header:
+                check_size(path, header)
+            if driver == "VRT":
+                vrt_files(path, root or path.parent)
+            name = path
+            if page is not None:
+                whole = path.absolute()
+                if opener_of(path) is not None:  # GDAL finds it by the name of what is open
+                    whole = stack.enter_context(open_quietly(path, driver=driver)).name
+                name = f"GTIFF_DIR:{page}:{whole}"
+            dataset = stack.enter_context(open_quietly(name, driver=driver))
         yield dataset
 
 
@@ -143,7 +149,7 @@ def open_quietly(name: str | Path, mode: str = "r", **profile: Any) -> Any:
     """`rasterio.open` without the warning that a file has no place; in all threads, one at a time."""
     with OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(name, mode, **profile)
+        return rasterio.open(name, mode, opener=opener_of(name) if mode == "r" else None, **profile)
 
 
 def _palette(dataset: rasterio.DatasetReader) -> dict[int, tuple[int, int, int]]:
@@ -158,7 +164,7 @@ def _repeated(values: Sequence[Any], count: int) -> tuple[Any, ...]:
     return tuple(values) if len(values) == count else (values[0],) * count
 
 
-def _pages(dataset: rasterio.DatasetReader) -> int:
+def _pages(dataset: rasterio.DatasetReader, path: Path) -> int:
     """How many pages of a TIFF are its bands; 0 where the bands of one page are. Smaller pages are pictures of it.
 
     Raises:
@@ -166,7 +172,7 @@ def _pages(dataset: rasterio.DatasetReader) -> int:
     """
     if not dataset.subdatasets or dataset.driver != "GTiff":
         return 0
-    path, shapes = Path(dataset.name), []
+    shapes = []
     for number in range(1, len(dataset.subdatasets) + 1):
         with opened(path, page=number) as page:
             shapes.append((page.count, page.height, page.width, page.dtypes[0]))

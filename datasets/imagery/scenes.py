@@ -15,6 +15,7 @@ import numpy as np
 from scipy.io.matlab import MatReadError
 
 from alliance.ranges import GREATEST, SMALLEST, Range
+from datasets.storage.standins import refuse_failure
 
 
 class Window(NamedTuple):
@@ -45,6 +46,8 @@ COMPLEX = (
     "gdal_calc.py -A IN --calc='20*log10(abs(A)+1e-6)' --type=Float32 --outfile=OUT.tif"
 )
 Read = Callable[[int, int, int, int], Window]  # row, col, height, width
+
+OPENER = re.compile(r"/vsi[a-z]+_[0-9a-f]{32}/")  # before paths that rasterio opens through Python
 
 # What rasterio, h5py, scipy and numpy raise on damaged or unexpected files; rasterio's errors are OSErrors.
 DAMAGE = (
@@ -134,18 +137,26 @@ class Scene(ABC):
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file raises into `Unreadable` with a one-line reason; so is what is no regular file."""
+    """Turn whatever a damaged file raises into `Unreadable` with a one-line reason; so is what is no regular file.
+
+    Raises:
+        StoreFailure: what was read is not what a store holds.
+    """
     if path.exists() and not path.is_file():
         unreadable = Unreadable("is no regular file; put a file in its place, or take it away")
         unreadable.file = path
         raise unreadable
     try:
         yield
-    except DAMAGE as error:
-        reason = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
-        unreadable = Damaged(f"cannot be read: {reason[:200]}")
+    except (*DAMAGE, Unreadable) as error:
+        refuse_failure()
+        if isinstance(error, Unreadable):
+            raise
+        text = OPENER.sub("", str(error)).replace(str(path), path.name)
+        unreadable = Damaged(f"cannot be read: {' '.join(text.split())[:200] or type(error).__name__}")
         unreadable.file = path
         raise unreadable from error
+    refuse_failure()
 
 
 def check_dtype(dtype: np.dtype) -> str:

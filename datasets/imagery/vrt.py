@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from alliance.files import regular
 from datasets.imagery.scenes import Unreadable, readable
+from datasets.storage.standins import open_bytes, size_of
 
 MAX_BYTES = 64_000_000
 MAX_DEPTH = 8  # virtual rasters of virtual rasters
@@ -39,7 +40,7 @@ MAGIC = {  # the first bytes of formats that hold pixels and nothing that is ope
 
 def format_of(path: Path) -> str | None:
     """The format that a file's first bytes tell, if it is one of pixels."""
-    with regular(path).open("rb") as file:
+    with open_bytes(regular(path)) as file:
         start = file.read(16)
     return next((name for name, magic in MAGIC.items() if start.startswith(magic)), None)
 
@@ -80,9 +81,10 @@ def check_sidecars(path: Path) -> None:
 
 def _parse(path: Path) -> ElementTree.Element:
     with readable(path):
-        if path.stat().st_size > MAX_BYTES:
+        if size_of(path) > MAX_BYTES:
             raise Unreadable(f"is larger than {MAX_BYTES} bytes; {MEND}")
-        text = path.read_text(encoding="utf-8")
+        with open_bytes(regular(path)) as file:
+            text = file.read().decode()
     if re.search(r"<!(?!--)|.<\?", text, re.DOTALL):
         raise Unreadable(f"holds XML declarations; {MEND}")
     try:

@@ -13,6 +13,7 @@ from alliance.words import counted
 from datasets.cluster import connected
 from datasets.commands import run_body
 from datasets.imagery.cubes import CubeOptions
+from datasets.imagery.mirror import mirrored
 from datasets.imagery.scenes import summarise
 from datasets.options import WORKERS, Parser, number_of
 from datasets.shards.foreign import index_folder
@@ -54,7 +55,28 @@ def _deliver(options: argparse.Namespace) -> list[str]:
         raise InputError(
             f"--{given[0]} needs a folder that is seen as one, not {options.out}; make them there, then copy it"
         )
-    return run_delivered(options, ["out"], _run, last=[NAME])
+    return run_delivered(options, ["out"], _read_stores, last=[NAME])
+
+
+def _read_stores(options: argparse.Namespace) -> list[str]:
+    """Run with paths in the place of scenes in stores."""
+    given = [_named(text) for text in options.scenes]
+    stored = [place for _, place in given if is_store(place)]
+    if stored and options.dask:
+        raise InputError(
+            f"--dask needs scenes that all workers see as files, not {stored[0]}; let each machine make a part of the shards "
+            f"with --part I/N, or fetch the scenes (aws s3 cp --recursive)"
+        )
+    with mirrored(stored) as mirror:
+        options.scenes = [(sensor or options.sensor, mirror.path(place)) for sensor, place in given]
+        return [mirror.told(line) for line in _run(options)]
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """The sensor and the path of SENSOR=PATH; None: it names no sensor."""
+    sensor, equals, path = text.partition("=")
+    named = bool(equals) and not Path(text).exists() and ("/" not in sensor or sensor.endswith((".yaml", ".yml")))
+    return (sensor, path) if named else (None, text)
 
 
 def _run(options: argparse.Namespace) -> list[str]:
@@ -203,10 +225,8 @@ def _index_foreign(options: argparse.Namespace) -> tuple[Index, None]:
 def _requests(options: argparse.Namespace) -> list[Request]:
     """One request per sensor, in the order in which the sensors are named first."""
     paths: dict[str, list[Path]] = {}
-    for text in options.scenes:
-        sensor, equals, path = text.partition("=")
-        named = bool(equals) and not Path(text).exists() and ("/" not in sensor or sensor.endswith((".yaml", ".yml")))
-        paths.setdefault(sensor if named else options.sensor, []).append(Path(path if named else text))
+    for sensor, path in options.scenes:
+        paths.setdefault(sensor, []).append(path)
     cube = CubeOptions(key=options.key, axes=options.axes)
     generated = Generated(
         name=options.name,
@@ -237,7 +257,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("scenes", nargs="*", metavar="SCENES", help="files or folders, or SENSOR=PATH for several sensors per sample")
+    add("scenes", nargs="*", metavar="SCENES", help="files or folders, here or in object "
+        "storage (s3://bucket/folder), or SENSOR=PATH for several sensors per sample")  # fmt: skip
     known = f"a shipped sensor, a YAML file, {AUTO} (default: told by all that files say), or {GENERATED} for a cube"
     add("--inspect", action="store_true", help="say what the scenes hold and which sensors fit; --out: a .png of it")
     add("--sensor", default=AUTO, metavar="NAME", help=known)

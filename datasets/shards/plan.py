@@ -19,6 +19,7 @@ from datasets.imagery.duplicates import find_copies
 from datasets.imagery.grids import compare_grids
 from datasets.imagery.scenes import Scene, Skipped, Unreadable, summarise
 from datasets.shards.gather import Collection
+from datasets.storage.standins import version_of
 
 VERSION = 1  # of the shards' layout; part of every fingerprint
 
@@ -280,7 +281,7 @@ def _identity(footprint: Footprint) -> list[Any]:
     record: list[Any] = [footprint.key]
     for layer in footprint.layers:
         scene = layer.scene
-        files = [(file.stat().st_size, file.stat().st_mtime_ns) for file in scene.files]
+        files = [version_of(file) for file in scene.files]
         ways = [repr(getattr(scene, name, None)) for name in ("parts", "alpha", "pages")]
         reading = [scene.shape, scene.dtype, scene.nodata, scene.masked, *ways]
         record.append([layer.sensor.name, scene.sources, files, layer.bands, reading])

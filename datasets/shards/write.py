@@ -30,6 +30,7 @@ from datasets.shards.folder import ShardJob, collect_finished, finish, is_finish
 from datasets.shards.index import Index
 from datasets.shards.plan import Footprint, Job, Layer, Plan, with_nan
 from datasets.shards.scan import scan
+from datasets.storage.standins import StandIns, current, use
 
 
 def write_shards(
@@ -85,7 +86,7 @@ def _done_here(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: i
         return
     context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (current(),)) as pool:
         futures = {pool.submit(work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -249,6 +250,7 @@ def _source(footprint: Footprint, file: Path | None) -> str:
     return names[file or scenes[0].files[0]]
 
 
-def _start_worker() -> None:
+def _start_worker(standins: StandIns | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     end_with_parent()
+    use(standins)

@@ -8,13 +8,13 @@ import random
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from alliance.errors import InputError
@@ -44,8 +44,21 @@ class Traffic:
     bytes: int = 0
 
 
+class Entry(NamedTuple):
+    """A file of a store, as it was when it was looked up."""
+
+    name: str
+    size: int  # bytes
+    time: int  # ns, of its last change
+    version: str  # another one for another content; empty: the store gives none
+
+
 class Missing(OSError):
     """There is no such file."""
+
+
+class Refused(InputError):
+    """The store does not let us have a file."""
 
 
 class NoRanges(Exception):
@@ -109,6 +122,49 @@ class Store:
         found = self._run([self._size(name) for name in names])
         return [None if isinstance(each, OSError) else each for each in found]
 
+    @property
+    def lists(self) -> bool:
+        """Whether it tells which files there are; a web server does not."""
+        return not isinstance(self._store, self._library.store.HTTPStore)
+
+    def entries(self, folder: str = "", *, deep: bool = True) -> list[Entry]:
+        """The files in a folder, those of folders in it included if `deep`; none: there is no such folder.
+
+        Raises:
+            InputError: the store cannot be reached, or refuses us.
+        """
+
+        async def ask() -> Sequence[Any]:
+            if deep:
+                return await self._library.list(self._store, folder or None).collect_async()
+            return (await self._library.list_with_delimiter_async(self._store, folder or None))["objects"]
+
+        (found,) = self._run([self._persist(folder, ask)])
+        return [] if isinstance(found, OSError) else [_entry(each) for each in found]
+
+    def look_up(self, names: Sequence[str], *, optional: bool = False) -> list[Entry | None]:
+        """What is there under these names; None: no such file.
+
+        Args:
+            optional: a file that is refused counts as none, as web servers refuse names that they do not have.
+        """
+        found = self._run([self._look_up(name, optional) for name in names])
+        return [None if isinstance(each, OSError) else each for each in found]
+
+    def pieces(self, asked: Sequence[tuple[Entry, int, int]]) -> list[bytes]:
+        """Bytes start .. end - 1 of files, all of them, at once: (file, start, end) each.
+
+        Raises:
+            InputError: one is gone, or another one than when it was looked up; or the store cannot be reached, or refuses us.
+            NoRanges: the server gives whole files alone.
+        """
+        found = []
+        for (entry, _, _), content in zip(asked, self._run([self._piece(*each) for each in asked]), strict=True):
+            if isinstance(content, OSError):
+                raise InputError(f"{self.name(entry.name)} {content} now; give the same command again") from content
+            found.append(content)
+        return found
+
     def ranges(self, asked: Sequence[tuple[str, list[int], list[int]]]) -> list[list[memoryview] | OSError]:
         """Byte ranges of files, all at once: (name, starts, ends) each. Past a file's end there are fewer bytes.
 
@@ -159,6 +215,36 @@ class Store:
 
     async def _size(self, name: str) -> int:
         return (await self._persist(name, lambda: self._library.head_async(self._store, name)))["size"]
+
+    async def _look_up(self, name: str, optional: bool) -> Entry | None:
+        try:
+            found = await self._persist(name, lambda: self._library.head_async(self._store, name))
+            return _entry(found)._replace(name=name)
+        except Refused:
+            if optional:
+                return None
+            raise
+
+    async def _piece(self, entry: Entry, start: int, end: int) -> bytes:
+        async def ask() -> bytes:
+            answer = await self._library.get_async(self._store, entry.name, options={"range": (start, end)})
+            now = _entry(answer.meta)
+            if now.size != entry.size or now.version != entry.version:
+                raise InputError(
+                    f"{self.name(entry.name)} has changed while it was read; give the same command again when it is whole"
+                )
+            return bytes(await answer.bytes_async())
+
+        try:
+            content = await self._persist(entry.name, ask) if end > start else b""
+        except _PastTheEnd:
+            content = b""
+        if len(content) != end - start:
+            raise InputError(
+                f"{self.name(entry.name)}: {len(content)} of {end - start} bytes came; give the same command again"
+            )
+        self.traffic.bytes += len(content)
+        return content
 
     async def _ranges(self, name: str, starts: list[int], ends: list[int]) -> list[memoryview]:
         """Ranges that are near each other come in one piece."""
@@ -221,7 +307,7 @@ class Store:
         if "416 Range Not Satisfiable" in text:
             raise _PastTheEnd
         if isinstance(error, PermissionError | kinds.PermissionDeniedError | kinds.UnauthenticatedError):
-            raise InputError(
+            raise Refused(
                 f"{self.name(name)} is refused to us: the credentials in the environment are missing, expired, or do not "
                 f"allow it; renew them there, and give the same command; a run goes on with --run.resume auto"
             ) from error
@@ -238,6 +324,12 @@ class Store:
 
 class _PastTheEnd(Exception):
     """A range begins behind the last byte."""
+
+
+def _entry(meta: Mapping[str, Any]) -> Entry:
+    """What the client tells of a file; stores quote versions in lists otherwise than in answers."""
+    changed = int(meta["last_modified"].timestamp() * 1000) * 10**6
+    return Entry(meta["path"], meta["size"], changed, (meta["e_tag"] or "").removeprefix("W/").strip('"'))
 
 
 async def _gather(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[Any]:

@@ -29,9 +29,9 @@ BATCH = 32
 def add_chip_options(parser: argparse.ArgumentParser) -> None:
     """The options for networks that label whole images."""
     add = parser.add_argument_group("labels of whole images").add_argument
-    add("--images", action="append", default=[], type=Path, metavar="PATH", help="folder of images, also in folders below, or "
+    add("--images", action="append", default=[], metavar="PATH", help="folder of images, also in folders below, or "
         "one image; a row each in the table --out: file, label (several with ; between them), p_CLASS")  # fmt: skip
-    add("--beside", action="append", default=[], type=Path, metavar="PATH", help="folder of second images, for a network of two "
+    add("--beside", action="append", default=[], metavar="PATH", help="folder of second images, for a network of two "
         "(data.beside): a folder per patch, as in BigEarthNet, with a *_labels_metadata.json whose corresponding_s2_patch names "
         "the one of --images that it belongs to")  # fmt: skip
     add("--footprints", metavar="FILE", help="also a .geojson with the footprint of each image that says where it "

@@ -19,12 +19,14 @@ import torch
 from alliance.errors import InputError
 from datasets.cluster import Cluster, connected
 from datasets.commands import run_body
+from datasets.imagery.mirror import mirrored
 from datasets.options import Parser, number_of
 from datasets.storage.delivery import run_delivered
+from datasets.storage.places import is_store
 from finetune.chips.checkpoint import TASKS
 from finetune.mapping.chip_command import add_chip_options, refuse_chip_options, write_chip_labels
 from finetune.mapping.embedding_command import add_embedding_options, embed, refuse_embedding_options
-from finetune.mapping.images import ImageFile
+from finetune.mapping.images import ImageFile, place_of
 from finetune.mapping.networks import open_network
 from finetune.mapping.pieces import OnCluster, run_here, usable_device
 from finetune.mapping.scene import STANDARD, MapRecipe, SceneOptions, predict_scene
@@ -37,7 +39,37 @@ WRITTEN = ("out", "probabilities", "parquet", "picture", "footprints")  # option
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake or a full disk is one message on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
-    run_body(lambda: run_delivered(options, WRITTEN, _predict), stopped="stopped; no map was written")
+    run_body(lambda: run_delivered(options, WRITTEN, _read_stores), stopped="stopped; no map was written")
+
+
+def _read_stores(options: argparse.Namespace) -> list[str]:
+    """Run with paths in the place of images in stores."""
+    images = [text.partition("=") for text in options.image]
+    given = [*(getattr(options, name) or "" for name in SHORT), *(text for _, _, text in images)]
+    stored = [place for text in given if is_store(place := place_of(text)[0])]
+    _refuse_stores(options, stored)
+    with mirrored(stored) as mirror:
+
+        def here(text: str) -> str:
+            place, key = place_of(text)
+            return f"{mirror.path(place)}{key}" if is_store(place) else text
+
+        for name in SHORT:
+            setattr(options, name, getattr(options, name) and here(getattr(options, name)))
+        options.image = [f"{name}{equals}{here(text)}" for name, equals, text in images]
+        options.images, options.beside = (list(map(Path, texts)) for texts in (options.images, options.beside))
+        return [mirror.told(line) for line in _predict(options)]
+
+
+def _refuse_stores(options: argparse.Namespace, stored: Sequence[str]) -> None:
+    if stored and options.dask:
+        raise InputError(
+            f"--dask needs images that all workers see as files, not {stored[0]}; fetch them (aws s3 cp), or leave --dask out"
+        )
+    for text in filter(is_store, (*options.images, *options.beside)):
+        raise InputError(
+            f"{text}: images that are labelled whole are read from folders here; fetch them (aws s3 cp --recursive)"
+        )
 
 
 def _predict(options: argparse.Namespace) -> list[str]:
@@ -101,7 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run folder, its model/, or a converted release")
     add("--image", action="append", default=[], metavar="NAME=FILE", help="an image that the network takes, stored as the "
-        "training images were, such as passive=hsi.tif; FILE:KEY for an array of a .mat or .h5; all on one grid")  # fmt: skip
+        "training images were, such as passive=hsi.tif; FILE:KEY for an array of a .mat or .h5; all on one grid; here or in "
+        "object storage (s3://bucket/hsi.tif)")  # fmt: skip
     add("--optical", metavar="FILE", help="short for --image optical=FILE")
     add("--sar", metavar="FILE", help="short for --image sar=FILE")
     add(

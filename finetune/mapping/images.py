@@ -15,11 +15,13 @@ from torch import Tensor
 from alliance.errors import InputError
 from alliance.sensors import Band, Sensor
 from alliance.sensors.plausible import astray, drift, faults, look
+from datasets.imagery.cubes import SUFFIXES
 from datasets.imagery.images import OpenImage, describe, opened_image
 from datasets.imagery.maps import Grid
 from datasets.imagery.samples import sample_numbers
 from datasets.imagery.scenes import Scene
 from datasets.labelled.tiles import check_grids
+from datasets.storage.places import is_store
 from finetune.model_files import ImageInput
 
 
@@ -34,6 +36,13 @@ class ImageFile(NamedTuple):
         """From FILE or FILE:KEY; a colon that is part of an existing file's name is no separator."""
         file, colon, key = text.rpartition(":")
         return cls(Path(file), key) if colon and not Path(text).exists() and Path(file).is_file() else cls(Path(text))
+
+
+def place_of(text: str) -> tuple[str, str]:
+    """The place of FILE or FILE:KEY, and the rest of the text; in stores arrays alone have keys."""
+    file, colon, key = text.rpartition(":")
+    keyed = is_store(text) and "/" not in key and Path(file).suffix.lower() in SUFFIXES
+    return (file, f"{colon}{key}") if keyed else (text, "")
 
 
 class SceneImages(NamedTuple):

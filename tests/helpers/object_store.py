@@ -66,14 +66,14 @@ class ObjectStore:
         }
 
     def upload(self, folder: Path, name: str) -> str:
-        """Put the files of a folder into the bucket; their place."""
+        """Put the files of a folder, and of those in it, into the bucket; their place."""
         if not any(file == BUCKET for _, file, _ in self.asked):
             with suppress(urllib.error.HTTPError):  # it is there
                 request = urllib.request.Request(f"{self.address}/{BUCKET}", method="PUT")
                 urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
         store = from_url(f"s3://{BUCKET}/{name}", client_options={"allow_http": True}, **self._keys())
-        for path in sorted(folder.iterdir()):
-            obstore.put(store, path.name, path)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            obstore.put(store, path.relative_to(folder).as_posix(), path)
         return f"s3://{BUCKET}/{name}"
 
     def remove(self, place: str, name: str) -> None:

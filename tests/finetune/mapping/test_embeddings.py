@@ -23,6 +23,7 @@ from finetune.mapping.command import main
 from finetune.mapping.embeddings import EmbeddingOptions, embed_scene
 from finetune.mapping.images import ImageFile
 from tests.helpers.models import TINY_ENCODER, natural_image, randomise
+from tests.helpers.object_store import ObjectStore
 from tests.helpers.rasters import write_tiff
 
 PATCH = TINY_ENCODER.patch
@@ -263,6 +264,19 @@ def test_the_command_writes_embeddings_and_a_picture(
         assert (file.tags()["SENSOR"], file.tags()["PATCH"]) == ("four", "4")
         assert file.descriptions == ("component 1", "component 2", "component 3")
     assert picture.stat().st_size > 1000 and stored.shape == (4, 40, 64)
+
+
+def test_an_image_in_a_store_gives_the_embeddings_of_that_on_disk(
+    tmp_path: Path, checkpoint: Path, server: ObjectStore
+):
+    write_image(tmp_path / "area" / "image.tif", 40, 64)
+    place = server.upload(tmp_path / "area", "area")
+    for name, image in (("here", tmp_path / "area" / "image.tif"), ("there", f"{place}/image.tif")):
+        (tmp_path / name).mkdir()
+        run(checkpoint, "--image", f"four={image}", "--out", str(tmp_path / name / "out.tif"))
+    with rasterio.open(tmp_path / "here/out.tif") as here, rasterio.open(tmp_path / "there/out.tif") as there:
+        assert np.array_equal(there.read(), here.read(), equal_nan=True)
+        assert (there.tags(), there.transform, there.crs) == (here.tags(), here.transform, here.crs)
 
 
 def test_some_bands_of_a_sensor_are_enough(tmp_path: Path, checkpoint: Path):

@@ -29,6 +29,7 @@ from finetune.pad.checkpoint import load_pad, save_pad
 from finetune.pad.inputs import MODALITIES, describe, read_pad_inputs
 from finetune.pad.model import Pad, PadConfig, PadOutput
 from tests.helpers import warm
+from tests.helpers.object_store import ObjectStore
 from tests.helpers.rasters import write_tiff
 from tests.helpers.runs import environment
 
@@ -510,6 +511,47 @@ def test_the_command_maps_a_scene_that_fits_one_window_as_the_network_sees_it(
     with torch.no_grad():
         expected = load_pad(run / "model")(**images).logits[0].softmax(dim=0).numpy()
     np.testing.assert_allclose(read(tmp_path / "shares.tif") / 250, expected, atol=0.5 / 250 + 1e-4)
+
+
+def test_images_in_a_store_give_the_map_of_those_on_disk(tmp_path: Path, runs: Path, server: ObjectStore) -> None:
+    files = write_pair(tmp_path / "scene", 200, 150, tiled=True, blockxsize=64, blockysize=64)
+    place = server.upload(tmp_path / "scene", "area/scene")
+    stored = {name: f"{place}/{path.name}" for name, path in files.items()}
+    for images, folder in ((files, tmp_path / "here"), (stored, tmp_path / "there")):
+        folder.mkdir()
+        given = [f"--{name}={image}" for name, image in images.items()]
+        small = ["--window", "64", "--overlap", "16", "--probabilities", str(folder / "shares.tif")]
+        main(["--checkpoint", str(runs / "both"), *given, "--out", str(folder / "map.tif"), "--device", "cpu", *small])
+    for name in ("map.tif", "shares.tif"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--optical": "s3://imagery/gone.tif"}, "s3://imagery/gone.tif: no such file or folder in the store"),
+        ({"--dask": "tcp://h:1"}, "--dask needs images that all workers see as files, not s3://imagery/a/optical.tif"),
+        (
+            {"--images": "s3://imagery/a"},
+            "--images s3://imagery/a: images that are labelled whole are read from folders",
+        ),
+        (
+            {"--optical": "s3://imagery/a/sar.tif"},
+            "error: s3://imagery/a/sar.tif has 1 band, the network reads optical from [3, 2, 1]",
+        ),
+    ],
+)
+def test_images_in_a_store_that_do_not_serve_are_one_line(
+    tmp_path: Path, runs: Path, server: ObjectStore, capsys: pytest.CaptureFixture[str], change: dict, message: str
+) -> None:
+    write_pair(tmp_path / "a", 40, 40)
+    place = server.upload(tmp_path / "a", "a")
+    options = {"--checkpoint": str(runs / "both"), "--optical": f"{place}/optical.tif", "--sar": f"{place}/sar.tif"}
+    options |= {"--out": str(tmp_path / "map.tif")} | change
+    with pytest.raises(SystemExit, match="2"):
+        main([part for pair in options.items() for part in pair])
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and "alliance_" not in told and not (tmp_path / "map.tif").exists()
 
 
 def test_a_network_of_one_modality_needs_one_image(tmp_path: Path, runs: Path) -> None:
