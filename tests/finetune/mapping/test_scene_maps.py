@@ -533,7 +533,7 @@ def test_images_in_a_store_give_the_map_of_those_on_disk(tmp_path: Path, runs: P
         ({"--dask": "tcp://h:1"}, "--dask needs images that all workers see as files, not s3://imagery/a/optical.tif"),
         (
             {"--images": "s3://imagery/a"},
-            "--images s3://imagery/a: images that are labelled whole are read from folders",
+            "s3://imagery/a: images that are labelled whole are read from folders",
         ),
         (
             {"--optical": "s3://imagery/a/sar.tif"},
