@@ -1,11 +1,13 @@
-"""Memory of a process that runs for days."""
+"""Memory of a process that runs for days, and what of it must not get into files."""
 
 import ctypes
 import gc
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-TRIM, MMAP = -1, -3  # of mallopt in GNU's C library: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+TRIM, MMAP, PERTURB = -1, -3, -6  # of mallopt in GNU's C library: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_PERTURB
+ZERO = 0xFF  # its complement is what fresh memory is filled with
 KEPT = 2**29  # bytes that may be free at the end of the heap before they go back to the system
 OF_THE_HEAP = 2**25  # bytes; larger pieces are mapped one by one, the most that GNU's library allows
 
@@ -30,3 +32,22 @@ def give_back() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library than that of GNU
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextmanager
+def zeroed() -> Iterator[None]:
+    """Inside the block, memory that is allocated holds zeros, where it is GNU's C library that gives it.
+
+    For libraries that write more than they have filled: of files of half precision GDAL's COG driver also writes, beyond the
+    image's edge, what lay in the memory of its blocks before.
+    """
+    _perturb(ZERO)
+    try:
+        yield
+    finally:
+        _perturb(0)
+
+
+def _perturb(byte: int) -> None:
+    with suppress(OSError, AttributeError):  # another C library than that of GNU
+        ctypes.CDLL("libc.so.6").mallopt(PERTURB, byte)

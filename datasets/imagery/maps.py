@@ -24,6 +24,7 @@ from alliance.files import replace_file, sync
 from datasets.descriptors import clear_scratch, scratch_folder
 from datasets.imagery.labels import IGNORE, Colour
 from datasets.imagery.rasters import open_quietly
+from datasets.memory import zeroed
 
 FULL = 250  # stored value of probability 1
 BLOCK = 512  # pixels
@@ -126,7 +127,8 @@ def cloud_optimised(
 def _copied(source: Path, target: Path, form: Mapping[str, Any]) -> bool:
     """Copy a file as a cloud optimised one and read it back: GDAL does not always tell that a disk is full."""
     try:
-        copy(source, target, driver="COG", **form)
+        with zeroed():
+            copy(source, target, driver="COG", **form)
         with open_quietly(source) as first, open_quietly(target) as second:
             return all(
                 np.array_equal(first.read(window=window), second.read(window=window), equal_nan=True)
