@@ -62,8 +62,9 @@ def interrupted(folder: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize("away", [2.0, pytest.param(20.0, marks=pytest.mark.long)])  # seconds
 def test_losses_are_bit_for_bit_those_from_disk_though_requests_fail_and_the_server_goes_away(
-    straight: Path, store: ObjectStore, there: list[str], tmp_path: Path
+    away: float, straight: Path, store: ObjectStore, there: list[str], tmp_path: Path
 ) -> None:
     store.trouble = lambda number, name: "503" if number % 33 == 7 else ""  # 3 in 100
     folder = tmp_path / "run"
@@ -71,7 +72,7 @@ def test_losses_are_bit_for_bit_those_from_disk_though_requests_fail_and_the_ser
     while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 2:
         time.sleep(0.05)
     store.stop()
-    back = threading.Timer(2.0, store.start)
+    back = threading.Timer(away, store.start)
     back.start()
     finish(running)
     back.join()
