@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.object_store import SECRET, ObjectStore
+from tests.helpers.object_store import SECRET, ObjectStore, running_store
 from tests.helpers.runs import Ranks, arguments_of, metrics
 
 STEPS = ("--run.steps", "6", "--run.save_every", "3", "--run.keep", "9")
@@ -18,9 +18,8 @@ LOSSES = ("loss", "loss_low", "loss_mid", "loss_high", "grad_norm")
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[ObjectStore]:
-    server = ObjectStore().start()
-    yield server
-    server.stop()
+    with running_store() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,19 @@ import logging
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import obstore
+import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from obstore.store import from_url
 from werkzeug.serving import BaseWSGIServer, make_server
+
+from datasets.storage import store as store_module
 
 BUCKET = "imagery"
 SECRET = "not-to-be-seen-anywhere"
@@ -100,3 +103,27 @@ class ObjectStore:
             return [b""]
         reply = self._moto(environ, start)
         return [b"".join(reply)[:7]] if trouble == "cut" else reply
+
+
+@contextmanager
+def running_store() -> Iterator[ObjectStore]:
+    """A server until the block ends."""
+    server = ObjectStore().start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def named_by_the_environment(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """The server as a user names it, without trouble, and with quick tries anew."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(store_module, "PAUSES", (0.01, 0.05))
+    server.asked.clear()
+    server.trouble, server.delay = (lambda number, name: ""), 0.0
+    try:
+        yield server
+    finally:
+        server.trouble, server.delay = (lambda number, name: ""), 0.0

@@ -54,7 +54,7 @@ def multilabel(folder: Path, data: Path) -> list[str]:
 
 def classify(folder: Path, data: Path) -> list[str]:
     write_labelled("augsburg", data, height=48, width=64, classes=3)
-    return [*test_classify.command(folder, data, "--epochs", "100000", "--run.save_every", "100000")[1:]]
+    return test_classify.command(folder, data, "--epochs", "100000", "--run.save_every", "100000")[1:]
 
 
 def running(process: warm.Started, logs: Sequence[Path]) -> None:

@@ -23,7 +23,7 @@ from datasets.shards.read import ShardSource
 from datasets.shards.stream import StreamSource
 from datasets.storage import store as store_module
 from datasets.storage.store import Store
-from tests.helpers.object_store import SECRET, ObjectStore
+from tests.helpers.object_store import SECRET, ObjectStore, named_by_the_environment, running_store
 from tests.helpers.shards import SENSOR, write_tiny_shards
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,22 +38,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[ObjectStore]:
-    server = ObjectStore().start()
-    server.upload(folder, "some/shards")
-    yield server
-    server.stop()
+    with running_store() as server:
+        server.upload(folder, "some/shards")
+        yield server
 
 
 @pytest.fixture
 def server(running: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """The server as a user's environment names it, without trouble and with quick tries anew."""
-    for name, value in running.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store_module, "PAUSES", (0.01, 0.05))
-    running.asked.clear()
-    running.trouble, running.delay = (lambda number, name: ""), 0.0
-    yield running
-    running.trouble, running.delay = (lambda number, name: ""), 0.0
+    with named_by_the_environment(running, monkeypatch) as server:
+        yield server
 
 
 PLACE = "s3://imagery/some/shards"

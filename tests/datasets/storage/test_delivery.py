@@ -13,26 +13,21 @@ from alliance.model import create_model
 from datasets.shards.command import main as shards
 from datasets.shards.files import RemoteFiles
 from datasets.shards.read import ShardSource
-from datasets.storage import store as store_module
 from datasets.storage.delivery import delivered
 from datasets.storage.store import Store
 from datasets.synthetic.landscapes import write_scenes
 from finetune.export.command import main as export
 from tests.helpers.models import sensor_of
-from tests.helpers.object_store import ObjectStore
+from tests.helpers.object_store import ObjectStore, named_by_the_environment, running_store
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectStore]:
-    running = ObjectStore().start()
-    for name, value in running.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store_module, "PAUSES", (0.01, 0.05))
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "readme").write_text("there")
-    running.upload(tmp_path / "first", "first")  # makes the bucket
-    yield running
-    running.stop()
+    with running_store() as running, named_by_the_environment(running, monkeypatch) as server:
+        server.upload(tmp_path / "first", "first")  # makes the bucket
+        yield server
 
 
 def write(folder: Path, *names: str) -> None:

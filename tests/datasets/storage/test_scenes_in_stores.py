@@ -26,9 +26,8 @@ from datasets.imagery.rasters import describe_raster, opened
 from datasets.imagery.scenes import Scene, Unreadable
 from datasets.shards.command import main as shards
 from datasets.storage import standins
-from datasets.storage import store as store_module
 from tests.helpers.envi import write_envi
-from tests.helpers.object_store import SECRET, ObjectStore
+from tests.helpers.object_store import SECRET, ObjectStore, named_by_the_environment, running_store
 from tests.helpers.rasters import counts, write_sentinel2, write_tiff
 
 pytestmark = pytest.mark.timeout(60)
@@ -78,22 +77,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[ObjectStore]:
-    server = ObjectStore().start()
-    server.upload(folder, "some")
-    yield server
-    server.stop()
+    with running_store() as server:
+        server.upload(folder, "some")
+        yield server
 
 
 @pytest.fixture
 def server(running: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """The server as a user's environment names it, without trouble, with quick tries anew and little patience."""
-    for name, value in running.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store_module, "PAUSES", (0.01, 0.05))
     monkeypatch.setattr(standins, "PATIENCE", 0.3)
-    running.asked.clear()
-    yield running
-    running.trouble, running.delay = (lambda number, name: ""), 0.0
+    with named_by_the_environment(running, monkeypatch) as server:
+        yield server
 
 
 def described(path: Path, root: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:

@@ -4,14 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.object_store import ObjectStore
+from tests.helpers.object_store import ObjectStore, named_by_the_environment, running_store
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """A store as a user's environment names it."""
-    running = ObjectStore().start()
-    for name, value in running.environment.items():
-        monkeypatch.setenv(name, value)
-    yield running
-    running.stop()
+    with running_store() as running, named_by_the_environment(running, monkeypatch) as server:
+        yield server
