@@ -86,7 +86,8 @@ def _done_here(jobs: Sequence[ShardJob], work: Callable[[Any], None], workers: i
         return
     context = get_context("forkserver")  # no state of this process is copied, and torch is imported once for all
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (current(),)) as pool:
+    given = (current(), dict(os.environ))
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, given) as pool:
         futures = {pool.submit(work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -250,7 +251,9 @@ def _source(footprint: Footprint, file: Path | None) -> str:
     return names[file or scenes[0].files[0]]
 
 
-def _start_worker(standins: StandIns | None) -> None:
+def _start_worker(standins: StandIns | None, environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    os.environ.clear()  # it is that of the day when the first worker of this program was started
+    os.environ.update(environment)
     end_with_parent()
     use(standins)

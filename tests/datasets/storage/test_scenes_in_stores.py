@@ -169,6 +169,15 @@ def test_shards_are_those_of_the_files_on_disk(
     assert not any(method == "GET" and name.startswith("scene_") and not asked for method, name, asked in server.asked)
 
 
+def test_workers_know_the_store_that_the_environment_names_now(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(folder / "scenes", tmp_path / "here", "--workers", "2")  # what starts workers has an environment without it
+    with running_store() as running, named_by_the_environment(running, monkeypatch) as server:
+        make(server.upload(folder / "scenes", "named/later"), tmp_path / "there", "--workers", "2")
+    assert tars(tmp_path / "there") == tars(tmp_path / "here")
+
+
 def test_the_same_command_goes_on_and_a_changed_object_is_another_plan(
     folder: Path, server: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
