@@ -22,6 +22,7 @@ from alliance.embedding import (
 )
 from alliance.errors import InputError
 from alliance.images import as_float
+from alliance.kept import exporting
 from alliance.positions import Frequencies, Order, Resampling, SpatialCode
 from alliance.ranges import LARGE, Ranged, ranged
 from alliance.sensors import Sensor
@@ -195,7 +196,7 @@ class AllianceEncoder(nn.Module):
 
     def special_tokens(self) -> SpecialTokens:
         """The cls and frequency tokens. They do not look at the image: a loaded encoder computes them once (docs/model.md 3.5)."""
-        if not self.keep_special or self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if not self.keep_special or self.training or torch.is_grad_enabled() or exporting():
             return self.special()
         kept = self._kept if self._kept is not None else self.special()
         self._kept = kept

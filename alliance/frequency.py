@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from alliance.kept import kept
+from alliance.kept import exporting, kept
 
 Edge = Literal["raised_cosine", "ideal"]
 Extension = Literal["mirror", "periodic"]
@@ -26,7 +26,7 @@ MATMUL_GRID = 256  # largest token grid (h * w) whose Fourier transform is done 
 @contextmanager
 def float32_island(like: Tensor) -> Iterator[None]:
     """No autocast and full-precision float32 products for a tensor of any shape (...): transforms lose digits in bfloat16 and TF32."""
-    if torch.compiler.is_exporting():  # a graph in float32, which says nothing of either
+    if exporting():  # a graph in float32, which says nothing of either
         yield
         return
     with torch.autocast(like.device.type, enabled=False):
@@ -92,7 +92,7 @@ def _step(size: int, device: torch.device | None) -> Tensor:
 
 def distance(down: Tensor, along: Tensor) -> Tensor:
     """Length of the vectors of two axes, (h,) and (w,) -> (h, w) float32."""
-    if torch.compiler.is_exporting():  # ONNX has no hypot
+    if exporting():  # ONNX has no hypot
         return (down.square()[:, None] + along.square()[None, :]).sqrt()
     return torch.hypot(down[:, None], along[None, :])
 
@@ -237,7 +237,7 @@ def token_spectrum(grid: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
         Two tensors (..., h * (w // 2 + 1), f) float32.
     """
     with float32_island(grid):
-        if torch.compiler.is_exporting():
+        if exporting():
             parts = plane_spectrum(rearrange(grid.float(), "... (h w) f -> ... f h w", h=h, w=w))
             real, imaginary = (rearrange(part, "... f i j -> ... (i j) f") for part in parts)
             return real, imaginary
@@ -250,7 +250,7 @@ def token_spectrum(grid: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
 def token_grid(real: Tensor, imaginary: Tensor, h: int, w: int) -> Tensor:
     """Inverse of `token_spectrum`: (..., h * w, f) float32. Parts that no real grid can have are projected away."""
     with float32_island(real):
-        if torch.compiler.is_exporting():
+        if exporting():
             planes = [rearrange(part.float(), "... (i j) f -> ... f i j", i=h) for part in (real, imaginary)]
             return rearrange(plane_of(planes[0], planes[1], w), "... f h w -> ... (h w) f")
         if h * w > MATMUL_GRID:

@@ -9,6 +9,11 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def exporting() -> bool:
+    """Whether `torch.export` looks on. `torch.compiler.is_exporting` is true of compiling too in older versions of torch."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def constant(function: Function) -> Function:
     """Mark a function of plain values: while a graph is compiled it is called once, and what it gave belongs to the graph.
 
@@ -36,7 +41,7 @@ def kept(most: int) -> Callable[[Function], Function]:
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            return (function if torch.compiler.is_exporting() else table)(*arguments)
+            return (function if exporting() else table)(*arguments)
 
         return cast(Function, call)
 

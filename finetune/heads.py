@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from alliance.kept import exporting
+
 POOL_SCALES = (1, 2, 3, 6)
 
 
@@ -22,7 +24,7 @@ class AveragePool(nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """In an exported graph, where sizes may be symbols, as products with the weights of rows and columns."""
-        if not torch.compiler.is_exporting():
+        if not exporting():
             return super().forward(input)
         down, along = (part_weights(size, self.parts, input.device) for size in input.shape[-2:])
         return down @ input @ along.mT

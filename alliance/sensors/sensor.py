@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alliance.errors import InputError
 from alliance.images import as_tensor
-from alliance.kept import constant
+from alliance.kept import constant, exporting
 from alliance.ranges import GREATEST, LARGE, MANY, SMALLEST, Ranged, ranged, stated_ranges
 from alliance.sensors.checks import (
     BANDWIDTHS,
@@ -161,7 +161,7 @@ class Sensor(Numbered):
 
     def compiled(self, build: Callable[["Sensor", torch.device], T], device: torch.device) -> T:
         """`build(sensor, device)`, done once for each device: small tensors need no copy in every pass."""
-        return build(self, device) if torch.compiler.is_exporting() else _table(self, build, device)
+        return build(self, device) if exporting() else _table(self, build, device)
 
     @property
     def band_names(self) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ class ChipTask:
             chosen = [[number[chip.name] for chip in few] for few in draws]
             rows = {row: self._row(made, row, chosen, seeds) for row in made["train"].features}
             size = (len(classes), f"{len(draws[-1])} images", f"{len(parts['test'])} images")
-            title = self.title if count in (None, max(self.per_class)) else f"{self.title}, {count} labels a class"
+            title = (
+                self.title if count == max(self.per_class, default=None) else f"{self.title}, {count} labels a class"
+            )
             measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
             found.append(Answers(title, measured, measure, *size, rows))
         return found

@@ -20,6 +20,7 @@ from alliance.frequency import (
     radial_frequency,
     uncompiled,
 )
+from alliance.kept import exporting
 
 SpectrumLayout = Literal["release", "true_radius"]
 
@@ -37,7 +38,7 @@ def decouple(features: Tensor) -> tuple[Tensor, Tensor]:
         Amplitude and phase in (-pi, pi], each (b, c, h, w // 2 + 1) float32, zero frequency at [0, 0].
     """
     self_conjugate = real_bins(*features.shape[-2:], device=features.device)
-    if torch.compiler.is_exporting():
+    if exporting():
         real, imaginary = plane_spectrum(features.float())
         return (real.square() + imaginary.square()).sqrt(), _angle(imaginary.masked_fill(self_conjugate, 0.0), real)
     with float32_island(features):
@@ -56,7 +57,7 @@ def recouple(amplitude: Tensor, phase: Tensor, w: int) -> Tensor:
     Returns:
         (b, c, h, w) float32.
     """
-    if torch.compiler.is_exporting():
+    if exporting():
         return plane_of(amplitude * phase.cos(), amplitude * phase.sin(), w)
     with float32_island(amplitude):
         spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
