@@ -1,5 +1,6 @@
 """The frame around every trainer's command: settings in, all ranks started and ended together, mistakes in one line."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ def run_command(
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     first_here = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
     tell = first_here  # all ranks of a node read the same command line
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was imported stays: no collection of garbage need look through it
     try:
         config = parse_settings(kind, description, arguments)
         tell = True

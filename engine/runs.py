@@ -61,8 +61,8 @@ class RunConfig(FolderConfig):
     """Optimiser steps from beginning to end."""
     seed: int = ranged(0, 0, SEEDS)
     """Number from which weights, masks, sample order and augmentation are drawn."""
-    picture_every: int = ranged(500, 0, MANY)
-    """Steps between two pictures; 0: only at the end."""
+    picture_every: int | None = ranged(500, 0, MANY)
+    """Steps between two pictures; 0: only at the end; null: none at all."""
 
 
 MARK = b"a run folder of alliance-rs\n"

@@ -133,7 +133,7 @@ class Pretraining(Job[PretrainConfig]):
     def report(self, run: Running, done: int, *, last: bool) -> None:
         """Draw and probe what is due, on all ranks; the main one writes."""
         every = self.config.run.picture_every
-        if last or (every and done % every == 0):
+        if every is not None and (last or (every and done % every == 0)):
             self._draw(run, done)
         if self.probe is not None and self.probe.due(done, last=last):
             found = self.probe.run(run.engine.module.encoder, is_main=self.world.is_main)
@@ -171,6 +171,7 @@ class Pretraining(Job[PretrainConfig]):
     def conclude(self, run: Running) -> None:
         for line in summarise(read_metrics(run.folder.metrics)):
             logger.info(line)
-        logger.info("pictures are in %s", run.folder.pictures)
+        if self.config.run.picture_every is not None:
+            logger.info("pictures are in %s", run.folder.pictures)
         where = run.folder.encoder
         logger.info("the encoder is in %s; load it with alliance.load_encoder(%r)", where, str(where))

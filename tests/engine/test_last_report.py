@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 from engine.log import read_metrics
-from tests.helpers.runs import pretrain
+from tests.helpers.runs import PICTURE, pretrain
 
 
 def test_a_run_that_has_all_its_steps_tells_its_last_report_once(sar_shards: Path, tmp_path: Path) -> None:
     """As after a kill between the last checkpoint and the export."""
-    arguments = tmp_path / "run", [sar_shards], "--run.steps", "2", "--run.resume", "auto"
+    arguments = tmp_path / "run", [sar_shards], "--run.steps", "2", "--run.resume", "auto", *PICTURE
     first, done = pretrain(*arguments), pretrain(*arguments)
     assert first.returncode == done.returncode == 0, first.stdout + done.stdout
     assert "already has its 2 steps" in done.stdout
@@ -19,10 +19,10 @@ def test_a_run_that_has_all_its_steps_tells_its_last_report_once(sar_shards: Pat
 
 def test_a_picture_that_cannot_be_written_is_no_event(sar_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert pretrain(run, [sar_shards], "--run.steps", "1").returncode == 0
+    assert pretrain(run, [sar_shards], "--run.steps", "1", *PICTURE).returncode == 0
     first = next((run / "pictures").iterdir())
     first.with_name(first.name.replace("00000001", "00000002")).mkdir()  # in the way of the second
-    done = pretrain(run, [sar_shards], "--run.steps", "2", "--run.resume", "auto")
+    done = pretrain(run, [sar_shards], "--run.steps", "2", "--run.resume", "auto", *PICTURE)
     assert done.returncode == 0, done.stdout
     assert "cannot be written" in done.stdout
     records = read_metrics(run / "metrics.jsonl")

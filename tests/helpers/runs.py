@@ -17,12 +17,14 @@ from tests.helpers import warm
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 240
 
+PLAIN = ("--run.picture_every", "null", "--run.page", "false")  # what is drawn takes longer than the steps of a test
+PICTURE = ("--run.picture_every", "0")  # after the last step
+
 # Small enough for a few seconds per run: 32-pixel crops, a two-block encoder and a three-block decoder.
 SMALL = [
     *("--config", str(ROOT / "configs/pretrain/nano.yaml"), "--data.crop", "32", "--optim.batch", "8"),
     *("--model.encoder.embed_dim", "48", "--model.encoder.depth", "2", "--model.decoder.embed_dim", "48"),
-    *("--model.decoder.depth", "3", "--run.log_every", "1", "--run.save_every", "100", "--run.picture_every", "0"),
-    *("--run.page", "false"),
+    *("--model.decoder.depth", "3", "--run.log_every", "1", "--run.save_every", "100", *PLAIN),
 ]
 
 

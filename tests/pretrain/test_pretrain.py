@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import alliance
-from tests.helpers.runs import Ranks, arguments_of, metrics, pretrain, records
+from tests.helpers.runs import PICTURE, Ranks, arguments_of, metrics, pretrain, records
 
 STEPS = ("--run.steps", "4")
 
@@ -20,7 +20,7 @@ STEPS = ("--run.steps", "4")
 def alone(tmp_path_factory: pytest.TempPathFactory, optical_shards: Path, sar_shards: Path) -> Path:
     """A finished run of one process without launcher."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    result = pretrain(folder, [optical_shards, sar_shards], *STEPS)
+    result = pretrain(folder, [optical_shards, sar_shards], *STEPS, *PICTURE)
     assert result.returncode == 0, result.stdout
     assert str(folder / "encoder") in result.stdout.splitlines()[-1]
     return folder

@@ -14,12 +14,12 @@ from datasets.releases.command import main as prepare
 from datasets.releases.facts import DDHR_CLASSES, WHU_CLASSES
 from datasets.synthetic.pair_trees import WHU_SCENES, write_ddhr, write_plain, write_whu
 from finetune.mapping.command import main as predict
-from tests.helpers.runs import ROOT, Ranks
+from tests.helpers.runs import PLAIN, ROOT, Ranks
 
 PLACE = {"crs": "EPSG:32649", "transform": rasterio.Affine(5, 0, 500_000, 0, -5, 3_400_000)}
 SMALL = [
     *("--model.size", "atto", "--augment.crop", "32", "--run.steps", "2", "--evaluate_every", "2", "--data.workers", "0"),
-    *("--run.picture_every", "0", "--run.log_every", "1", "--optim.lr", "1e-3"),
+    *(*PLAIN, "--run.log_every", "1", "--optim.lr", "1e-3"),
 ]  # fmt: skip
 
 

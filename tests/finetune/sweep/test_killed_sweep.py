@@ -8,12 +8,12 @@ import pytest
 from datasets.synthetic.chips import write_chips
 from tests.helpers import warm
 from tests.helpers.processes import all_end, descendants
-from tests.helpers.runs import ROOT, TIMEOUT, environment
+from tests.helpers.runs import PLAIN, ROOT, TIMEOUT, environment
 
 PATIENCE = 15  # seconds; a machine with much to do wakes processes late
 SMALL = [
     *("--model.encoder.model", "alliance_nano_patch8", "--optim.batch", "4", "--data.workers", "1", "--data.size", "16"),
-    *("--run.log_every", "1", "--run.save_every", "1", "--run.picture_every", "0", "--resamples", "20", "--seeds", "0,1"),
+    *("--run.log_every", "1", "--run.save_every", "1", *PLAIN, "--resamples", "20", "--seeds", "0,1"),
     *("--evaluate_every", "100000", "--run.resume", "auto"),
 ]  # fmt: skip
 

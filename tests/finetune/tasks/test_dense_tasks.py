@@ -33,11 +33,11 @@ from finetune.tasks.segmentation import EncoderSegmentation, Segmentation
 from finetune.tasks.segmentation_config import SegmentConfig
 from tests.helpers.dates import write_dates
 from tests.helpers.rasters import write_tiff
-from tests.helpers.runs import ROOT, Ranks, metrics
+from tests.helpers.runs import PICTURE, PLAIN, ROOT, Ranks, metrics
 
 CONFIGS = ROOT / "configs" / "finetune"
 RUN = ["--run.steps", "4", "--run.save_every", "2", "--run.log_every", "1", "--run.keep", "9", "--data.workers", "1",
-       "--augment.crop", "32", "--optim.batch", "2"]  # fmt: skip
+       "--augment.crop", "32", "--optim.batch", "2", *PLAIN]  # fmt: skip
 TINY = "{widths: [8, 8, 8, 8], stem: 4}"
 WORLD = World(0, 1, torch.device("cpu"), Watch(0, 1), StopRequest())
 
@@ -65,7 +65,7 @@ def ran(script: str, options: Sequence[str]) -> str:
 def changes(tmp_path_factory: pytest.TempPathFactory, dates: Path) -> Path:
     """Runs of two seeds, one after the other, with each date left out at the end."""
     folder = tmp_path_factory.mktemp("runs") / "change"
-    ran("change.py", change_options(folder, dates, "--seeds", "0,1", "--jobs", "1", "--evaluate_without", "all"))
+    ran("change.py", change_options(folder, dates, "--seeds", "0,1", "--jobs", "1", "--evaluate_without", "all", *PICTURE))
     return folder
 
 
@@ -199,7 +199,7 @@ def years(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def domain_options(folder: Path, years: Path, *more: str) -> list[str]:
     return ["--config", str(CONFIGS / "crossdomain_yellow_river.yaml"), "--data.path", str(years), "--data.window", "32",
             "--data.stride", "32", "--model.pyramid", TINY, "--model.width", "8", "--run.dir", str(folder),
-            "--run.picture_every", "0", "--adapt.confidence", "0.1", "--adapt.momentum", "0.5", *RUN, *more]  # fmt: skip
+            "--adapt.confidence", "0.1", "--adapt.momentum", "0.5", *RUN, *more]  # fmt: skip
 
 
 def domains(years: Path, *more: str) -> CrossDomain:

@@ -21,7 +21,7 @@ from finetune.tasks.chips_config import ChipTaskConfig, MultilabelConfig, SceneC
 from finetune.tasks.chips_data import open_parts
 from finetune.tasks.multilabel import MultilabelSeeds
 from tests.helpers.rasters import counts, write_tiff
-from tests.helpers.runs import ROOT, Ranks, metrics, records
+from tests.helpers.runs import PICTURE, PLAIN, ROOT, Ranks, metrics, records
 
 CONFIGS = sorted((ROOT / "configs/finetune").glob("scene_*.yaml")) + sorted(
     (ROOT / "configs/finetune").glob("multilabel_*.yaml")
@@ -44,10 +44,9 @@ SMALL = [
         "2",
         "--run.keep",
         "9",
-        "--run.picture_every",
-        "0",
         "--resamples",
         "20",
+        *PLAIN,
     ),
 ]
 
@@ -78,7 +77,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 @pytest.fixture(scope="module")
 def multilabel(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     folder = tmp_path_factory.mktemp("run") / "multilabel"
-    own = ("--data.labels", "table", "--run.steps", "4", "--evaluate_every", "2", "--augment.mixup", "0.8")
+    own = ("--data.labels", "table", "--run.steps", "4", "--evaluate_every", "2", "--augment.mixup", "0.8", *PICTURE)
     ((code, output),) = run("multilabel", folder, images, *own)
     assert code == 0, output
     return folder

@@ -27,7 +27,7 @@ from finetune.pad.checkpoint import load_pad
 from finetune.tasks.evaluate import predict
 from finetune.tasks.segmentation import Segmentation
 from finetune.tasks.segmentation_config import SegmentConfig
-from tests.helpers.runs import ROOT, Ranks, metrics, records
+from tests.helpers.runs import PICTURE, PLAIN, ROOT, Ranks, metrics, records
 
 SMALL = [
     *(
@@ -47,10 +47,7 @@ SMALL = [
         "1",
         "--run.keep",
         "9",
-        "--run.picture_every",
-        "0",
-        "--run.page",
-        "false",
+        *PLAIN,
     ),
     *("--evaluate_every", "2", "--optim.lr", "1e-3", "--data.workers", "1"),
 ]
@@ -74,7 +71,7 @@ def segment(folder: Path, pairs: Path, *arguments: str, ranks: int = 1) -> list[
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiles: Path) -> Path:
     folder = tmp_path_factory.mktemp("run") / "pad"
-    ((code, output),) = segment(folder, tiles)
+    ((code, output),) = segment(folder, tiles, *PICTURE)
     assert code == 0, output
     return folder
 

@@ -30,7 +30,7 @@ from finetune.model_files import Inputs, image_input
 from finetune.tasks.chips_config import ChipDataConfig, MultilabelConfig
 from finetune.tasks.chips_data import open_parts
 from finetune.tasks.multilabel import Multilabel
-from tests.helpers.runs import ROOT, Ranks
+from tests.helpers.runs import PLAIN, ROOT, Ranks
 
 OPTICAL, RADAR = (
     ImageSource(sensor="sentinel2-l2a", statistics="dataset"),
@@ -132,7 +132,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, patches: Path) -> tuple[Path, 
                "--data.image", "{sensor: sentinel2-l2a, statistics: dataset}", "--data.beside", "{sensor: sentinel1-grd-db, statistics: dataset}",
                "--data.beside_path", str(patches / "S1"), "--data.size", "16", "--model.encoder.model", "alliance_nano_patch8",
                "--model.encoder.mode", "full", "--optim.batch", "4", "--data.workers", "1", "--run.steps", "4", "--evaluate_every", "2",
-               "--run.log_every", "1", "--run.picture_every", "0", "--resamples", "5", "--augment.mixup", "0.5"]  # fmt: skip
+               "--run.log_every", "1", *PLAIN, "--resamples", "5", "--augment.mixup", "0.5"]  # fmt: skip
     ((code, output),) = Ranks([str(ROOT / "finetune/multilabel.py"), *options], 1).wait()
     assert code == 0, output
     assert "without image: mAP micro" in output and "without beside: mAP micro" in output
