@@ -149,9 +149,9 @@ def _number_of(error: Exception, path: Path) -> int | None:
     if isinstance(error, OSError):
         own = error.filename is None or TEMPORARY.fullmatch(Path(os.fsdecode(error.filename)).name)
         return error.errno if own else None
-    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    told = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))  # safetensors, and its versions before 0.6
     if told:
-        return int(told[1])
+        return int(told[1] or told[2])
     if "unexpected pos" not in str(error):  # torch's writer, which does not say why
         return None
     return errno.ENOSPC if shutil.disk_usage(path.parent).free < LITTLE else errno.EIO

@@ -7,6 +7,7 @@ trained network, or a program.
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 
 from alliance.errors import InputError
 
+NESTS = re.compile(r"\b(?:tuple|list|dict|Sequence|Mapping|ndarray)\[")  # of a type's text, each a level
 KEY, KEYS, MEND = "range", "keys", "mend"  # of a field's metadata
 REQUIRED: Any = dataclasses.MISSING  # as a default: the field must be given
 MANY = 2**31 - 1  # of what can be counted
@@ -98,9 +100,10 @@ def _check(owner: Ranged, field: "dataclasses.Field[Any]", value: Any) -> None:
     hint, stated = str(field.type), field.metadata[KEY]
     if value is None and "None" in hint:
         return
-    whole = "int" in hint
+    whole = "int" in hint and "ndarray" not in hint  # whose text may name the type of its shape
+    depth = len(NESTS.findall(hint))
     others = tuple(kind for kind in (str, Path) if kind.__name__ in hint)
-    numbers = [(each, stated) for each in _numbers(value) if not isinstance(each, others)]
+    numbers = [(each, stated) for each in _numbers(value, depth) if not isinstance(each, others)]
     if KEYS in field.metadata and isinstance(value, Mapping):
         numbers += [(key, field.metadata[KEYS]) for key in value]
     for each, allowed in numbers:
@@ -112,13 +115,13 @@ def _check(owner: Ranged, field: "dataclasses.Field[Any]", value: Any) -> None:
             raise error
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    """The single values of what a field holds."""
-    if isinstance(value, Mapping | np.ndarray):
-        value = list(value.values()) if isinstance(value, Mapping) else value.ravel().tolist()
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _numbers(each)
+def _numbers(value: Any, depth: int) -> Iterator[Any]:
+    """The single values of what a field holds; what lies deeper than `depth` is one, and no number."""
+    if isinstance(value, np.ndarray):
+        yield from value.ravel().tolist()
+    elif depth and isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(each, depth - 1)
     else:
         yield value
 

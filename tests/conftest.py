@@ -1,5 +1,6 @@
 """What several tests share: real data where they are at hand, and small synthetic scenes."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,15 @@ def python_stays() -> Iterator[None]:
     before = _python()
     yield
     assert _python() == before
+
+
+@pytest.fixture(autouse=True)
+def log_stays() -> Iterator[None]:
+    """No command that a test calls takes the log away from those after it."""
+    logger = logging.getLogger("alliance")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate, logger.level = before
 
 
 @pytest.fixture(scope="session")

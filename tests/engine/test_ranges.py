@@ -60,7 +60,8 @@ MODULES = [importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("
 
 
 def is_number(hint: Any) -> bool:
-    text = str(hint)  # names that may also be numbers are no numbers
+    text = re.sub(r"tuple\[[^]]*\], (?=numpy\.dtype)", "", str(hint))  # of the shape of an array
+    # Names that may also be numbers are no numbers.
     return bool(re.search(r"\b(int|float)\b", text)) and "str" not in text and not text.startswith("typing.Literal")
 
 

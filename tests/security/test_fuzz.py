@@ -169,7 +169,7 @@ def test_sidecar(folder: Path, tmp_path_factory: pytest.TempPathFactory, data: s
         record = mutations(json.loads(str(arrays["record"]))).map(lambda each: np.array(json.dumps(each)))
         other = st.sampled_from([np.zeros(0), np.array(3), np.ones((2, 2)), np.array(["x", "y"]), np.array([b"x"] * 2)])
         change = data.draw(record.map(lambda each: {"record": each}) | other.map(lambda each: {name: each}))
-        np.savez(path, allow_pickle=False, **arrays | change)
+        np.savez(path, **arrays | change)
     check(lambda: Sidecar.load(path), OSError, ValueError)
 
 

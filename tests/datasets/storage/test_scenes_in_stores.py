@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -259,14 +260,16 @@ def test_no_format_gives_pixels_that_did_not_come(
         asked = len(server.asked)
     for good in range(asked):
         server.trouble = lambda number, name: ""
-        with (
-            pytest.raises(InputError, match="s3://imagery/some/zoo/.* is refused to us"),
-            mirrored(["s3://imagery/some/zoo"]) as mirror,
-        ):
-            server.asked.clear()
-            server.trouble = lambda number, name, good=good: "403" if number > good else ""
-            path = mirror.path("s3://imagery/some/zoo") / name
-            described(path, path.parent)
+        try:
+            with mirrored(["s3://imagery/some/zoo"]) as mirror:
+                server.asked.clear()
+                server.trouble = lambda number, name, good=good: "403" if number > good else ""
+                path = mirror.path("s3://imagery/some/zoo") / name
+                _, found, _ = described(path, path.parent)
+        except InputError as error:
+            assert re.search("s3://imagery/some/zoo/.* is refused to us", str(error))
+        else:  # a busy machine asks once more now and then; nothing was refused here
+            assert good and len(server.asked) <= good and np.array_equal(found, whole)
 
 
 def test_what_fails_for_a_while_is_asked_for_again(folder: Path, server: ObjectStore, tmp_path: Path) -> None:

@@ -65,7 +65,10 @@ def ran(script: str, options: Sequence[str]) -> str:
 def changes(tmp_path_factory: pytest.TempPathFactory, dates: Path) -> Path:
     """Runs of two seeds, one after the other, with each date left out at the end."""
     folder = tmp_path_factory.mktemp("runs") / "change"
-    ran("change.py", change_options(folder, dates, "--seeds", "0,1", "--jobs", "1", "--evaluate_without", "all", *PICTURE))
+    ran(
+        "change.py",
+        change_options(folder, dates, "--seeds", "0,1", "--jobs", "1", "--evaluate_without", "all", *PICTURE),
+    )
     return folder
 
 
