@@ -97,7 +97,7 @@ def compare(side: int) -> Iterator[str]:
                 with rasterio.open(Path(scratch, "out.tif")) as file:
                     found.append(file.read())
             known = np.isfinite(found[1])  # a patch of which the scene covers less than half has no features
-            assert np.array_equal(np.isfinite(found[0]), known), "windows have features where the scene at once has none"
+            assert np.array_equal(np.isfinite(found[0]), known), "windows lack features elsewhere"
             gap, spread = np.abs(found[0] - found[1])[known], found[1][known].std()
             yield (f"{side} x {side}, embeddings, {name}: largest difference {gap.max():.2g}, mean {gap.mean():.2g}; deviation of "
                    f"the features {spread:.2g}")  # fmt: skip

@@ -83,6 +83,7 @@ def test_ranks_and_zero_stages_do_not_change_the_losses(
 def test_accumulation_does_not_change_the_losses(alone: Path, tmp_path: Path, optical_shards: Path, sar_shards: Path):
     folder = tmp_path / "run"
     result = pretrain(folder, [optical_shards, sar_shards], *STEPS, "--engine.micro_batch", "2")
+    assert not (folder / "pictures").exists() and "pictures are in" not in result.stdout  # none were asked for
     assert result.returncode == 0, result.stdout
     assert metrics(folder)[0]["loss"] == pytest.approx(metrics(alone)[0]["loss"], abs=1e-5)
     assert [r["grad_norm"] for r in metrics(folder)] == pytest.approx(
