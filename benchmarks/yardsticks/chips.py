@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from datasets.chips.labels import find_chips
 from datasets.chips.reading import Chips, resized
 from datasets.chips.splits import choose_few, draw_splits, given_splits
 from datasets.imagery.images import ImageSource, SensorSource
-from engine.probing import Labelled, fit_linear
+from engine.probing import Kind, Labelled, fit_linear, linear, nearest
 
 BATCH = 32
 SPLIT_SEED = 0  # of what is scored, where nothing tells: the same for all draws of labels
@@ -37,6 +39,7 @@ class ChipTask:
     share: float = 1.0  # the same, of those to learn from
     several: bool = False
     readouts: tuple[ReadOut, ...] = ("groups",)  # the first makes the row of an encoder, others further rows
+    probes: tuple[Kind, ...] = ("linear",)  # of one label; each asks for itself
 
     def parts(self, folder: Path) -> dict[str, list[Chip]]:
         """Images to learn from and to score: as their source tells, else halves drawn once."""
@@ -47,7 +50,7 @@ class ChipTask:
     def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
     ) -> list[Answers]:
-        """Of this task, for each number of labels; see `benchmarks.yardsticks.imagery`."""
+        """Of this task, for each number of labels and kind of probe; see `benchmarks.yardsticks.imagery`."""
         sensor, parts = sensors[self.sensor], self.parts(folder)
         classes = tuple(sorted({label for chips in parts.values() for chip in chips for label in chip.labels}))
         source = SensorSource(known=sensor, sensor=self.data.image.sensor)
@@ -58,23 +61,27 @@ class ChipTask:
             made[part] = Described(features, opened.targets)
         number = {chip.name: at for at, chip in enumerate(parts["train"])}
         found = []
-        for count in self.per_class or (None,):
+        for count, kind in product(self.per_class or (None,), self.probes):
             draws = [choose_few(parts["train"], seed, per_class=count, share=self.share) for seed in seeds]
             chosen = [[number[chip.name] for chip in few] for few in draws]
-            rows = {row: self._row(made, row, chosen, seeds) for row in made["train"].features}
+            rows = {row: self._row(made, row, chosen, seeds, kind) for row in made["train"].features}
             size = (len(classes), f"{len(draws[-1])} images", f"{len(parts['test'])} images")
-            title = (
-                self.title if count == max(self.per_class, default=None) else f"{self.title}, {count} labels a class"
-            )
+            few = "" if count == max(self.per_class, default=None) else f", {count} labels a class"
+            how = ", nearest neighbours" if kind == "knn" else ""
             measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
-            found.append(Answers(title, measured, measure, *size, rows))
+            found.append(Answers(f"{self.title}{few}{how}", measured, measure, *size, rows))
         return found
 
     def _row(
-        self, made: Mapping[str, "Described"], row: str, chosen: Sequence[Sequence[int]], seeds: Sequence[int]
+        self,
+        made: Mapping[str, "Described"],
+        row: str,
+        chosen: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        kind: Kind,
     ) -> list[Tensor]:
         """Outcomes of one row, for each draw of the images that are learnt from."""
-        answer = several_labels if self.several else one_label
+        answer = several_labels if self.several else partial(one_label, kind=kind)
         train, test = made["train"], made["test"]
         return [
             answer(train.features[row][few], train.targets[few], test.features[row], test.targets, seed)
@@ -94,10 +101,11 @@ def image_of(sensor: str) -> ImageSource:
     return ImageSource(sensor=sensor, statistics="dataset")
 
 
-def one_label(train: Tensor, targets: Tensor, test: Tensor, truth: Tensor, seed: int) -> Tensor:
-    """Where a linear probe of features (n, f) with targets (n, k) is right on others: (m,)."""
-    learnt = fit_linear(Labelled(train, targets.argmax(1).numpy()), seed=seed)
-    return torch.from_numpy(learnt.classes(test) == truth.argmax(1).numpy()).double()
+def one_label(train: Tensor, targets: Tensor, test: Tensor, truth: Tensor, seed: int, kind: Kind = "linear") -> Tensor:
+    """Where a probe of features (n, f) with targets (n, k) is right on others: (m,)."""
+    learnt = Labelled(train, targets.argmax(1).numpy())
+    answers = nearest(learnt, test) if kind == "knn" else linear(learnt, test, seed=seed)
+    return torch.from_numpy(answers == truth.argmax(1).numpy()).double()
 
 
 def several_labels(train: Tensor, targets: Tensor, test: Tensor, truth: Tensor, seed: int) -> Tensor:

@@ -217,7 +217,7 @@ def open_pines(folder: Path, sensors: Mapping[str, Sensor]) -> Parts:
 
 
 EUROSAT = ChipTask(title="EuroSAT, RGB: scene", sensor="rgb-uint8", size=64, per_class=(10, 75),
-                   readouts=("groups", "cls"), data=ChipSet(path=".", image=image_of("rgb-uint8")))  # fmt: skip
+                   readouts=("groups", "cls"), probes=("linear", "knn"), data=ChipSet(path=".", image=image_of("rgb-uint8")))  # fmt: skip
 RESISC = replace(EUROSAT, title="RESISC, 12 classes: scene", size=128, per_class=(5, 20))
 BIGEARTHNET = ChipTask(title="BigEarthNet, Sentinel-2: several labels", sensor="sentinel2-l2a", size=120, several=True,
                        data=ChipSet(path=".", labels="bigearthnet", image=image_of("sentinel2-l2a")))  # fmt: skip

@@ -126,7 +126,8 @@ def test_labels_that_features_tell_are_told_and_one_that_never_varies_has_its_sh
     assert found.shape == (40, 2, 2) and (found[:, 1, 1] == 1).all()
     assert ((found[:, 1, 0] > 0.5) == (found[:, 0, 0] > 0)).float().mean() > 0.9
     one = torch.eye(2)[targets[:, 0].long()]
-    assert one_label(features[:40], one[:40], features[40:], one[40:], 0).mean() > 0.9
+    for kind in ("linear", "knn"):
+        assert one_label(features[:40], one[:40], features[40:], one[40:], 0, kind).mean() > 0.9
 
 
 def test_pixels_that_one_band_tells_are_told_and_the_table_says_so(tmp_path: Path) -> None:
