@@ -29,6 +29,9 @@ OWN = $(SHARDS)/$(shell basename "$$(realpath '$(DATA)')" | tr ' ' _)
 MADE = $(if $(MIXED),$(foreach item,$(DATA),$(SHARDS)/$(call SENSOR_OF,$(item))),$(OWN))
 SYNTHETIC = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar","weight":1}
 SOURCES = $(if $(DATA),$(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"})),$(SYNTHETIC))
+# Beside synthetic scenes: how well features tell the land cover of small images of other scenes.
+COVER = data/synthetic/cover
+PROBED = $(if $(DATA),,--probe.data $(COVER) --probe.sensor synthetic-optical --probe.every 300)
 COMMA := ,
 SPACE := $(subst ,, )
 
@@ -37,11 +40,11 @@ SPACE := $(subst ,, )
 .PHONY: help pretrain test test-lowest lint docs lock clean install shards unused-run
 
 # No process of theirs runs code that lies in the current folder.
-pretrain shards data/synthetic: export PYTHONSAFEPATH = 1
+pretrain shards data/synthetic $(COVER): export PYTHONSAFEPATH = 1
 
 pretrain: unused-run shards ## pretrain on synthetic scenes, on DATA=<folder>, or on DATA='SENSOR=<folder> ...'
 	PATH="$(CURDIR)/$(VENV):$$PATH" OMP_NUM_THREADS=1 deepspeed -q --num_gpus $(RANKS) launch/pretrain.py \
-		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(ARGS)
+		--config '$(CONFIG)' --run.dir '$(RUN)' --run.resume $(RESUME) --data.sources '[$(SOURCES)]' $(PROBED) $(ARGS)
 
 test: install ## run the tests, JOBS=2 files at once; LONG=1 also the long ones
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(JOBS) --dist loadfile $(if $(filter 1,$(LONG)),-m '') $(ARGS)
@@ -102,7 +105,7 @@ unused-run:
 	fi
 
 # Complete shards are found complete; interrupted ones are gone on with.
-shards: install $(if $(DATA),,data/synthetic)
+shards: install $(if $(DATA),,data/synthetic $(COVER))
 ifneq ($(MIXED),)
 	$(foreach item,$(DATA),$(VENV)/python launch/shards.py $(foreach folder,$(call FOLDERS_OF,$(item)),'$(folder)') \
 		--sensor $(call SENSOR_OF,$(item)) --out '$(SHARDS)/$(call SENSOR_OF,$(item))' \
@@ -117,4 +120,9 @@ endif
 data/synthetic: | .venv/.installed
 	rm -rf -- '$@.part'
 	$(VENV)/python launch/synthetic.py scenes $@.part --cube 0
+	mv $@.part $@
+
+$(COVER): | data/synthetic
+	rm -rf -- '$@.part'
+	$(VENV)/python launch/synthetic.py cover $@.part --seed 1
 	mv $@.part $@

@@ -19,7 +19,7 @@ from datasets.chips.labels import find_chips
 from datasets.chips.reading import Chips, Fit, fitted, fitting_size
 from datasets.chips.splits import choose_few, draw_splits, given_splits
 from datasets.imagery.images import SensorSource
-from engine.probing import Labelled, Labels
+from engine.probing import Labelled, Labels, raw_statistics
 
 LOOKED_AT = 64  # images whose numbers are compared with the sensor's
 
@@ -29,6 +29,10 @@ class ProbePart(NamedTuple):
 
     images: Tensor  # (n, c, h, w) float32, standardised, 0 where missing
     labels: Labels  # (n,)
+
+    def statistics(self) -> Labelled:
+        """Mean and deviation of every band in place of features: (n, 2 * c)."""
+        return Labelled(raw_statistics(self.images), self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)

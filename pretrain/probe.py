@@ -13,7 +13,7 @@ from alliance.readout import ReadOut
 from alliance.sensors import Sensor
 from datasets.chips.reading import Fit
 from engine.probe_images import ProbeSet, open_probe_set
-from engine.probing import Kind, evaluating, probe
+from engine.probing import Kind, Labelled, evaluating, probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,9 @@ class ProbeConfig(Ranged):
     sensor: str = ""
     """Sensor of the images, one of the run's; empty: its only one."""
     every: int = ranged(1000, 1, MANY)
-    """Steps between two probes; there is one after the last step too."""
+    """Steps between two probes; there is one after the first step too, where the encoder is as good as untrained, and one
+    after the last.
+    """
     kind: Kind = "knn"
     """By the 20 nearest images, or a linear classifier, which takes longer."""
     readout: ReadOut = "mean_std"
@@ -58,19 +60,25 @@ class Probe:
         self.images: ProbeSet = open_probe_set(
             Path(config.data), sensors[name], patch, most=config.images, fit=config.fit
         )
+        self.raw = self._percent(*(part.statistics() for part in (self.images.train, self.images.test)))["accuracy"]
 
     def due(self, done: int, *, last: bool) -> bool:
         """Whether to probe after so many steps."""
-        return last or done % self.config.every == 0
+        return last or done == 1 or done % self.config.every == 0
 
     def run(self, encoder: AllianceEncoder, *, is_main: bool) -> dict[str, Any]:
-        """Probe the encoder as it is now, on all ranks; what the main one logs, accuracies in percent."""
+        """Probe the encoder as it is now, on all ranks; what the main one logs, accuracies in percent, `raw_statistics` that of the
+        images' mean and deviation in place of features.
+        """
         began = time.perf_counter()
         with evaluating(encoder):
             train, test = self.images.features(encoder, self.config.readout, self.config.batch)
         if not is_main:
             return {}
-        found = probe(self.config.kind, train, test)
-        figures = {name: round(100 * value, 2) for name, value in found._asdict().items()}
         told = {"data": self.images.name, "kind": self.config.kind, "readout": self.config.readout}
-        return {**told, **figures, "seconds": round(time.perf_counter() - began, 2)}
+        found = {**told, **self._percent(train, test), "raw_statistics": self.raw}
+        return {**found, "seconds": round(time.perf_counter() - began, 2)}
+
+    def _percent(self, train: Labelled, test: Labelled) -> dict[str, float]:
+        found = probe(self.config.kind, train, test)
+        return {name: round(100 * value, 2) for name, value in found._asdict().items()}

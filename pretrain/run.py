@@ -139,8 +139,8 @@ class Pretraining(Job[PretrainConfig]):
             found = self.probe.run(run.engine.module.encoder, is_main=self.world.is_main)
             run.write(event="probe", step=done - 1, **found)
             if found:
-                logger.info("probe of %s, %s on %s: %.1f (%.1f to %.1f)", found["data"], found["kind"], found["readout"],
-                            found["accuracy"], found["low"], found["high"])  # fmt: skip
+                logger.info("probe of %s, %s on %s: %.1f (%.1f to %.1f); raw statistics %.1f", found["data"], found["kind"],
+                            found["readout"], found["accuracy"], found["low"], found["high"], found["raw_statistics"])  # fmt: skip
 
     def _draw(self, run: Running, done: int) -> None:
         """Reconstruct the fixed samples of every sensor on all ranks; the main one draws them."""

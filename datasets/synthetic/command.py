@@ -15,6 +15,7 @@ from datasets.commands import run_body
 from datasets.options import SEED, Number, Parser, number_of, whole
 from datasets.synthetic.bigearthnet import write_bigearthnet
 from datasets.synthetic.chips import write_chips
+from datasets.synthetic.cover_chips import write_cover_chips
 from datasets.synthetic.domains import write_yellow_river
 from datasets.synthetic.labelled_scenes import SETS, SyntheticOptions, write_labelled
 from datasets.synthetic.landscapes import LOOKS, write_scenes
@@ -50,6 +51,16 @@ KINDS = {
             "chips": (120, whole(2, 10**6), "how many"),
             "size": (64, whole(16, SIDE), "side, pixels"),
             "classes": (5, whole(2, 6), "2 to 6"),
+        },
+    ),
+    "cover": Kind(
+        "small optical images of such scenes in folders of land cover, train and test, for probes",
+        write_cover_chips,
+        {
+            "scenes": (6, whole(2, 10**6), "how many, half of them for test"),
+            "size": (384, whole(32, SIDE), "pixels along each side of a scene"),
+            "chip": (24, whole(8, SIDE), "side of an image, pixels"),
+            "per-class": (40, whole(1, 10**6), "images of a class from a scene, at most"),
         },
     ),
     "bigearthnet": Kind(

@@ -250,11 +250,11 @@ def write_scenes(folder: Path, *, scenes: int, size: int, seed: int, cube: int =
         tags = {"SEED": seed, "SCENE": index, "LOOKS": looks}
         for kind, raster in _rasters(scene).items():
             if raster.pixels.size:
-                _write(folder / kind / f"scene_{index:03d}.tif", raster, _origin(index, size), tags)
+                write_raster(folder / kind / f"scene_{index:03d}.tif", raster, scene_origin(index, size), tags)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Raster:
+class Raster:
     """What one file holds: stored numbers (c, h, w) and what they mean; value = stored * scale."""
 
     pixels: NDArray
@@ -265,26 +265,29 @@ class _Raster:
     wavelengths: Sequence[float] = ()
 
 
-def _rasters(scene: Scene) -> dict[str, _Raster]:
+def optical_raster(reflectance: Array) -> Raster:
+    """The file of an optical image (10, h, w)."""
+    pixels = np.rint(reflectance * 1e4).astype(np.uint16)
+    return Raster(pixels=pixels, bands=list(OPTICAL_BANDS), wavelengths=list(OPTICAL_BANDS.values()))
+
+
+def _rasters(scene: Scene) -> dict[str, Raster]:
     """The files of a scene by kind, which is also their folder."""
-    optical, cube = (np.rint(image * 1e4) for image in (scene.optical, scene.hyperspectral))
     return {
-        "optical": _Raster(
-            pixels=optical.astype(np.uint16), bands=list(OPTICAL_BANDS), wavelengths=list(OPTICAL_BANDS.values())
-        ),
-        "sar": _Raster(pixels=scene.sar, bands=SAR_BANDS, unit="dB", scale=1.0, nodata=np.nan),
-        "hyperspectral": _Raster(
-            pixels=cube.astype(np.int16),
+        "optical": optical_raster(scene.optical),
+        "sar": Raster(pixels=scene.sar, bands=SAR_BANDS, unit="dB", scale=1.0, nodata=np.nan),
+        "hyperspectral": Raster(
+            pixels=np.rint(scene.hyperspectral * 1e4).astype(np.int16),
             bands=[f"{nm} nm" for nm in WAVELENGTHS],
             nodata=-9999,
             wavelengths=WAVELENGTHS,
         ),
-        "elevation": _Raster(pixels=scene.elevation[None], bands=["elevation"], unit="m", scale=1.0, nodata=-9999),
-        "labels": _Raster(pixels=scene.labels[None], bands=["land cover"], unit="class", scale=1.0, nodata=255),
+        "elevation": Raster(pixels=scene.elevation[None], bands=["elevation"], unit="m", scale=1.0, nodata=-9999),
+        "labels": Raster(pixels=scene.labels[None], bands=["land cover"], unit="class", scale=1.0, nodata=255),
     }
 
 
-def _write(path: Path, raster: _Raster, origin: tuple[float, float], tags: Mapping[str, object]) -> None:
+def write_raster(path: Path, raster: Raster, origin: tuple[float, float], tags: Mapping[str, object]) -> None:
     """One georeferenced, tiled GeoTIFF that says what it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = raster.pixels.shape
@@ -306,7 +309,7 @@ def _write(path: Path, raster: _Raster, origin: tuple[float, float], tags: Mappi
             file.write_colormap(1, dict(enumerate(CLASSES.values())))
 
 
-def _origin(index: int, size: int) -> tuple[float, float]:
+def scene_origin(index: int, size: int) -> tuple[float, float]:
     """Easting and northing (m) of a scene's upper left corner; scenes lie apart, five in a row."""
     row, column = divmod(index, 5)
     return 200_000.0 + 120_000.0 * column, 5_000_000.0 - 2 * PIXEL_M * size * row

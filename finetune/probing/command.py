@@ -24,7 +24,7 @@ from datasets.commands import run_body
 from datasets.labelled.parse import find_set
 from datasets.options import SEED, Number, Parser, whole
 from engine.probe_images import ProbeSet, open_probe_set
-from engine.probing import Found, Kind, Labelled, probe, raw_statistics
+from engine.probing import Found, Kind, probe
 from finetune.probing.dense import encoder_patches, open_mask_set, probe_masks, raw_patches
 from finetune.scores import write_scores
 
@@ -94,7 +94,7 @@ def untrained(encoder: AllianceEncoder, seed: int) -> AllianceEncoder:
 
 
 def _image_rows(images: ProbeSet, encoders: dict[str, AllianceEncoder], options: argparse.Namespace) -> Iterator[Row]:
-    raw = tuple(Labelled(raw_statistics(part.images), part.labels) for part in (images.train, images.test))
+    raw = tuple(part.statistics() for part in (images.train, images.test))
     beside = {kind: probe(kind, *raw, seed=options.seed) for kind in options.kind}
     for readout in options.readout:
         features = {key: images.features(each, readout, options.batch) for key, each in encoders.items()}

@@ -12,7 +12,7 @@ from engine.probing import probe
 from tests.helpers.rasters import write_tiff
 from tests.helpers.runs import Ranks, arguments_of, metrics, pretrain, records
 
-STEPS = ("--run.steps", "2")
+STEPS = ("--run.steps", "4")
 LOGGED = ("loss", "loss_low", "loss_mid", "loss_high", "grad_norm", "lr", "sample_digest")
 
 
@@ -31,7 +31,7 @@ def chips(tmp_path_factory: pytest.TempPathFactory, synthetic_scenes: Path) -> P
 
 
 def probed(chips: Path, *more: str) -> list[str]:
-    return ["--probe.data", str(chips), "--probe.every", "1", "--probe.batch", "7", *more]
+    return ["--probe.data", str(chips), "--probe.every", "3", "--probe.batch", "7", *more]
 
 
 def logged(folder: Path) -> list[list[object]]:
@@ -48,11 +48,14 @@ def test_a_run_with_a_probe_has_the_losses_of_one_without(tmp_path: Path, optica
     ours, theirs = (alliance.load_encoder(folder).state_dict() for folder in (without, beside))
     assert all(np.array_equal(ours[name].numpy(), theirs[name].numpy()) for name in ours)
     found = [record for record in records(beside) if record.get("event") == "probe" and "data" in record]
-    assert [record["step"] for record in found] == [0, 1]
+    assert [record["step"] for record in found] == [0, 2, 3]  # the first, every third, the last
     encoder = alliance.load_encoder(beside)
     images = open_probe_set(chips, encoder.sensors["synthetic-optical"], encoder.patch_size)
     expected = probe("linear", *images.features(encoder, "mean_std", 5))
     assert found[-1]["accuracy"] == pytest.approx(100 * expected.accuracy, abs=0.01)
+    raw = probe("linear", *(part.statistics() for part in (images.train, images.test)))
+    assert [record["raw_statistics"] for record in found] == [pytest.approx(100 * raw.accuracy, abs=0.01)] * 3
+    assert f"; raw statistics {100 * raw.accuracy:.1f}" in ended.stdout
     assert found[-1]["low"] <= found[-1]["accuracy"] <= found[-1]["high"]
 
 
@@ -64,7 +67,7 @@ def test_ranks_that_share_their_weights_probe_the_same(tmp_path: Path, optical_s
         assert [code for code, _ in ended] == [0, 0], ended[0][1]
     assert logged(tmp_path / "without") == logged(tmp_path / "beside")
     found = [record for record in records(tmp_path / "beside") if "accuracy" in record]
-    assert [record["step"] for record in found] == [0, 1]
+    assert [record["step"] for record in found] == [0, 2, 3]  # the first, every third, the last
 
 
 @pytest.mark.parametrize(
