@@ -31,7 +31,7 @@ SYNTHETIC = {"shards":"$(SHARDS)/optical","weight":2},{"shards":"$(SHARDS)/sar",
 SOURCES = $(if $(DATA),$(subst $(SPACE),$(COMMA),$(foreach folder,$(MADE),{"shards":"$(folder)"})),$(SYNTHETIC))
 # Beside synthetic scenes: how well features tell the land cover of small images of other scenes.
 COVER = data/synthetic/cover
-PROBED = $(if $(DATA),,--probe.data $(COVER) --probe.sensor synthetic-optical --probe.every 300)
+PROBED = $(if $(DATA),,--probe.data $(COVER) --probe.sensor synthetic-optical --probe.readout groups --probe.every 300)
 COMMA := ,
 SPACE := $(subst ,, )
 

@@ -101,6 +101,14 @@ class Plan(NamedTuple):
         return pretrain_steps(self.images, steps, self.place, self.run(variant, steps, seed), given, self.config)
 
 
+def plan_of(imagery: Imagery, data: Path, keep: Path, config: Path = CONFIG, more: Sequence[str] = ()) -> Plan:
+    """For a set that lies in `data`, with its runs in `keep`."""
+    folder, place = data / imagery.name, (keep / imagery.name).resolve()
+    files = imagery.unlabelled(folder, place / "cut")
+    images = Images(files, {name: imagery.sensor(name) for name in files}, imagery.tile, imagery.patch)
+    return Plan(imagery.name, images, folder, place, config, more)
+
+
 def step_costs(plan: Plan, names: Sequence[str]) -> dict[str, float]:
     """What a step of each variant takes in units of the baseline's, on the set's first sensor: medians of steps in turns."""
     sensor = next(iter(plan.images.sensors.values()))
@@ -203,12 +211,9 @@ def main() -> None:
     torch.set_num_threads(1)
     results = read_results(options.out)
     for imagery in SETS:
-        folder, place = options.data / imagery.name, (options.keep / imagery.name).resolve()
-        if imagery.name not in options.sets or not folder.is_dir():
+        if imagery.name not in options.sets or not (options.data / imagery.name).is_dir():
             continue
-        files = imagery.unlabelled(folder, place / "cut")
-        images = Images(files, {name: imagery.sensor(name) for name in files}, imagery.tile, imagery.patch)
-        plan = Plan(imagery.name, images, folder, place, options.config, options.settings)
+        plan = plan_of(imagery, options.data, options.keep, options.config, options.settings)
         key = f"{imagery.name}, {options.config.stem}, equal {options.equal}"
         results[key] = run(plan, options, results.get(key, {}))
         write_results(options.out, results)
