@@ -156,3 +156,8 @@ class RunFolder:
 def write_whole(path: Path, text: str) -> None:
     """Write a small text file so that it is there whole or not at all."""
     replace_file(path, text.encode())
+
+
+def due(done: int, every: int | None, *, last: bool = False) -> bool:
+    """Whether it is time, after `done` steps, for what comes every so many and after the last one; 0: then alone; None: never."""
+    return every is not None and (last or (every > 0 and done % every == 0))

@@ -19,6 +19,7 @@ from engine.job import Config, Job, Running
 from engine.log import logger, report_disk_errors
 from engine.loop import digest
 from engine.ranks import World, from_main, together
+from engine.runs import due
 from engine.training import count_parameters
 from finetune.scores import shown, write_scores
 
@@ -101,20 +102,20 @@ class Task(Job[Config]):
 
     def begin(self, run: Running) -> None:
         done = self.loader.step
-        if done and _due(done, self.evaluate_every) and self.evaluated != done:
+        if done and due(done, self.evaluate_every) and self.evaluated != done:
             self._evaluate(run, done)
 
     def reports(self, done: int) -> bool:
-        return _due(done, self.evaluate_every) or _due(done, self.picture_every)
+        return due(done, self.evaluate_every) or due(done, self.picture_every)
 
     def report(self, run: Running, done: int, *, last: bool) -> None:
-        if last or _due(done, self.evaluate_every):
+        if due(done, self.evaluate_every, last=last):
             self._evaluate(run, done)
         if last and len(self.parts) > 1 and self.best is not None:
             network = together(lambda: self.load(run.folder.path / MODEL))
             record = self._record(run, network, self.parts[1], done)
             self._write(run, {**record, "step": self.best["step"], "chosen on": self.best})
-        if self.picture_every is not None and (last or _due(done, self.picture_every)):
+        if due(done, self.picture_every, last=last):
             self._draw(run, done)
 
     def conclude(self, run: Running) -> None:
@@ -170,7 +171,3 @@ class Task(Job[Config]):
 def parameters_of(model: nn.Module) -> int:
     """How many values a network has, also where ranks share them."""
     return sum(map(count_parameters, model.parameters()))
-
-
-def _due(done: int, every: int | None) -> bool:
-    return bool(every) and done % (every or 1) == 0

@@ -14,6 +14,7 @@ from alliance.sensors import Sensor
 from datasets.chips.reading import Fit
 from engine.probe_images import ProbeSet, open_probe_set
 from engine.probing import Kind, Labelled, evaluating, probe
+from engine.runs import due
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Probe:
 
     def due(self, done: int, *, last: bool) -> bool:
         """Whether to probe after so many steps."""
-        return last or done == 1 or done % self.config.every == 0
+        return done == 1 or due(done, self.config.every, last=last)
 
     def run(self, encoder: AllianceEncoder, *, is_main: bool) -> dict[str, Any]:
         """Probe the encoder as it is now, on all ranks; what the main one logs, accuracies in percent, `raw_statistics` that of the

@@ -24,6 +24,7 @@ from engine.job import Job, Running
 from engine.log import logger, read_metrics, report_disk_errors
 from engine.loop import digest
 from engine.ranks import World
+from engine.runs import due
 from engine.settings import to_record
 from engine.summary import summarise
 from engine.training import count_parameters, run_job
@@ -132,8 +133,7 @@ class Pretraining(Job[PretrainConfig]):
     @torch.no_grad()
     def report(self, run: Running, done: int, *, last: bool) -> None:
         """Draw and probe what is due, on all ranks; the main one writes."""
-        every = self.config.run.picture_every
-        if every is not None and (last or (every and done % every == 0)):
+        if due(done, self.config.run.picture_every, last=last):
             self._draw(run, done)
         if self.probe is not None and self.probe.due(done, last=last):
             found = self.probe.run(run.engine.module.encoder, is_main=self.world.is_main)
