@@ -49,7 +49,7 @@ def tuned(task: ChipTask, folder: Path, encoder: Path, run: Path, labels: int, s
     """Where the network that was trained on a few images is right, 1 or 0 for every scored image, in the order of their names."""
     settings = {
         "run.dir": run, "run.seed": seed, "run.steps": steps, "run.save_every": steps, "run.log_every": steps,
-        "run.picture_every": "null", "run.page": "false", "evaluate_every": 0, "checkpoint": encoder,
+        "run.picture_every": "null", "run.page": "false", "evaluate_every": steps, "checkpoint": encoder,
         "data.path": folder.resolve(), "data.image.sensor": task.sensor, "data.image.statistics": "dataset",
         "data.split": "[0.5,0.0,0.5]", "data.split_seed": SPLIT_SEED, "data.per_class": labels, "data.size": task.size,
         "data.workers": 0, "model.readout": "groups", "model.encoder.mode": "full", "model.encoder.layer_decay": 0.75,
