@@ -201,7 +201,7 @@ def run(plan: Plan, options: argparse.Namespace, earlier: Mapping[str, Any]) -> 
         "costs": costs,
         "seeds": options.seeds,
         "settings": [plan.config.name, *plan.more],
-        "tasks": [each.record((PLAIN, UNTRAINED, RAW)) for each in found],
+        "tasks": [each.record((PLAIN, UNTRAINED, RAW, FULL)) for each in found],
     }
 
 

@@ -98,7 +98,9 @@ def moved_settings(moved: Mapping[str, str]) -> Iterator[None]:
     except UnknownSetting as error:
         for old, new in moved.items():
             if error.name == old or error.name.startswith(f"{old}."):
-                raise InputError(f"unknown setting {error.name!r}; here {new} does it") from error
+                raise InputError(
+                    f"unknown setting {error.name!r}; here {new} does it (--{new} on the command line)"
+                ) from error
         raise
 
 

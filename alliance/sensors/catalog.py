@@ -49,7 +49,7 @@ def find_sensor(name: str) -> Sensor:
     if path.parent != FOLDER:
         raise InputError(f"no sensor file {name}; give the name of a shipped one: {', '.join(sensor_names())}")
     close = difflib.get_close_matches(name, [*sensor_names(), *released_names()], n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
     raise InputError(f"unknown sensor {name!r}{hint} Known: {', '.join(sensor_names())}, or a YAML file")
 
 

@@ -4,6 +4,8 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -51,9 +53,26 @@ def find_samples(
         first = f"; the first, {skipped[0].file}: {skipped[0].reason}" if skipped else ""
         raise InputError(
             f"{described.name}, split {split}: no complete pair in {described.root} among {len(skipped)}{first}; "
-            f"check the folder of its files (data.path, or --root)"
+            f"{_elsewhere(described, split, labelled)}check the folder of its files (data.path, or --root)"
         )
     return found, skipped
+
+
+def _elsewhere(described: LabelledSet, split: str, labelled: bool) -> str:
+    """Which other splits have files there, in words with the mend; empty: none."""
+    counts = {}
+    for name in described.splits:
+        if name != split:
+            with suppress(InputError):
+                counts[name] = len(
+                    find_samples(replace(described, splits={name: described.splits[name]}), name, labelled=labelled)[0]
+                )
+    told = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    return (
+        f"there are files of {told}: give one of these splits in its place (data.train, data.evaluate); or "
+        if counts
+        else ""
+    )
 
 
 def find_scenes(described: LabelledSet) -> list[tuple[str, Layout]]:
@@ -90,7 +109,9 @@ def read_list(path: Path) -> list[str]:
     try:
         return [line.strip() for line in regular(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this list of pairs cannot be read; put it there, or correct `splits`") from error
+        raise InputError(
+            f"{path}: this list of pairs cannot be read; put it there, or give its absolute path in `splits`"
+        ) from error
 
 
 def list_files(root: Path, pattern: str) -> dict[str, Path]:

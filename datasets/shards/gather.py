@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -116,6 +116,7 @@ def gather(request: Request) -> Collection:
         refused = {entry.file for entry in doubtful}
         kept = [(scene, bands) for scene, bands in kept if not refused.intersection(scene.sources)]
         found.skipped.extend(doubtful)
+        found.notes.extend(_minority(request, len(kept), found.skipped, len(doubtful)))
     if not kept:
         raise InputError(_nothing(request, found.skipped))
     return Collection(
@@ -209,7 +210,8 @@ def _places(sensor: Sensor, scene: Scene, drop: str | None) -> tuple[int, ...]:
         except InputError as error:
             refused.append(error)
     surplus = scene.band_names is None and scene.shape[0] > len(sensor.bands)
-    mend = "; leave bands out with --drop, such as --drop 3-5,9" if surplus else ""
+    last = f"{len(sensor.bands) + 1}-{scene.shape[0]}" if scene.shape[0] > len(sensor.bands) + 1 else scene.shape[0]
+    mend = f"; leave bands out with --drop, such as --drop {last} for the last" if surplus else ""
     raise InputError(f"{refused[0]}{mend}")
 
 
@@ -237,6 +239,17 @@ def _settle(sensor: Sensor, kept: Chosen, found: _Found) -> tuple[Sensor, Chosen
             for scene, _ in scenes:
                 found.skip(scene, reason)
     return settled[most]
+
+
+def _minority(request: Request, kept: int, skipped: Sequence[Skipped], doubtful: int) -> Iterator[str]:
+    """A warning where what is used is less than what was left out: the sensor may be the wrong one for all."""
+    if kept and doubtful >= kept:
+        yield (
+            f"the numbers of {doubtful} files speak against {request.sensor}, and {kept} scenes of the same folders are taken: look "
+            f"whether they are of it"
+        )
+    elif request.sensor == AUTO and kept < len(skipped):
+        yield f"{len(skipped)} files are not of the sensor that {AUTO} found by the {kept} that are used; --sensor NAME says which is meant"
 
 
 def _notes(kept: Chosen) -> list[str]:

@@ -117,7 +117,7 @@ def _missing(seen: Look) -> str:
     if seen.pixels is None:
         return f"{said}, {masked}; the pixels cannot be read"
     share = float(seen.pixels.isnan().any(0).double().mean())
-    return f"{said}, {masked}; {share:.1%} of the pixels that were looked at lack a band"
+    return f"{said}, {masked}; {share:.1%} of the pixels in a few windows, not of the whole, lack a band"
 
 
 def _conversion(scene: Scene) -> str:

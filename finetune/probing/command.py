@@ -112,8 +112,12 @@ def _open(text: str, options: argparse.Namespace, encoder: AllianceEncoder) -> P
     except InputError as error:
         if f"sensor {sensor.name}" not in str(error):
             raise
-        mend = f"--data {name}@SENSOR={place}, or --bands with those of {sensor.name} that the images have"
-        raise InputError(f"{error}; as what other images are read: {mend}") from error
+        others = [each for each in encoder.sensors if each != sensor.name]
+        known = f" or of another sensor of the encoder ({', '.join(others)})" if others else ""
+        raise InputError(
+            f"{error}; --bands names those of {sensor.name} that the images have; images of another sensor{known} are read by "
+            f"--data {name}@SENSOR.yaml={place}, a copy of the shipped file with mean and std of each band"
+        ) from error
 
 
 def _given(flag: str, text: str, options: argparse.Namespace, encoder: AllianceEncoder) -> tuple[str, Sensor, str]:

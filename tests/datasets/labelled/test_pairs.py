@@ -158,6 +158,14 @@ def test_nothing_complete_is_refused(folder: Path):
         Tiles(described(folder), "all")
 
 
+def test_a_split_without_files_names_those_that_have_some(folder: Path):
+    splits = {"all": None, "some": "some.txt", "test": ["d", "e"]}
+    with pytest.raises(
+        InputError, match=r"split test: no complete pair .* there are files of all \(3\), some \(2\): give one of these"
+    ):
+        Tiles(described(folder, splits=splits), "test")
+
+
 def test_sizes_that_differ_are_refused(folder: Path):
     write_tiff(folder / "sar" / "a.tif", numbers(1, 6, 7))
     with pytest.raises(InputError, match="a: sizes in pixels differ: optical 6 x 8, sar 6 x 7, label 6 x 8"):

@@ -218,13 +218,25 @@ def test_the_advice_for_a_class_without_training_pixels_works_when_followed(scen
         ),
         (("--data.set", "augsberg"), "augsberg"),
         (("--data.path", "/nowhere"), "/nowhere"),
-        (("--network.width", "8"), "unknown setting 'network.width'; here model does it"),
-        (("--run.seed", "1"), "unknown setting 'run.seed'; here seeds does it"),
-        (("--run.steps", "1"), "unknown setting 'run.steps'; here epochs does it"),
-        (("--run.picture_every", "1"), "unknown setting 'run.picture_every'; here maps does it"),
-        (("--data.benchmark", "augsburg"), "unknown setting 'data.benchmark'; here data.set does it"),
-        (("--data.protocol.file", "x.npz"), "unknown setting 'data.protocol.file'; here data.split does it"),
-        (("--model.encoder.checkpoint", "x"), "unknown setting 'model.encoder.checkpoint'; here checkpoint does it"),
+        (("--network.width", "8"), "unknown setting 'network.width'; here model does it (--model on the command line)"),
+        (("--run.seed", "1"), "unknown setting 'run.seed'; here seeds does it (--seeds on the command line)"),
+        (("--run.steps", "1"), "unknown setting 'run.steps'; here epochs does it (--epochs on the command line)"),
+        (
+            ("--run.picture_every", "1"),
+            "unknown setting 'run.picture_every'; here maps does it (--maps on the command line)",
+        ),
+        (
+            ("--data.benchmark", "augsburg"),
+            "unknown setting 'data.benchmark'; here data.set does it (--data.set on the command line)",
+        ),
+        (
+            ("--data.protocol.file", "x.npz"),
+            "unknown setting 'data.protocol.file'; here data.split does it (--data.split on the command line)",
+        ),
+        (
+            ("--model.encoder.checkpoint", "x"),
+            "unknown setting 'model.encoder.checkpoint'; here checkpoint does it (--checkpoint on the command line)",
+        ),
         (("--checkpoint", "runs/mine"), "--checkpoint is of an Alliance encoder, the network has none"),
     ],
 )
