@@ -15,6 +15,9 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for name in dict.fromkeys(record["sensor"] for record in steps):
         own = [record for record in steps if record["sensor"] == name]
+        if len(own) == 1:
+            lines.append(f"{name}: logged at one step alone, which tells no change; a smaller run.log_every logs more")
+            continue
         part = max(len(own) // 5, 1)
         falls = []
         for stage in (stage for stage in STAGES if f"loss_{stage}" in own[0]):

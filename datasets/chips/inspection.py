@@ -32,6 +32,8 @@ def describe_chips(described: ChipSet) -> tuple[Scene, list[str]]:
     """
     found = find_chips(described, several=True)
     lines = [f"{described.path or described.set}: images with labels, told by {described.labels}"]
+    if described.labels == "folders":
+        lines.append("  if its folders are no classes, give one of them, or the whole with --sensor NAME")
     lines += [f"  {note}" for note in found.notes]
     lines += [f"  left out  {line}" for line in summarise(found.skipped)]
     splits = list(dict.fromkeys(chip.split or "" for chip in found.chips))

@@ -100,6 +100,9 @@ def test_the_summary_compares_the_ends_of_the_run():
     records = [{"sensor": "s", "loss_high": loss} for loss in losses] + [{"event": "probe", "sensor": "s"}]
     (line,) = summarise(records)
     assert line.startswith("s: high 1.000 -> 0.500 (-50%);")
+    assert summarise(records[:1]) == [
+        "s: logged at one step alone, which tells no change; a smaller run.log_every logs more"
+    ]
 
 
 def test_durations_read_well():

@@ -139,7 +139,10 @@ def test_label_maps_are_probed_patch_by_patch(tmp_path: Path, checkpoint: Path):
         (["--data", "x@sentinel2-l2a={chips}"], "sensor sentinel2-l2a has no mean and std"),
         (["--data", "x={chips}/dark"], "error: "),
         (["--data", "x={chips}", "--sensor", "rgb-uint8"], "rgb-uint8 has no mean and std"),
-        (["--data", "x={rgb}"], "; --bands names those of three that the images have; images of another sensor are read by --data x@SENSOR.yaml={rgb}"),
+        (
+            ["--data", "x={rgb}"],
+            "; --bands names those of three that the images have; images of another sensor are read by --data x@SENSOR.yaml={rgb}",
+        ),
         (["--masks", "x=nowhere"], "unknown data set 'nowhere'"),
     ],
 )
