@@ -86,7 +86,7 @@ INTERNAL = {  # made by programs of what they have read or checked; no user give
     "datasets.releases.facts.Release", "datasets.sampling.loader.Dealing", "datasets.sampling.splits.Draw",
     "datasets.shards.foreign.ScanJob", "datasets.shards.gather.Collection", "datasets.shards.index.Sidecar",
     "datasets.shards.index.Index", "datasets.shards.inspection.Look", "datasets.shards.parts.Whole", "datasets.shards.plan.Layer", "datasets.shards.plan.Piece",
-    "datasets.shards.repack.RepackJob", "datasets.storage.standins.StandIns", "datasets.storage.store.Traffic", "datasets.synthetic.landscapes._Raster", "engine.build.Batching", "engine.loop.Clock",
+    "datasets.shards.repack.RepackJob", "datasets.storage.standins.StandIns", "datasets.storage.store.Traffic", "datasets.synthetic.landscapes.Raster", "engine.build.Batching", "engine.loop.Clock",
     "engine.probe_images.ProbeSet", "finetune.export.graphs.Exportable",
 }  # fmt: skip
 
