@@ -19,9 +19,7 @@ from datasets.imagery.maps import BLOCK, Grid, Stored, cloud_optimised, tiff_pro
 from datasets.imagery.rasters import open_quietly
 
 Dtype = Literal["float16", "int8"]
-TILE = (
-    4 * 2**20
-)  # bytes of a tile of a file, as numbers of four bytes: GDAL holds some for every overview, so for tall scenes
+TILE = 4 * 2**20  # bytes of a tile, as numbers of four bytes; GDAL holds some of them for every overview
 SMALLEST = 16  # pixels of its side
 LARGEST = 127  # magnitude of what int8 holds
 MISSING = -128

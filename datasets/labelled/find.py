@@ -68,11 +68,7 @@ def _elsewhere(described: LabelledSet, split: str, labelled: bool) -> str:
                     find_samples(replace(described, splits={name: described.splits[name]}), name, labelled=labelled)[0]
                 )
     told = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    return (
-        f"there are files of {told}: give one of these splits in its place (data.train, data.evaluate); or "
-        if counts
-        else ""
-    )
+    return f"there are files of {told}: give one of these splits (data.train, data.evaluate); or " if told else ""
 
 
 def find_scenes(described: LabelledSet) -> list[tuple[str, Layout]]:

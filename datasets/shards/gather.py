@@ -19,6 +19,7 @@ from alliance.sensors.catalog import (
     to_nanometres,
 )
 from alliance.sensors.templates import Template, find_template
+from alliance.words import counted
 from datasets.imagery import cubes, rasters
 from datasets.imagery.cubes import CubeOptions, describe_cube
 from datasets.imagery.duplicates import find_repeats
@@ -113,10 +114,10 @@ def gather(request: Request) -> Collection:
         sensor = name_unit(sensor, kept)
     doubtful = sift(sensor, kept)
     if not request.force:
-        refused = {entry.file for entry in doubtful}
+        refused, before = {entry.file for entry in doubtful}, len(kept)
         kept = [(scene, bands) for scene, bands in kept if not refused.intersection(scene.sources)]
         found.skipped.extend(doubtful)
-        found.notes.extend(_minority(request, len(kept), found.skipped, len(doubtful)))
+        found.notes.extend(_minority(request, len(kept), before - len(kept), len(found.skipped)))
     if not kept:
         raise InputError(_nothing(request, found.skipped))
     return Collection(
@@ -241,15 +242,18 @@ def _settle(sensor: Sensor, kept: Chosen, found: _Found) -> tuple[Sensor, Chosen
     return settled[most]
 
 
-def _minority(request: Request, kept: int, skipped: Sequence[Skipped], doubtful: int) -> Iterator[str]:
-    """A warning where what is used is less than what was left out: the sensor may be the wrong one for all."""
+def _minority(request: Request, kept: int, doubtful: int, skipped: int) -> Iterator[str]:
+    """A warning where fewer scenes are used than are left out: the sensor may be the wrong one for all.
+
+    Args:
+        doubtful: scenes that are left out for their numbers.
+        skipped: files that are left out, for any reason.
+    """
+    used = counted(kept, "scene")
     if kept and doubtful >= kept:
-        yield (
-            f"the numbers of {doubtful} files speak against {request.sensor}, and {kept} scenes of the same folders are taken: look "
-            f"whether they are of it"
-        )
-    elif request.sensor == AUTO and kept < len(skipped):
-        yield f"{len(skipped)} files are not of the sensor that {AUTO} found by the {kept} that are used; --sensor NAME says which is meant"
+        yield f"{used} used, {doubtful} left out because their numbers are not what {request.sensor} measures: look at both"
+    elif request.sensor == AUTO and kept < skipped:
+        yield f"{used} used, {counted(skipped, 'file')} left out as not of the sensor that {AUTO} found; --sensor NAME says which is meant"
 
 
 def _notes(kept: Chosen) -> list[str]:

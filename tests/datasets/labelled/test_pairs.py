@@ -161,7 +161,8 @@ def test_nothing_complete_is_refused(folder: Path):
 def test_a_split_without_files_names_those_that_have_some(folder: Path):
     splits = {"all": None, "some": "some.txt", "test": ["d", "e"]}
     with pytest.raises(
-        InputError, match=r"split test: no complete pair .* there are files of all \(3\), some \(2\): give one of these"
+        InputError,
+        match=r"split test: no complete pair .* there are files of all \(3\), some \(2\): give one of these splits",
     ):
         Tiles(described(folder, splits=splits), "test")
 

@@ -136,7 +136,9 @@ def test_the_other_scenes_go_on_and_force_is_written_down(tmp_path: Path, capsys
     main([*command, str(tmp_path / "out")])
     index = Index.read(tmp_path / "out")
     assert (index.samples, index.forced, [entry.file for entry in index.skipped]) == (1, False, ["wrong.tif"])
-    assert "the numbers of 1 files speak against sentinel2-l1c, and 1 scenes" in capsys.readouterr().out
+    assert (
+        "1 scene used, 1 left out because their numbers are not what sentinel2-l1c measures" in capsys.readouterr().out
+    )
     main([*command, str(tmp_path / "forced"), "--force"])
     assert "forced: scenes whose numbers are not what their sensor says\n  wrong.tif: " in capsys.readouterr().out
     assert json.loads((tmp_path / "forced" / "index.json").read_text())["forced"] is True
@@ -149,7 +151,7 @@ def test_a_sensor_that_most_files_are_not_of_is_taken_with_a_note(tmp_path: Path
     for name in ("b", "c"):
         write_tiff(tmp_path / f"{name}.tif", levels(*[7000] * 6, dtype="uint16"), names=tuple("uvwxyz"))
     assert found(tmp_path).sensor.name == "rgb-uint8"
-    assert "2 files are not of the sensor that auto found by the 1 that are used" in found(tmp_path).notes[0]
+    assert "1 scene used, 2 files left out as not of the sensor that auto found" in found(tmp_path).notes[0]
 
 
 def test_tars_of_others_are_held_to_their_sensor(tmp_path: Path) -> None:
