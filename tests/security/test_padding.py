@@ -12,7 +12,7 @@ from datasets.imagery.maps import Grid
 from datasets.imagery.rasters import open_quietly
 
 SECRET = 1234.0  # half precision holds it
-BANDS, HEIGHT, WIDTH, BLOCK = 48, 37, 45, 256
+BANDS, HEIGHT, WIDTH, BLOCK = 48, 37, 45, 128
 
 
 def spill() -> None:

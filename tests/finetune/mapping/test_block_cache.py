@@ -51,5 +51,5 @@ def test_gdal_is_told_while_a_scene_is_mapped(tmp_path: Path) -> None:
 
 
 def test_a_row_of_tiles_of_features_is_counted_as_it_is_written() -> None:
-    """96 features: tiles of 128, as 256 x 256 x 96 numbers of 4 bytes are more than 16 MiB."""
-    assert row_of_blocks(Grid(10, 1250), 96) == 128 * 1250 * 96 * 4
+    """96 features: tiles of 64, as 128 x 128 x 96 numbers of 4 bytes are more than 4 MiB."""
+    assert row_of_blocks(Grid(10, 1250), 96) == 64 * 1250 * 96 * 4
