@@ -104,7 +104,11 @@ def main() -> None:
     evidence = json.loads(options.evidence.read_text())
     for imagery in SETS:
         if imagery.name in options.sets:
-            known = evidence[f"{imagery.name}, {CONFIG.stem}, equal time"]["steps"]
+            known = evidence.get(f"{imagery.name}, {CONFIG.stem}, equal time", {}).get("steps", {})
+            if lacking := [name for name in options.variants if name not in known]:
+                raise SystemExit(
+                    f"{options.evidence} has no {lacking[0]} of {imagery.name} at equal time; run benchmarks/evidence.py with it"
+                )
             steps = {name: known[name] for name in options.variants}
             told = {"labels": options.labels, "steps": options.steps, "seeds": options.seeds, "pretraining": steps}
             key = f"{imagery.name}, {options.labels}"

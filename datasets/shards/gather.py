@@ -105,6 +105,7 @@ def gather(request: Request) -> Collection:
     if request.sensor == AUTO:
         request, named = _guess(request, found)
     sensor, kept = _of_sensor(named, request, found) if named else _as_generated(request, found)
+    others = sum(len(scene.sources) for scene in found.scenes) - sum(len(scene.sources) for scene, _ in kept)
     repeated = find_repeats([scene for scene, _ in kept])
     for index in repeated:
         found.skip(kept[index][0], repeated[index].reason)
@@ -117,7 +118,7 @@ def gather(request: Request) -> Collection:
         refused, before = {entry.file for entry in doubtful}, len(kept)
         kept = [(scene, bands) for scene, bands in kept if not refused.intersection(scene.sources)]
         found.skipped.extend(doubtful)
-        found.notes.extend(_minority(request, len(kept), before - len(kept), len(found.skipped)))
+        found.notes.extend(_minority(request, sensor, len(kept), before - len(kept), others))
     if not kept:
         raise InputError(_nothing(request, found.skipped))
     return Collection(
@@ -242,18 +243,18 @@ def _settle(sensor: Sensor, kept: Chosen, found: _Found) -> tuple[Sensor, Chosen
     return settled[most]
 
 
-def _minority(request: Request, kept: int, doubtful: int, skipped: int) -> Iterator[str]:
+def _minority(request: Request, sensor: Sensor, kept: int, doubtful: int, others: int) -> Iterator[str]:
     """A warning where fewer scenes are used than are left out: the sensor may be the wrong one for all.
 
     Args:
         doubtful: scenes that are left out for their numbers.
-        skipped: files that are left out, for any reason.
+        others: files that are not of the sensor by their headers.
     """
     used = counted(kept, "scene")
     if kept and doubtful >= kept:
-        yield f"{used} used, {doubtful} left out because their numbers are not what {request.sensor} measures: look at both"
-    elif request.sensor == AUTO and kept < skipped:
-        yield f"{used} used, {counted(skipped, 'file')} left out as not of the sensor that {AUTO} found; --sensor NAME says which is meant"
+        yield f"{used} used, {doubtful} left out because their numbers are not what {sensor.name} measures: look at both"
+    elif request.sensor == AUTO and kept < others:
+        yield f"{used} used, {counted(others, 'file')} left out as not of the sensor that {AUTO} found; --sensor NAME says which is meant"
 
 
 def _notes(kept: Chosen) -> list[str]:

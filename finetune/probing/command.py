@@ -113,10 +113,10 @@ def _open(text: str, options: argparse.Namespace, encoder: AllianceEncoder) -> P
         if f"sensor {sensor.name}" not in str(error):
             raise
         others = [each for each in encoder.sensors if each != sensor.name]
-        known = f" or of another sensor of the encoder ({', '.join(others)})" if others else ""
+        known = f", or by @{' or @'.join(others)}, which the encoder knows" if others else ""
         raise InputError(
-            f"{error}; --bands names those of {sensor.name} that the images have; images of another sensor{known} are read by "
-            f"--data {name}@SENSOR.yaml={place}, a copy of the shipped file with mean and std of each band"
+            f"{error}; --bands names those of {sensor.name} that the images have; images of another sensor are read by "
+            f"--data {name}@SENSOR.yaml={place}, a copy of the shipped file with mean and std of each band{known}"
         ) from error
 
 
