@@ -26,7 +26,7 @@ from alliance.kept import exporting
 from alliance.positions import Frequencies, Order, Resampling, SpatialCode
 from alliance.ranges import LARGE, Ranged, ranged
 from alliance.sensors import Sensor
-from alliance.sensors.plausible import drift, faults, look, statistics_fit
+from alliance.sensors.plausible import GLANCE, drift, faults, look, statistics_fit
 from alliance.tokens import Groups, patchify, take, token_grid_shape
 
 
@@ -346,7 +346,7 @@ def shift_patches(image: Tensor, offset: int) -> Tensor:
 
 def refuse_wrong_units(image: Tensor, sensor: Sensor) -> None:
     """Raise when an image (b, c, h, w) cannot be in the sensor's unit: not scaled, scaled twice, linear power for dB."""
-    seen = look(sensor, image)
+    seen = look(sensor, image, GLANCE)
     found = faults(sensor, seen) if sensor.compiled(_statistics_fit, torch.device("cpu")) else []
     found = found or drift(sensor, seen)
     if found:

@@ -238,6 +238,7 @@ def print_inference(options: argparse.Namespace) -> None:
     encoder = (
         Alliance(model_config(f"alliance_{options.size}_patch{PATCH}"), [sensor]).encoder.to(options.device).eval()
     )
+    encoder.keep_special = True  # as `load_encoder` does
     vit = (
         VisionTransformer(shape, PATCH, CHANNELS, 0, embed_dim=d, depth=depth, num_heads=heads)
         .to(options.device)

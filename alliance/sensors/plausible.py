@@ -13,6 +13,7 @@ from torch import Tensor
 from alliance.sensors.sensor import Band, Sensor
 
 SAMPLE = 16_384  # pixels of a band that are looked at
+GLANCE = 4_096  # the same, of a batch on its way through an encoder
 TOLERATED = 0.1  # part of a band's pixels outside `valid`: noise, glints, a few broken pixels
 MANY = 16  # bands, above which some may be nothing but noise: the water vapour windows of imaging spectrometers
 NOISY = 0.3  # part of so many bands that may be implausible
@@ -70,10 +71,11 @@ def limits(band: Band) -> Limits | None:
     return Limits(valid, band.typical or (unit.typical if unit and band.valid is None else valid))
 
 
-def look(sensor: Sensor, image: Tensor) -> Seen:
-    """Look at a physical image (..., c, h, w) or pixels (c, n), NaN where data is missing; large ones are thinned out."""
-    pixels = image.flatten(1) if image.ndim == 2 else image.movedim(-3, 0).flatten(1)
-    pixels = pixels.detach()[:, :: max(1, pixels.shape[1] // SAMPLE)].double()
+def look(sensor: Sensor, image: Tensor, most: int = SAMPLE) -> Seen:
+    """Look at a physical image (..., c, h, w) or pixels (c, n), NaN where data is missing, at about `most` of its pixels."""
+    channel, planes = (0, image) if image.ndim == 2 else (-2, image.flatten(-2))
+    step = max(1, image.numel() // len(sensor.bands) // most)
+    pixels = planes.detach()[..., ::step].movedim(channel, 0).flatten(1).double()
     pixels = torch.where(pixels.isfinite(), pixels, math.nan)
     present = ~pixels.isnan()
     count = present.sum(1)
