@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from alliance.blocks import FusionBlock, FusionConfig, Grid, behind_cls
-from alliance.embedding import BandKernels, FixedKernels, GroupKernels, PositionLayout, TokenPosition, reference_bands
+from alliance.embedding import GroupKernels, PositionLayout, TokenPosition, reference_bands
 from alliance.encoder import Embedded, LayerNorm, initialise_linear, run_block
 from alliance.errors import InputError
 from alliance.ranges import Ranged, ranged
@@ -160,12 +160,8 @@ class ProgressiveDecoder(nn.Module):
         for block in self.blocks:
             if isinstance(block, FusionBlock):
                 block.attn.reset_parameters()
-        kernels = self.head.kernels.source
-        if isinstance(kernels, BandKernels):
-            with torch.no_grad():
-                kernels.reset_parameters(encoder_code(reference_bands()), gain=HEAD_GAIN)
-        elif isinstance(kernels, FixedKernels):
-            kernels.reset_parameters(gain=HEAD_GAIN)
+        with torch.no_grad():
+            self.head.kernels.reset_parameters(encoder_code(reference_bands()), HEAD_GAIN)
 
     def stage_starts(self) -> list[int]:
         """First block of every stage: depth // stages blocks each, the remainder in the last."""

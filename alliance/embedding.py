@@ -106,6 +106,13 @@ class GroupKernels(nn.Module):
             else BandKernels(fan_in, fan_out, bias=bias)
         )
 
+    def reset_parameters(self, reference: Tensor, gain: float = 1.0) -> None:
+        """Xavier at some gain, over the codes (c, CODE_WIDTH) of reference bands where kernels come from codes."""
+        if isinstance(self.source, BandKernels):
+            self.source.reset_parameters(reference, gain)
+        else:
+            self.source.reset_parameters(gain)
+
     def forward(self, code: Tensor, sensor: Sensor, groups: Groups) -> tuple[Tensor, Tensor | None, Tensor]:
         """-> kernels (g, m, fan_in, fan_out), zero beyond a group's bands; biases (g, m, fan_out); real (g, m)."""
         kernels, bias = self.source(code) if isinstance(self.source, BandKernels) else self.source(sensor)
@@ -201,11 +208,9 @@ class PatchEmbedding(nn.Module):
         self.code.reset_parameters()
         with torch.no_grad():
             reference = self.code(reference_bands())
-        for module in self.modules():
-            if isinstance(module, BandKernels):
-                module.reset_parameters(reference)
-            elif isinstance(module, FixedKernels):
-                module.reset_parameters()
+        for kernels in (self.kernels, self.amplitude_kernels):
+            if kernels is not None:
+                kernels.reset_parameters(reference)
 
     def forward(self, patches: Tensor, sensor: Sensor, groups: Groups, h: int, w: int) -> tuple[Tensor, Tensor]:
         """

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from alliance.embedding import BandKernels, FixedKernels, GroupKernels, reference_bands
+from alliance.embedding import GroupKernels, reference_bands
 from alliance.frequency import dct2
 from alliance.kept import kept
 from alliance.sensors import Sensor
@@ -48,16 +48,12 @@ class SummaryHead(nn.Module):
 
     def reset_parameters(self, encoder_code: nn.Module) -> None:
         """Scaled on the codes that the encoder's band code gives to reference bands; first predictions are nearly zero."""
-        source = self.kernels.source
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        if isinstance(source, BandKernels):
-            with torch.no_grad():
-                source.reset_parameters(encoder_code(reference_bands()), gain=GAIN)
-        elif isinstance(source, FixedKernels):
-            source.reset_parameters(gain=GAIN)
+        with torch.no_grad():
+            self.kernels.reset_parameters(encoder_code(reference_bands()), GAIN)
 
     def forward(self, tokens: Tensor, code: Tensor, sensor: Sensor, groups: GroupTable) -> Tensor:
         """(b, s, d) -> (b, s, g, m, 1 + RINGS)."""
