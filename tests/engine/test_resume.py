@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alliance.errors import InputError
+from engine.training import refuse_another_run
 from tests.helpers.runs import Ranks, arguments_of, metrics, records
 
 STEPS = ("--run.steps", "6", "--run.save_every", "3", "--run.keep", "9")
@@ -210,3 +212,14 @@ def test_shards_that_are_indexed_otherwise_are_other_data(
         arguments_of(run, [shards, sources[1]], "--engine.zero", "2", *STEPS, "--run.resume", "auto"), 1
     ).wait()
     assert code == 2 and f"another sensors.{name}.{named}" in output, output
+
+
+def test_a_setting_that_came_after_a_run_is_named_and_0_goes_on_without_it() -> None:
+    saved = {"model": {"loss": {"fft": 0.1}}}
+    refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "rings": 0.0, "asked": False}}})
+    with pytest.raises(InputError, match=r"from before there was model\.loss\.rings \(0\.3 now\); --model\.loss\.rings 0"):
+        refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "rings": 0.3}}})
+    with pytest.raises(InputError, match=r"another model\.loss\.fft \(0\.1 then, 0 now\)"):
+        refuse_another_run(saved, {"model": {"loss": {"fft": 0}}})
+    with pytest.raises(InputError, match=r"another model\.loss\.kind \(None then, hog now\)"):
+        refuse_another_run(saved, {"model": {"loss": {"kind": "hog"}}})
