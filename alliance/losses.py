@@ -47,9 +47,9 @@ class LossConfig(Ranged):
     """Weight of the error of cls and the frequency tokens in telling band means and radial log-power of the image (docs/model.md
     8.6); 0, or without such tokens: they are asked for nothing.
     """
-    rings: float = ranged(0.3, 0, LARGE)
+    rings: float = ranged(0.0, 0, LARGE)
     """Weight of the error in telling the log-power of rings of frequency inside every patch: of hidden ones by the decoder, of visible
-    ones by the encoder (docs/model.md 8.7).
+    ones by the encoder (docs/model.md 8.7); 0.3 where used.
     """
 
     def __post_init__(self) -> None:

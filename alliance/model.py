@@ -109,7 +109,7 @@ class Alliance(nn.Module):
         decoded = self.decoder(encoded, embedded, mask, sensor, groups, h, w)
         special = encoded[:, : len(embedded.special.cls) + len(embedded.special.frequency)]
         visible = encoded[:, self.encoder.num_prefix_tokens :]
-        return Prediction(*decoded, mask, standardised, valid, special, visible, embedded.code)
+        return Prediction(decoded.pixels, decoded.tokens, mask, standardised, valid, special, visible, embedded.code)
 
     def forward(
         self, image: Tensor, sensor: Sensor, noise: Tensor, progress: float = 0.0, groups: Groups | None = None

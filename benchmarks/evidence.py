@@ -47,9 +47,9 @@ FULL, PLAIN = "alliance", "baseline"
 PIXELS_ALONE, ONE_STAGE = ["--model.encoder.amplitude", "false"], ["--model.decoder.stages", "1"]
 PLAIN_ATTENTION, PLAIN_TOKENS = ["--model.decoder.attention", "plain"], ["--model.encoder.tokens", "plain"]
 NOT_NORMALISED = ["--model.loss.normalise", "none"]
-NO_SUMMARY, NO_RINGS = ["--model.loss.summary", "0"], ["--model.loss.rings", "0"]
+NOT_ASKED = ["--model.loss.summary", "0"]
 SIX = ["--model.decoder.depth", "6"]
-SATMAE = [*PLAIN_TOKENS, *ONE_STAGE, *PLAIN_ATTENTION, *NO_SUMMARY, *NO_RINGS]
+SATMAE = [*PLAIN_TOKENS, *ONE_STAGE, *PLAIN_ATTENTION, *NOT_ASKED]
 VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py beside those of the config
     FULL: [],
     PLAIN: [*SATMAE, *PIXELS_ALONE, *SIX],
@@ -60,11 +60,11 @@ VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py besi
     "without stages": ONE_STAGE,
     "without fusion attention": PLAIN_ATTENTION,
     "without frequency tokens": PLAIN_TOKENS,
-    "without summary": NO_SUMMARY,
-    "without rings": NO_RINGS,
+    "without summary": NOT_ASKED,
+    "rings": ["--model.loss.rings", "0.3"],
     "not normalised": NOT_NORMALISED,
     "six blocks": SIX,
-    "before": [*SIX, *NOT_NORMALISED, *NO_SUMMARY, *NO_RINGS],  # our default until these measurements
+    "before": [*SIX, *NOT_NORMALISED, *NOT_ASKED],  # our default until these measurements
     "mask ratio 0.6": ["--model.masking.ratio", "0.6"],
     "mask ratio 0.9": ["--model.masking.ratio", "0.9"],
 }

@@ -67,13 +67,13 @@ def variants(size: str) -> dict[str, AllianceConfig]:
             full,
             encoder=replace(encoder, tokens="plain", amplitude=False),
             decoder=replace(decoder, stages=1, attention="plain", depth=6),
-            loss=replace(full.loss, summary=0.0, rings=0.0),
+            loss=replace(full.loss, summary=0.0),
         ),
         "plain attention": replace(full, decoder=replace(decoder, attention="plain")),
         "one stage": replace(full, decoder=replace(decoder, stages=1)),
         "no amplitude": replace(full, encoder=replace(encoder, amplitude=False)),
         "no summary": replace(full, loss=replace(full.loss, summary=0.0)),
-        "no rings": replace(full, loss=replace(full.loss, rings=0.0)),
+        "rings": replace(full, loss=replace(full.loss, rings=0.3)),
         "six blocks": replace(full, decoder=replace(decoder, depth=6)),
     }
 

@@ -73,18 +73,18 @@ def limits(band: Band) -> Limits | None:
 
 def look(sensor: Sensor, image: Tensor, most: int = SAMPLE) -> Seen:
     """Look at a physical image (..., c, h, w) or pixels (c, n), NaN where data is missing, at about `most` of its pixels."""
-    channel, planes = (0, image) if image.ndim == 2 else (-2, image.flatten(-2))
+    planes = image.detach() if image.ndim == 2 else image.detach().flatten(-2)
     step = max(1, image.numel() // len(sensor.bands) // most)
-    pixels = planes.detach()[..., ::step].movedim(channel, 0).flatten(1).double()
+    pixels = planes[..., ::step].movedim(-2, 0).flatten(1).double()
     pixels = torch.where(pixels.isfinite(), pixels, math.nan)
     present = ~pixels.isnan()
     count = present.sum(1)
     low, high = (pixels.new_tensor(column)[:, None] for column in zip(*map(_valid, sensor.bands), strict=True))
     outside = ((pixels < low) | (pixels > high)).sum(1) / count
     squares = (pixels - pixels.nanmean(1, keepdim=True)).square().nanmean(1)
-    least = torch.where(present, pixels, math.inf).amin(1)
-    most = torch.where(present, pixels, -math.inf).amax(1)
-    figures = torch.stack([pixels.nanmedian(1).values, least, most, squares.sqrt(), outside])
+    darkest = torch.where(present, pixels, math.inf).amin(1)
+    brightest = torch.where(present, pixels, -math.inf).amax(1)
+    figures = torch.stack([pixels.nanmedian(1).values, darkest, brightest, squares.sqrt(), outside])
     return Seen(*torch.where(count > 0, figures, math.nan).cpu())
 
 

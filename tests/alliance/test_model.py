@@ -84,7 +84,7 @@ def test_degenerate_images_give_finite_losses_and_gradients(name, value):
 
 
 def test_radar_has_one_group_and_a_capped_high_stage():
-    model, image = tiny_model({"loss": {"summary": 0.0, "rings": 0.0}}), natural_image(2, 2, 16, 16)
+    model, image = tiny_model({"loss": {"summary": 0.0}}), natural_image(2, 2, 16, 16)
     losses = loss_of(model, image, FOUR_SAR, progress=1.0)
     low, mid, high = losses.stages
     expected = (2 / 3) * (0.10 * low + high.new_tensor(1 / 3) * mid) / (0.10 + 1 / 3) + high / 3

@@ -56,7 +56,7 @@ def test_bands_that_a_group_has_not_do_not_count() -> None:
 def test_the_weight_adds_the_error_to_the_loss_and_nothing_else(tokens: str) -> None:
     image, totals = natural_image(2, 4, 16, 16), []
     for weight in (0.0, 0.5, 1.0):
-        model = tiny_model({"loss": {"summary": weight, "rings": 0.0}, "encoder": {"tokens": tokens}})
+        model = tiny_model({"loss": {"summary": weight}, "encoder": {"tokens": tokens}})
         totals.append(model(image, FOUR_BANDS, noise_for(image, 2)).total)
     first, second = totals[1] - totals[0], totals[2] - totals[1]
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)

@@ -34,16 +34,16 @@ def test_a_run_leaves_what_the_design_promises(alone: Path):
     assert {path.name for path in (alone / "pictures").iterdir()} == {f"step_00000004_{name}.png" for name in sensors}
     steps = metrics(alone)
     assert [record["step"] for record in steps] == [0, 1, 2, 3]
-    keys = "step epoch sensor loss loss_low loss_mid loss_high loss_summary loss_rings lr grad_norm samples_per_s data_wait memory_gb sample_digest"
+    keys = "step epoch sensor loss loss_low loss_mid loss_high loss_summary lr grad_norm samples_per_s data_wait memory_gb sample_digest"
     assert all(set(record) == set(keys.split()) for record in steps)
     assert all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in steps)
     assert {record["event"] for record in records(alone) if "event" in record} == {"picture", "probe", "checkpoint"}
 
 
-def test_the_total_is_the_weighted_sum_of_the_stages_of_the_summary_and_of_the_rings(alone: Path):
+def test_the_total_is_the_weighted_sum_of_the_stages_and_of_the_summary(alone: Path):
     first = metrics(alone)[0]  # a quarter of the run has equal weights
     stages = (first["loss_low"] + first["loss_mid"] + first["loss_high"]) / 3
-    assert first["loss"] == pytest.approx(stages + 0.1 * first["loss_summary"] + 0.3 * first["loss_rings"], rel=1e-5)
+    assert first["loss"] == pytest.approx(stages + 0.1 * first["loss_summary"], rel=1e-5)
 
 
 def launched(folder: Path, sources: list[Path], *arguments: str, ranks: int) -> None:
