@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from einops import rearrange, repeat
@@ -105,11 +105,11 @@ class FrequencyGates(nn.ModuleList):
 
 
 class BandHead(nn.Module):
-    """Tokens -> `outputs` numbers of whatever bands the group holds, such as pixels, by kernels generated from their codes."""
+    """Tokens -> pixels of whatever bands the group holds, by kernels generated from their codes."""
 
-    def __init__(self, d: int, outputs: int, tokenizer: str, sensors: Sequence[Sensor]) -> None:
+    def __init__(self, d: int, patch: int, tokenizer: str, sensors: Sequence[Sensor]) -> None:
         super().__init__()
-        self.kernels = GroupKernels(tokenizer, sensors, d, outputs, bias=True)
+        self.kernels = GroupKernels(tokenizer, sensors, d, patch**2, bias=True)
 
     def forward(self, tokens: Tensor, code: Tensor, sensor: Sensor, groups: Groups) -> Tensor:
         """(b, g, n, d) -> (b, g, n, m, p)."""
@@ -118,13 +118,6 @@ class BandHead(nn.Module):
         flat = rearrange(tokens, "b g n d -> g (b n) d").to(weight.dtype)
         pixels = flat @ rearrange(weight, "g m d p -> g d (m p)") + rearrange(bias, "g m p -> g 1 (m p)")
         return rearrange(pixels, "g (b n) (m p) -> b g n m p", b=tokens.shape[0], m=weight.shape[1])
-
-
-class Decoded(NamedTuple):
-    """What the decoder says of the stages, low to high."""
-
-    pixels: Tensor  # (k, b, g, n, m, p)
-    tokens: Tensor  # (k, b, g, n, E), from which they come
 
 
 class ProgressiveDecoder(nn.Module):
@@ -156,7 +149,7 @@ class ProgressiveDecoder(nn.Module):
             for _ in range(config.depth)
         )
         self.norms = nn.ModuleList(LayerNorm(d) for _ in range(config.stages))
-        self.head = BandHead(d, patch**2, tokenizer, sensors)
+        self.head = BandHead(d, patch, tokenizer, sensors)
 
     def reset_parameters(self, encoder_code: nn.Module) -> None:
         """Initialise; the head is scaled on the codes that the encoder's band code gives to reference bands."""
@@ -176,10 +169,12 @@ class ProgressiveDecoder(nn.Module):
 
     def forward(
         self, encoded: Tensor, embedded: Embedded, mask: Mask, sensor: Sensor, groups: Groups, h: int, w: int
-    ) -> Decoded:
+    ) -> Tensor:
         """
         Args:
             encoded: (b, prefix + v, d) output of the encoder.
+        Returns:
+            (k, b, g, n, m, p) predictions, low to high, k = `stages`.
         """
         grid = Grid(len(groups), h, w)
         prefix = sum(map(len, embedded.special))
@@ -204,8 +199,7 @@ class ProgressiveDecoder(nn.Module):
             if index + 1 in [*starts[1:], len(self.blocks)]:
                 ends.append(self.norms[stage](sequence)[:, 1:])
         patches = rearrange(torch.cat(ends), "kb (g n) d -> kb g n d", g=grid.g)
-        pixels = self.head(patches, embedded.code, sensor, groups)
-        return Decoded(*(each.unflatten(0, (len(ends), -1)) for each in (pixels, patches)))
+        return self.head(patches, embedded.code, sensor, groups).unflatten(0, (len(ends), -1))
 
     def _fill(self, visible: Tensor, bands: Tensor, position: Tensor, mask: Mask) -> Tensor:
         """Visible tokens at their places, (b, g * n, d); what a masked place starts from elsewhere."""

@@ -150,21 +150,18 @@ def _pass_gains(
     return torch.stack([pass_response(radius, cutoff, edge) for cutoff in cutoffs])
 
 
-def patch_dct(patches: Tensor, patch: int) -> Tensor:
-    """Orthonormal 2-D DCT-II of patches in raster order: (..., patch * patch) -> the same shape, float32."""
-    if patch <= ONE_PRODUCT:
-        with float32_island(patches):
-            return patches.float() @ _patch_dct_matrix(patch, patches.device)
-    return rearrange(dct2(rearrange(patches, "... (i j) -> ... i j", i=patch)), "... i j -> ... (i j)")
-
-
 def patch_log_amplitude(patches: Tensor, patch: int) -> Tensor:
     """In-patch amplitude of standardised pixels: centred log |DCT-II|, float32, about zero mean and unit deviation.
 
     Args:
         patches: (..., patch * patch).
     """
-    return (torch.log(patch_dct(patches, patch).abs() + 0.05) + 1.5) / 1.2
+    if patch <= ONE_PRODUCT:
+        with float32_island(patches):
+            coefficients = patches.float() @ _patch_dct_matrix(patch, patches.device)
+    else:
+        coefficients = rearrange(dct2(rearrange(patches, "... (i j) -> ... i j", i=patch)), "... i j -> ... (i j)")
+    return (torch.log(coefficients.abs() + 0.05) + 1.5) / 1.2
 
 
 @kept(16)

@@ -47,10 +47,6 @@ class LossConfig(Ranged):
     """Weight of the error of cls and the frequency tokens in telling band means and radial log-power of the image (docs/model.md
     8.6); 0, or without such tokens: they are asked for nothing.
     """
-    rings: float = ranged(0.0, 0, LARGE)
-    """Weight of the error in telling the log-power of rings of frequency inside every patch: of hidden ones by the decoder, of visible
-    ones by the encoder (docs/model.md 8.7); 0.3 where used.
-    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +71,6 @@ class Losses(NamedTuple):
     total: Tensor  # scalar float32
     stages: Tensor  # (k,) float32, low to high, before weighting
     summary: Tensor | None = None  # scalar float32, before weighting; None: nothing is asked (`loss.summary`)
-    rings: Tensor | None = None  # the same (`loss.rings`)
 
 
 def frequency_bands(

@@ -25,7 +25,7 @@ from alliance.losses import (
     token_errors,
 )
 from alliance.sensors import Sensor
-from alliance.summary import RingHeads, SummaryHead, patch_rings, ring_error, summarise_image, summary_error
+from alliance.summary import SummaryHead, summarise_image, summary_error
 from alliance.tokens import (
     Groups,
     GroupTable,
@@ -57,12 +57,10 @@ class Prediction(NamedTuple):
     """What the decoder says of one batch, and what it could see."""
 
     stages: Tensor  # (k, b, g, n, m, p), low to high
-    tokens: Tensor  # (k, b, g, n, E), from which they come
     mask: Mask
     standardised: Tensor  # (b, c, h, w)
     valid: Tensor  # (b, 1, h, w) bool
     special: Tensor  # (b, s, d) cls and frequency tokens behind the encoder
-    visible: Tensor  # (b, v, d) visible tokens behind the encoder
     code: Tensor  # (c, CODE_WIDTH), of all bands
 
 
@@ -93,10 +91,6 @@ class Alliance(nn.Module):
         self.summary = SummaryHead(encoder.embed_dim, encoder.tokenizer, sensors) if asked else None
         if self.summary is not None:
             self.summary.reset_parameters(self.encoder.patch_embed.code)
-        widths = (encoder.embed_dim, config.decoder.embed_dim)
-        self.rings = RingHeads(*widths, encoder.tokenizer, sensors) if config.loss.rings else None
-        if self.rings is not None:
-            self.rings.reset_parameters(self.encoder.patch_embed.code)
 
     def predict(self, image: Tensor, sensor: Sensor, noise: Tensor, groups: Groups) -> Prediction:
         """Hide, encode, decode: the overview figure of the paper. Arguments as of `forward`: (b, c, h, w), (b, g * n)."""
@@ -106,10 +100,9 @@ class Alliance(nn.Module):
         embedded = self.encoder.embed(standardised, sensor, groups)
         mask = draw_mask(noise, patch_validity(valid, patch), len(groups), self.config.masking)
         encoded = self.encoder.encode(embedded, mask.visible)[-1]
-        decoded = self.decoder(encoded, embedded, mask, sensor, groups, h, w)
+        stages = self.decoder(encoded, embedded, mask, sensor, groups, h, w)
         special = encoded[:, : len(embedded.special.cls) + len(embedded.special.frequency)]
-        visible = encoded[:, self.encoder.num_prefix_tokens :]
-        return Prediction(decoded.pixels, decoded.tokens, mask, standardised, valid, special, visible, embedded.code)
+        return Prediction(stages, mask, standardised, valid, special, embedded.code)
 
     def forward(
         self, image: Tensor, sensor: Sensor, noise: Tensor, progress: float = 0.0, groups: Groups | None = None
@@ -174,28 +167,11 @@ class Alliance(nn.Module):
         total = (weights * stages).sum()
         if config.fft:
             total = total + config.fft * self._spectral_loss(prediction, targets[-1], groups)
-        summary, rings = self._summary_error(prediction, sensor, groups), self._ring_error(prediction, sensor, groups)
-        for weight, error in ((config.summary, summary), (config.rings, rings)):
-            total = total if error is None else total + weight * error
-        return Losses(total, stages.detach(), *(None if each is None else each.detach() for each in (summary, rings)))
-
-    def _summary_error(self, prediction: Prediction, sensor: Sensor, groups: GroupTable) -> Tensor | None:
         if self.summary is None:
-            return None
-        summary = summarise_image(prediction.standardised, self.config.loss.cutoffs_for(self.config.encoder.patch))
-        return summary_error(self.summary(prediction.special, prediction.code, sensor, groups), summary, groups)
-
-    def _ring_error(self, prediction: Prediction, sensor: Sensor, groups: GroupTable) -> Tensor | None:
-        """Of what the decoder says of hidden patches and the encoder of visible ones."""
-        if self.rings is None:
-            return None
-        patch, mask = self.config.encoder.patch, prediction.mask
-        rings = patch_rings(group_patches(prediction.standardised, patch, groups), patch)
-        whole = rearrange(patchify(prediction.valid, patch), "b 1 n p -> b n p").all(-1)
-        hidden, visible = self.rings(prediction.tokens, prediction.visible, mask, prediction.code, sensor, groups)
-        return ring_error(hidden, rings, mask.masked, whole, groups) + ring_error(
-            visible, rings, ~mask.masked, whole, groups
-        )
+            return Losses(total, stages.detach())
+        summary = summarise_image(prediction.standardised, config.cutoffs_for(patch))
+        error = summary_error(self.summary(prediction.special, prediction.code, sensor, groups), summary, groups)
+        return Losses(total + config.summary * error, stages.detach(), error.detach())
 
     def _spectral_loss(self, prediction: Prediction, target: Tensor, groups: GroupTable) -> Tensor:
         """Spectral distance of the last stage, true pixels where the encoder could see or data is missing (A2MIM)."""

@@ -1,19 +1,16 @@
-"""What tokens are asked for beside pixels: radial log-power of the whole image, and of their patch (docs/model.md 8.6 and 8.7)."""
+"""What cls and the frequency tokens are asked for: band means and radial log-power of the whole image (docs/model.md 8.6)."""
 
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
-from alliance.decoder import BandHead
 from alliance.embedding import GroupKernels, reference_bands
-from alliance.encoder import initialise_linear
-from alliance.frequency import dct2, float32_island, patch_dct
+from alliance.frequency import dct2
 from alliance.kept import kept
-from alliance.losses import masked_mean, token_errors
 from alliance.sensors import Sensor
-from alliance.tokens import GroupTable, Mask
+from alliance.tokens import GroupTable
 
 RINGS = 6  # two in each of low, mid, high
 FLOOR = 1e-3  # of a ring's mean power, in squared standard deviations
@@ -42,67 +39,6 @@ def summarise_image(image: Tensor, cutoffs: tuple[float, float]) -> Tensor:
     return torch.cat([mean, torch.log(rings + FLOOR) / SPAN], dim=-1)
 
 
-def patch_rings(patches: Tensor, patch: int) -> Tensor:
-    """Log-power of rings, low to high, inside standardised patches: (..., patch * patch) -> (..., RINGS) float32.
-
-    Their borders are twice those of the image, as a patch holds no lower frequency than half a wave; rings that it has no
-    coefficient in are constant.
-    """
-    shares = rearrange(_rings(patch, patch, (1 / patch, 2 / patch), patches.device), "r i j -> (i j) r")
-    with float32_island(patches):
-        return torch.log(patch_dct(patches, patch).square() @ shares + FLOOR) / SPAN
-
-
-class RingHeads(nn.Module):
-    """Tokens -> rings of their patches: of the hidden ones behind the decoder, of the visible ones behind the encoder."""
-
-    def __init__(self, encoder_dim: int, decoder_dim: int, tokenizer: str, sensors: Sequence[Sensor]) -> None:
-        super().__init__()
-        self.hidden, self.visible = (BandHead(d, RINGS, tokenizer, sensors) for d in (decoder_dim, encoder_dim))
-
-    def reset_parameters(self, encoder_code: nn.Module) -> None:
-        """As of `SummaryHead`."""
-        initialise_linear(self)
-        with torch.no_grad():
-            reference = encoder_code(reference_bands())
-        for head in (self.hidden, self.visible):
-            head.kernels.reset_parameters(reference, GAIN)
-
-    def forward(
-        self, decoded: Tensor, seen: Tensor, mask: Mask, code: Tensor, sensor: Sensor, groups: GroupTable
-    ) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            decoded: (k, b, g, n, E), tokens behind the decoder.
-            seen: (b, v, d), visible tokens behind the encoder.
-        Returns:
-            What is said of all patches by the one, (k, b, g, n, m, RINGS), and by the other, (1, b, g, n, m, RINGS), which
-            means something where the encoder looked.
-        """
-        k, b, g, n, _ = decoded.shape
-        places = seen.new_zeros(b, g * n, seen.shape[-1])
-        places = places.scatter(1, repeat(mask.visible, "b v -> b v d", d=seen.shape[-1]), seen)
-        hidden = self.hidden(rearrange(decoded, "k b g n d -> (k b) g n d"), code, sensor, groups)
-        visible = self.visible(rearrange(places, "b (g n) d -> b g n d", g=g), code, sensor, groups)
-        return rearrange(hidden, "(k b) ... -> k b ...", k=k), visible[None]
-
-
-def ring_error(said: Tensor, rings: Tensor, asked: Tensor, whole: Tensor, groups: GroupTable) -> Tensor:
-    """Mean squared error of what each stage says of its part of the rings, low to high; a scalar.
-
-    Args:
-        said: (k, b, g, n, m, RINGS), of k stages.
-        rings: (b, g, n, m, RINGS) of `patch_rings`.
-        asked: tokens that are asked, (b, g * n) bool.
-        whole: patches without a missing pixel, (b, n) bool.
-    """
-    k = len(said)
-    own = torch.stack([stage.chunk(k, dim=-1)[index] for index, stage in enumerate(said)])
-    wanted = rearrange(rings, "b g n m (k r) -> k b g n m r", k=k)
-    errors = token_errors(own, wanted, repeat(whole, "b n -> b n r", r=wanted.shape[-1]), groups.real)
-    return masked_mean(errors, asked, whole).mean()
-
-
 class SummaryHead(nn.Module):
     """Tokens of the whole image -> summaries of whatever bands it has, by kernels generated from their codes."""
 
@@ -112,7 +48,10 @@ class SummaryHead(nn.Module):
 
     def reset_parameters(self, encoder_code: nn.Module) -> None:
         """Scaled on the codes that the encoder's band code gives to reference bands; first predictions are nearly zero."""
-        initialise_linear(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.kernels.reset_parameters(encoder_code(reference_bands()), GAIN)
 

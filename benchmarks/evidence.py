@@ -46,8 +46,7 @@ from pretrain.config import PretrainConfig
 FULL, PLAIN = "alliance", "baseline"
 PIXELS_ALONE, ONE_STAGE = ["--model.encoder.amplitude", "false"], ["--model.decoder.stages", "1"]
 PLAIN_ATTENTION, PLAIN_TOKENS = ["--model.decoder.attention", "plain"], ["--model.encoder.tokens", "plain"]
-NOT_NORMALISED = ["--model.loss.normalise", "none"]
-NOT_ASKED = ["--model.loss.summary", "0"]
+NOT_NORMALISED, NOT_ASKED = ["--model.loss.normalise", "none"], ["--model.loss.summary", "0"]
 SIX = ["--model.decoder.depth", "6"]
 SATMAE = [*PLAIN_TOKENS, *ONE_STAGE, *PLAIN_ATTENTION, *NOT_ASKED]
 VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py beside those of the config
@@ -61,7 +60,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {  # settings of launch/pretrain.py besi
     "without fusion attention": PLAIN_ATTENTION,
     "without frequency tokens": PLAIN_TOKENS,
     "without summary": NOT_ASKED,
-    "rings": ["--model.loss.rings", "0.3"],
     "not normalised": NOT_NORMALISED,
     "six blocks": SIX,
     "before": [*SIX, *NOT_NORMALISED, *NOT_ASKED],  # our default until these measurements

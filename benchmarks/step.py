@@ -73,7 +73,6 @@ def variants(size: str) -> dict[str, AllianceConfig]:
         "one stage": replace(full, decoder=replace(decoder, stages=1)),
         "no amplitude": replace(full, encoder=replace(encoder, amplitude=False)),
         "no summary": replace(full, loss=replace(full.loss, summary=0.0)),
-        "rings": replace(full, loss=replace(full.loss, rings=0.3)),
         "six blocks": replace(full, decoder=replace(decoder, depth=6)),
     }
 

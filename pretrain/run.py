@@ -85,7 +85,7 @@ class Pretraining(Job[PretrainConfig]):
         return iter(self.inputs.loader)
 
     def losses(self, engine: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """The total, the loss of every stage and of what else is asked, of one micro-batch (b, c, h, w), scalars."""
+        """The total, the loss of every stage and that of the summary of one micro-batch (b, c, h, w), scalars."""
         seed, model = self.config.run.seed, self.config.model
         sensor = self.inputs.sensors[batch.sensor.name]
         groups = list(draw_groups(sensor.group_indices, model.masking.max_groups, seed, step))
@@ -95,8 +95,8 @@ class Pretraining(Job[PretrainConfig]):
         losses = engine(image, sensor, noise, step / self.config.run.steps, groups)
         names = STAGES if len(losses.stages) == len(STAGES) else STAGES[-1:]  # a one-stage decoder has the last alone
         stages = {f"loss_{name}": loss for name, loss in zip(names, losses.stages, strict=True)}
-        asked = {"loss_summary": losses.summary, "loss_rings": losses.rings}
-        return {"loss": losses.total, **stages, **{name: loss for name, loss in asked.items() if loss is not None}}
+        stages |= {} if losses.summary is None else {"loss_summary": losses.summary}
+        return {"loss": losses.total, **stages}
 
     def progress(self, step: int) -> dict[str, Any]:
         """Sensor, epoch and digest of the sample keys of a step, for its log line."""

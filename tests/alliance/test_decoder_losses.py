@@ -39,12 +39,12 @@ SCHEDULES = ["linear", "rbf", "constant"]
 
 
 def run(model: Alliance, image: Tensor, progress: float = 0.3) -> tuple[Tensor, Tensor, Mask]:
-    """Total loss after a backward pass, the decoder's pixels (k, b, g, n, m, p) with their gradient, and the mask."""
+    """Total loss after a backward pass, the decoder's output (k, b, g, n, m, p) with its gradient, and the mask."""
     outputs: list[Tensor] = []
 
     def keep(module, arguments, output):
-        output.pixels.retain_grad()
-        outputs.append(output.pixels)
+        output.retain_grad()
+        outputs.append(output)
 
     handle = model.decoder.register_forward_hook(keep)
     noise = noise_for(image, 2)

@@ -1,4 +1,4 @@
-"""What tokens are asked for beside pixels: band means and the power of rings, of images and of patches."""
+"""What cls and the frequency tokens are asked for: band means and the power of rings."""
 
 import math
 
@@ -8,8 +8,7 @@ import torch
 from scipy.fft import dctn
 from torch import Tensor
 
-from alliance.losses import group_patches
-from alliance.summary import FLOOR, RINGS, SPAN, patch_rings, ring_error, summarise_image, summary_error
+from alliance.summary import FLOOR, RINGS, SPAN, summarise_image, summary_error
 from alliance.tokens import group_table
 from tests.helpers.models import FOUR_BANDS, natural_image, noise_for, tiny_model
 
@@ -78,68 +77,3 @@ def test_cls_learns_what_it_is_asked_for() -> None:
         errors[-1].backward()
         optimiser.step()
     assert errors[-1] < 0.1 * errors[0]
-
-
-@pytest.mark.parametrize("patch", [4, 8, 16])
-def test_rings_of_patches_hold_the_mean_power_of_their_coefficients(patch: int) -> None:
-    patches = natural_image(3, 2, patch, patch)
-    power = dctn(patches.double().numpy(), axes=(-2, -1), norm="ortho") ** 2
-    place = np.arange(patch) / (2 * patch)
-    radius = np.hypot(place[:, None], place[None, :])
-    edges = np.array([0, 1 / 2, 1, math.sqrt(2), 2, 4, 99]) / patch
-    found = patch_rings(patches.flatten(-2), patch)
-    assert found.shape == (3, 2, RINGS)
-    for ring, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
-        inside = (radius > low * 1.000001) & (radius <= high * 1.000001)
-        mean = power[..., inside].mean(-1) if inside.any() else 0.0  # a ring without a coefficient
-        np.testing.assert_allclose(found[..., ring], np.broadcast_to(np.log(mean + FLOOR) / SPAN, (3, 2)), atol=1e-4)
-
-
-def test_each_stage_answers_for_its_rings_and_the_asked_whole_patches_alone() -> None:
-    rings = torch.randn(1, 2, 4, 3, RINGS)
-    asked, whole = torch.tensor([[True] * 3 + [False] + [True] * 4]), torch.tensor([[True, True, True, False]])
-    said = rings.expand(3, *rings.shape).clone()
-    assert ring_error(said, rings, asked, whole, GROUPS) == 0
-    said[0, ..., 2:] += 9  # rings of the other stages
-    said[:, :, :, 3] += 9  # a token that is not asked, and one of a patch with a missing pixel
-    assert ring_error(said, rings, asked, whole, GROUPS) == 0
-    said[1, 0, 0, 1, :, 3] += 2  # one of two rings in one of six tokens at one of three stages
-    assert ring_error(said, rings, asked, whole, GROUPS).item() == pytest.approx(4 / 2 / 6 / 3)
-    once = rings[None].clone()
-    once[0, 0, 0, 1, :, 3] += 2  # one stage tells all six
-    assert ring_error(once, rings, asked, whole, GROUPS).item() == pytest.approx(4 / 6 / 6)
-
-
-@pytest.mark.parametrize("tokens", ["frequency", "plain", "none"])
-def test_the_rings_add_to_the_loss_by_their_weight(tokens: str) -> None:
-    image, found = natural_image(2, 4, 16, 16), []
-    for weight in (0.5, 1.0):
-        model = tiny_model({"loss": {"summary": 0.0, "rings": weight}, "encoder": {"tokens": tokens}})
-        found.append(model(image, FOUR_BANDS, noise_for(image, 2)))
-    assert found[0].rings is not None
-    torch.testing.assert_close(found[1].total - found[0].total, 0.5 * found[0].rings, atol=1e-5, rtol=1e-4)
-    alone = tiny_model({"loss": {"summary": 0.0, "rings": 0.0}})
-    assert alone.rings is None
-    assert alone(image, FOUR_BANDS, noise_for(image, 2)).rings is None
-
-
-def test_hidden_and_visible_tokens_learn_the_rings_of_their_patches() -> None:
-    model, image = tiny_model({"loss": {"rings": 1.0}}), natural_image(4, 4, 16, 16)
-    noise, optimiser = noise_for(image, 2), torch.optim.AdamW(model.parameters(), lr=3e-3)
-    rings = patch_rings(group_patches(image, 4, GROUPS), 4)
-    everywhere, errors = torch.ones(4, 16, dtype=torch.bool), []
-    for _ in range(120):
-        prediction = model.predict(image, FOUR_BANDS, noise, GROUPS)
-        assert model.rings is not None
-        tokens = (prediction.tokens, prediction.visible, prediction.mask)
-        hidden, visible = model.rings(*tokens, prediction.code, FOUR_BANDS, GROUPS)
-        masked = prediction.mask.masked
-        errors.append(
-            torch.stack(
-                [ring_error(*each, everywhere, GROUPS) for each in ((hidden, rings, masked), (visible, rings, ~masked))]
-            )
-        )
-        optimiser.zero_grad()
-        errors[-1].sum().backward()
-        optimiser.step()
-    assert (errors[-1] < 0.3 * errors[0]).all()

@@ -216,11 +216,11 @@ def test_shards_that_are_indexed_otherwise_are_other_data(
 
 def test_a_setting_that_came_after_a_run_is_named_and_0_goes_on_without_it() -> None:
     saved = {"model": {"loss": {"fft": 0.1}}}
-    refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "rings": 0.0, "asked": False}}})
+    refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "asked_later": 0.0, "asked": False}}})
     with pytest.raises(
-        InputError, match=r"from before there was model\.loss\.rings \(0\.3 now\); --model\.loss\.rings 0"
+        InputError, match=r"from before there was model\.loss\.asked_later \(0\.3 now\); --model\.loss\.asked_later 0"
     ):
-        refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "rings": 0.3}}})
+        refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "asked_later": 0.3}}})
     with pytest.raises(InputError, match=r"another model\.loss\.fft \(0\.1 then, 0 now\)"):
         refuse_another_run(saved, {"model": {"loss": {"fft": 0}}})
     with pytest.raises(InputError, match=r"another model\.loss\.kind \(None then, hog now\)"):

@@ -65,7 +65,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "patch-group normalised": {"loss": {"normalise": "patch_group"}},
     "spectral loss": {"loss": {"fft": 0.1}},
     "summary of the image": {"loss": {"summary": 0.1}},
-    "rings inside patches": {"loss": {"rings": 0.3}},
     "ideal periodic filter": {"loss": {"edge": "ideal", "extension": "periodic"}},
     "baseline": {"encoder": {"tokens": "plain"}, "decoder": {"stages": 1, "attention": "plain"}},
 }
