@@ -5,7 +5,7 @@
 The encoders are those of a benchmarks/evidence.py at equal time (same --keep; they are taken as they are,
 or trained), and of each variant one with random weights. finetune/scene.py trains each on the same few images of every class,
 drawn by the seed, to the last of a fixed number of steps, so that no score chooses, and is scored on the images that the evidence scores.
-Intervals hold for 95 in 100 drawings of these.
+Intervals hold for 95 in 100 drawings of these and of the seeds.
 """
 
 import argparse

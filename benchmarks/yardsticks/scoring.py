@@ -25,7 +25,7 @@ Measure = Callable[[Tensor], float]  # outcomes of some images, an entry each ->
 
 
 class Interval(NamedTuple):
-    """A share, and the ends between which it lies for 95 in 100 drawings of the scored images; nan for too few images."""
+    """A share, and the ends between which it lies for 95 in 100 drawings of the scored images and of the draws; nan for too few images."""
 
     value: float
     low: float
@@ -59,16 +59,21 @@ def summarise(
 ) -> dict[str, dict[str, Any]]:
     """Of every row its mean score over draws of labels, and how much that is above other rows, in percent.
 
+    For an interval images and draws are drawn anew, the same for all rows: where every draw has a pretraining of its own, the interval
+    counts how much these differ, as far as so few can tell.
+
     Args:
         rows: as of `Answers`.
         others: those rows.
     """
-    count = len(next(iter(rows.values()))[0])
-    picks = torch.from_numpy(np.random.default_rng(seed).integers(count, size=(DRAWS if count >= LEAST else 0, count)))
+    first = next(iter(rows.values()))
+    count, generator = len(first[0]), np.random.default_rng(seed)
+    picks = torch.from_numpy(generator.integers(count, size=(DRAWS if count >= LEAST else 0, count)))
+    among = generator.integers(len(first), size=(len(first), len(picks)))  # draws that stand for each of the draws
     own = {row: [measure(outcome) for outcome in draws] for row, draws in rows.items()}
     drawn = {row: np.array([[measure(each[pick]) for pick in picks] for each in draws]) for row, draws in rows.items()}
     value = {row: float(np.mean(each)) for row, each in own.items()}
-    resampled = {row: each.mean(0) for row, each in drawn.items()}
+    resampled = {row: np.take_along_axis(each, among, 0).mean(0) for row, each in drawn.items()}
     found = {}
     for row in rows:
         found[row] = {

@@ -111,6 +111,16 @@ def test_an_interval_is_that_of_the_images_and_a_gain_is_paired() -> None:
     assert summarise({"raw": [right[:3]]}, share_right, ())["raw"]["score"][1:] == [None, None]  # too few
 
 
+def test_an_interval_counts_how_much_pretrainings_differ() -> None:
+    all_right, none_right = torch.ones(50), torch.zeros(50)
+    found = summarise({"raw": [none_right] * 2, "other": [all_right, none_right]}, share_right, ("raw",))
+    assert found["other"]["score"] == [50.0, 0.0, 100.0]  # of two draws with replacement one in four is twice the first
+    assert found["other"]["above raw"] == [50.0, 0.0, 100.0]
+    assert found["raw"]["score"] == [0.0, 0.0, 0.0]
+    alike = summarise({"raw": [none_right] * 2, "other": [all_right] * 2}, share_right, ("raw",))
+    assert alike["other"]["above raw"] == [100.0, 100.0, 100.0]
+
+
 def test_measures_of_hand_worked_matrices() -> None:
     matrix = torch.tensor([[[50, 10], [20, 20]]])
     assert pixel_accuracy(matrix) == 0.7
