@@ -237,16 +237,17 @@ def _introduce(run: Running, job: Job[Any], layout: Layout) -> None:
 
 
 def refuse_another_run(saved: dict[str, Any], now: dict[str, Any], place: str = "") -> None:
-    """Compare two identities; name the first difference. A setting that came later and is 0 leaves a run as it was."""
+    """Compare two identities; name the first difference. A part of the model that came later, and is off, leaves a run as it was."""
     for key in now:
         old, new, name = saved.get(key), now[key], f"{place}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
             refuse_another_run(old, new, f"{name}.")
-        elif key not in saved and isinstance(new, int | float):
+        elif key not in saved and place.startswith("model.") and isinstance(new, int | float):
             if new:
+                off = "false" if isinstance(new, bool) else "0"
                 raise InputError(
-                    f"the checkpoint belongs to a run from before there was {name} ({new} now); --{name} 0 goes on without it, "
-                    f"or start anew in another --run.dir"
+                    f"the checkpoint belongs to a run from before there was {name} ({new} now); --{name} {off} goes on where that "
+                    f"leaves it out, or start anew in another --run.dir"
                 )
         elif old != new:
             seen = "" if key == "shards" else f" ({old} then, {new} now)"

@@ -221,6 +221,10 @@ def test_a_setting_that_came_after_a_run_is_named_and_0_goes_on_without_it() -> 
         InputError, match=r"from before there was model\.loss\.asked_later \(0\.3 now\); --model\.loss\.asked_later 0"
     ):
         refuse_another_run(saved, {"model": {"loss": {"fft": 0.1, "asked_later": 0.3}}})
+    with pytest.raises(InputError, match=r"--model\.loss\.asked false goes on"):
+        refuse_another_run(saved, {"model": {"loss": {"asked": True}}})
+    with pytest.raises(InputError, match=r"another sensors\.s\.nodata \(None then, 0 now\)"):
+        refuse_another_run({"sensors": {"s": {}}}, {"sensors": {"s": {"nodata": 0}}})  # zeros were pixels then
     with pytest.raises(InputError, match=r"another model\.loss\.fft \(0\.1 then, 0 now\)"):
         refuse_another_run(saved, {"model": {"loss": {"fft": 0}}})
     with pytest.raises(InputError, match=r"another model\.loss\.kind \(None then, hog now\)"):
