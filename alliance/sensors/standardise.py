@@ -16,6 +16,6 @@ def standardise(image: Tensor, mean: Tensor, std: Tensor, *, clamp: float | None
     """
     mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
     value = (image.float() - mean) / std
-    present = torch.isfinite(value.abs().amax(dim=-3, keepdim=True))  # one look at the largest, which takes NaN along
+    present = torch.isfinite(value).all(dim=-3, keepdim=True)
     value = torch.where(present, value, 0.0)
     return (value if clamp is None else value.clamp(-clamp, clamp)), present
