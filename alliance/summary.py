@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alliance.embedding import GroupKernels, reference_bands
+from alliance.encoder import initialise_linear
 from alliance.frequency import dct2
 from alliance.kept import kept
 from alliance.sensors import Sensor
@@ -48,10 +49,7 @@ class SummaryHead(nn.Module):
 
     def reset_parameters(self, encoder_code: nn.Module) -> None:
         """Scaled on the codes that the encoder's band code gives to reference bands; first predictions are nearly zero."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        initialise_linear(self)
         with torch.no_grad():
             self.kernels.reset_parameters(encoder_code(reference_bands()), GAIN)
 
