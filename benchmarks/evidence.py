@@ -5,8 +5,8 @@
 Variants of a model learn from the same images without labels, each for as many steps (--equal steps) or for as long as
 the plain masked autoencoder (--equal time: what a step of each costs is measured first, in turns, in one process; the results
 keep it, so that further variants are added at the same costs). Linear probes of their features are scored on images that none
-has seen, beside raw statistics and the untrained model. Every seed is another pretraining and another draw of labels, the same
-for all rows. Intervals hold for 95 in 100 drawings of the scored images and of the seeds; what each seed gave stands in the
+has seen, beside raw statistics and the untrained model. Every seed is another pretraining with draws of labels of its own,
+the same for all rows. Intervals hold for 95 in 100 drawings of the scored images and of the seeds; what each seed gave stands in the
 file. The same command goes on where an earlier one stopped, and one with more --variants or --seeds trains these
 alone. Settings of launch/pretrain.py behind -- hold for all variants:
 

@@ -21,7 +21,8 @@ NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the votes of neighbours, as in DINO
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse ones of the penalty of a linear probe
 USUAL = 1.0  # where there is too little to choose on
-HELD_OUT = 0.2  # share of the training features on which one of these is chosen
+FOLDS = 5  # of the training features, on each of which in turn one of these is tried
+MANY = 1000  # training features, from which on a single such part tells enough
 ITERATIONS = 10_000  # at most; the optimum of standardised features takes some hundreds
 CHUNK = 1024  # features that are compared at once
 
@@ -91,8 +92,8 @@ def fit_linear(train: Labelled, *, seed: int = 0, strengths: Sequence[float] = S
 
     Args:
         train: features (n, f) and their classes.
-        strengths: inverse ones of the penalty; the one is taken that is best on a held-out part of the training features,
-            every class alike.
+        strengths: inverse ones of the penalty; the one is taken that is best in cross-validation on the training features, of
+            equals the strongest penalty.
     """
     features = train.features.double().numpy()
     mean, std = features.mean(0), features.std(0)
@@ -140,15 +141,17 @@ def regression(strength: float) -> "LogisticRegression":
 
 
 def _best_strength(features: NDArray[np.float64], labels: Labels, seed: int, strengths: Sequence[float]) -> float:
-    """The strongest penalty among the best; the usual one where a class has too few features to hold some out."""
+    """The best in cross-validation, every class alike in all folds; the usual one where a class has too few features for it."""
     counts = np.bincount(labels)
-    kinds = int((counts > 0).sum())
-    held = max(round(HELD_OUT * len(labels)), kinds)
-    if counts[counts > 0].min() < 2 or len(labels) - held < kinds:
+    fewest = int(counts[counts > 0].min())
+    if fewest < 2:
         return USUAL
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
 
-    parts = train_test_split(features, labels, test_size=held, stratify=labels, random_state=seed)
-    own, other, own_labels, other_labels = parts
-    scores = [float(regression(strength).fit(own, own_labels).score(other, other_labels)) for strength in strengths]
-    return strengths[int(np.argmax(scores))]
+    if len(labels) < MANY:
+        folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
+    else:
+        held = max(round(len(labels) / FOLDS), int((counts > 0).sum()))
+        folds = StratifiedShuffleSplit(1, test_size=held, random_state=seed)
+    search = GridSearchCV(regression(USUAL), {"C": sorted(strengths)}, cv=folds, refit=False)
+    return float(search.fit(features, labels).best_params_["C"])

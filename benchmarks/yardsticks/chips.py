@@ -36,6 +36,7 @@ class ChipTask:
     data: ChipSet
     size: int  # pixels, to which images are resized
     per_class: tuple[int, ...] = ()  # labelled images of a draw, one question for each number; none: all of the share
+    draws: int = 1  # of labels for each seed, whose outcomes are averaged
     share: float = 1.0  # the same, of those to learn from
     several: bool = False
     readouts: tuple[ReadOut, ...] = ("groups",)  # the first makes the row of an encoder, others further rows
@@ -62,31 +63,34 @@ class ChipTask:
         number = {chip.name: at for at, chip in enumerate(parts["train"])}
         found = []
         for count, kind in product(self.per_class or (None,), self.probes):
-            draws = [choose_few(parts["train"], seed, per_class=count, share=self.share) for seed in seeds]
-            chosen = [[number[chip.name] for chip in few] for few in draws]
-            rows = {row: self._row(made, row, chosen, seeds, kind) for row in made["train"].features}
-            size = (len(classes), f"{len(draws[-1])} images", f"{len(parts['test'])} images")
+            chosen = {seed: [[number[chip.name] for chip in few] for few in self._labelled(parts["train"], count, seed)]
+                      for seed in seeds}  # fmt: skip
+            rows = {row: self._row(made, row, chosen, kind) for row in made["train"].features}
+            size = (len(classes), f"{len(chosen[seeds[-1]][-1])} images", f"{len(parts['test'])} images")
             few = "" if count == max(self.per_class, default=None) else f", {count} labels a class"
             how = ", nearest neighbours" if kind == "knn" else ""
             measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
             found.append(Answers(f"{self.title}{few}{how}", measured, measure, *size, rows))
         return found
 
+    def _labelled(self, chips: Sequence[Chip], count: int | None, seed: int) -> list[list[Chip]]:
+        """The images that a seed learns from, for each draw of labels."""
+        first = seed * self.draws
+        return [choose_few(chips, draw, per_class=count, share=self.share) for draw in range(first, first + self.draws)]
+
     def _row(
-        self,
-        made: Mapping[str, "Described"],
-        row: str,
-        chosen: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        kind: Kind,
+        self, made: Mapping[str, "Described"], row: str, chosen: Mapping[int, Sequence[Sequence[int]]], kind: Kind
     ) -> list[Tensor]:
-        """Outcomes of one row, for each draw of the images that are learnt from."""
+        """Outcomes of one row, for each seed."""
         answer = several_labels if self.several else partial(one_label, kind=kind)
         train, test = made["train"], made["test"]
         return [
-            answer(train.features[row][few], train.targets[few], test.features[row], test.targets, seed)
-            for few, seed in zip(chosen, seeds, strict=True)
-        ]
+            torch.stack([
+                answer(train.features[row][few], train.targets[few], test.features[row], test.targets, seed)
+                for few in draws
+            ]).mean(0)
+            for seed, draws in chosen.items()
+        ]  # fmt: skip
 
 
 class Described(NamedTuple):

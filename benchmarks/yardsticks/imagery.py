@@ -216,7 +216,7 @@ def open_pines(folder: Path, sensors: Mapping[str, Sensor]) -> Parts:
     return Parts(pieces(0), pieces(1), classes)
 
 
-EUROSAT = ChipTask(title="EuroSAT, RGB: scene", sensor="rgb-uint8", size=64, per_class=(10, 75),
+EUROSAT = ChipTask(title="EuroSAT, RGB: scene", sensor="rgb-uint8", size=64, per_class=(10, 75), draws=5,
                    readouts=("groups", "cls"), probes=("linear", "knn"), data=ChipSet(path=".", image=image_of("rgb-uint8")))  # fmt: skip
 RESISC = replace(EUROSAT, title="RESISC, 12 classes: scene", size=128, per_class=(5, 20))
 BIGEARTHNET = ChipTask(title="BigEarthNet, Sentinel-2: several labels", sensor="sentinel2-l2a", size=120, several=True,

@@ -1,24 +1,27 @@
 """Tasks on real images: what stands for an image, which labels are drawn, what an interval is, what is learnt from."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 
 from alliance.encoder import AllianceEncoder, EncoderConfig
 from alliance.sensors import Band, Sensor
 from alliance.sensors.catalog import find_sensor
 from benchmarks.evidence import of_all_seeds
-from benchmarks.yardsticks.chips import one_label, several_labels
+from benchmarks.yardsticks.chips import ChipTask, image_of, one_label, several_labels
 from benchmarks.yardsticks.dense import DenseTask, Parts, Pieces, Question, draw_pixels, joined
 from benchmarks.yardsticks.describing import all_places, image_statistics, read_by, whole_images
 from benchmarks.yardsticks.imagery import SETS, blocks_of_pines, halves_of_terramesh, open_terramesh, sites_of_oscd
 from benchmarks.yardsticks.pad import stacked_set
 from benchmarks.yardsticks.scoring import Answers, change_f1, mean_iou, pixel_accuracy, share_right, summarise
 from benchmarks.yardsticks.table import table
+from datasets.chips.chip import ChipSet
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.parse import find_set
 from datasets.labelled.tiles import Sample, Tiles
@@ -138,6 +141,24 @@ def test_labels_that_features_tell_are_told_and_one_that_never_varies_has_its_sh
     one = torch.eye(2)[targets[:, 0].long()]
     for kind in ("linear", "knn"):
         assert one_label(features[:40], one[:40], features[40:], one[40:], 0, kind).mean() > 0.9
+
+
+def test_a_seed_is_told_by_several_draws_of_labels(tmp_path: Path) -> None:
+    """The outcome of an image is the share of draws that are right: two draws of seed 1 are those of seeds 2 and 3."""
+    draw = np.random.default_rng(0)
+    for kind, level in (("dark", 100), ("light", 130)):
+        for number in range(20):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            image = np.clip(draw.normal(level, 40, (16, 16, 3)) + draw.normal(0, 25), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(tmp_path / kind / f"{number}.png")
+    sensor = find_sensor("rgb-uint8").with_statistics([115.0] * 3, [40.0] * 3)
+    task = ChipTask(
+        title="t", sensor=sensor.name, size=16, per_class=(2,), data=ChipSet(path=".", image=image_of(sensor.name))
+    )
+    (one,) = task.answers(tmp_path, {}, {sensor.name: sensor}, [2, 3])
+    (both,) = replace(task, draws=2).answers(tmp_path, {}, {sensor.name: sensor}, [1])
+    assert 0.5 < both.rows["raw"][0].mean() < 1 and not torch.equal(*one.rows["raw"])
+    torch.testing.assert_close(both.rows["raw"][0], (one.rows["raw"][0] + one.rows["raw"][1]) / 2)
 
 
 def test_pixels_that_one_band_tells_are_told_and_the_table_says_so(tmp_path: Path) -> None:
