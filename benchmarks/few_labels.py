@@ -45,15 +45,16 @@ def encoders_of(plan: Plan, steps: Mapping[str, int], seed: int) -> dict[str, Pa
     return found
 
 
-def tuned(task: ChipTask, folder: Path, encoder: Path, run: Path, labels: int, steps: int, seed: int) -> Tensor:
+def tuned(task: ChipTask, folder: Path, encoder: Path, run: Path, options: argparse.Namespace, seed: int) -> Tensor:
     """Where the network that was trained on a few images is right, 1 or 0 for every scored image, in the order of their names."""
+    steps = options.steps
     settings = {
         "run.dir": run, "run.seed": seed, "run.steps": steps, "run.save_every": steps, "run.log_every": steps,
         "run.picture_every": "null", "run.page": "false", "evaluate_every": steps, "checkpoint": encoder,
         "data.path": folder.resolve(), "data.image.sensor": task.sensor, "data.image.statistics": "dataset",
-        "data.split": "[0.5,0.0,0.5]", "data.split_seed": SPLIT_SEED, "data.per_class": labels, "data.size": task.size,
+        "data.split": "[0.5,0.0,0.5]", "data.split_seed": SPLIT_SEED, "data.per_class": options.labels, "data.size": task.size,
         "data.workers": 0, "model.readout": "groups", "model.encoder.mode": "full", "model.encoder.layer_decay": 0.75,
-        "optim.batch": 32, "optim.lr": 1e-3, "optim.warmup": 0.1,
+        "optim.batch": 32, "optim.lr": options.rate, "optim.warmup": 0.1,
     }  # fmt: skip
     if not (run / "predictions.csv").exists():
         call("finetune/scene.py", *(text for key, each in settings.items() for text in (f"--{key}", each)))
@@ -75,9 +76,9 @@ def compare(imagery: Imagery, options: argparse.Namespace, evidence: Mapping[str
     found: dict[str, list[Tensor]] = {}
     for seed in options.seeds:
         for row, encoder in encoders_of(plan, evidence, seed).items():
-            name = f"{row.replace(' ', '_')}_{evidence[row.removeprefix(UNLEARNT)]}_{options.labels}_{options.steps}_{seed}"
-            run = plan.place / "tuned" / name
-            outcome = tuned(task, plan.folder, encoder, run, options.labels, options.steps, seed)
+            told = (evidence[row.removeprefix(UNLEARNT)], options.labels, options.steps, options.rate, seed)
+            run = plan.place / "tuned" / "_".join([row.replace(" ", "_"), *map(str, told)])
+            outcome = tuned(task, plan.folder, encoder, run, options, seed)
             found.setdefault(row, []).append(outcome)
             print(f"{imagery.name}, seed {seed}, {row}: {outcome.mean():.1%}", file=sys.stderr, flush=True)
     return summarise(found, share_right, list(found))
@@ -86,7 +87,7 @@ def compare(imagery: Imagery, options: argparse.Namespace, evidence: Mapping[str
 def table(results: Mapping[str, dict]) -> str:
     """A line per set and row: score, and what it is above the plain autoencoder's and above the same with random weights."""
     lines = [
-        "| set, labels a class | row | score | above baseline | above its untrained self |",
+        "| set, labels a class, rate | row | score | above baseline | above its untrained self |",
         "|---|---|---|---|---|",
     ]
     for title, each in results.items():
@@ -110,8 +111,9 @@ def main() -> None:
                     f"{options.evidence} has no {lacking[0]} of {imagery.name} at equal time; run benchmarks/evidence.py with it"
                 )
             steps = {name: known[name] for name in options.variants}
-            told = {"labels": options.labels, "steps": options.steps, "seeds": options.seeds, "pretraining": steps}
-            key = f"{imagery.name}, {options.labels}"
+            told = {"labels": options.labels, "steps": options.steps, "rate": options.rate, "seeds": options.seeds}
+            told |= {"pretraining": steps}
+            key = f"{imagery.name}, {options.labels}, {options.rate}"
             results[key] = told | {"rows": compare(imagery, options, steps)}
             write_results(options.out, results)
     print(table(results))
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--variants", nargs="+", choices=VARIANTS, default=[FULL, PLAIN], help="default %(default)s")
     add("--labels", type=int, default=10, help="images of every class that are learnt from (default %(default)s)")
     add("--steps", type=int, default=200, help="of fine-tuning (default %(default)s)")
+    add("--rate", type=float, default=1e-3, help="of learning (default %(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default %(default)s")
     return parser
 

@@ -11,12 +11,10 @@ import argparse
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
@@ -33,7 +31,6 @@ def main() -> None:
     """Run what is missing in the file of results, and print the table."""
     options = _parser().parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", ConvergenceWarning)  # probes take 300 iterations at most
     options.out = options.out.resolve()
     if options.pad:
         from benchmarks.yardsticks.pad import compare
