@@ -15,7 +15,7 @@ from alliance.encoder import AllianceEncoder
 from alliance.readout import ReadOut
 from alliance.sensors import Sensor
 from benchmarks.yardsticks.describing import Describe, whole_images
-from benchmarks.yardsticks.scoring import Answers, average_precision, share_right
+from benchmarks.yardsticks.scoring import Answers, average_precision, draws_of, share_right
 from datasets.chips.chip import Chip, ChipSet
 from datasets.chips.labels import find_chips
 from datasets.chips.reading import Chips, resized
@@ -60,37 +60,36 @@ class ChipTask:
             opened = Chips(part, chips, classes, source)
             features = _described(opened, self.size, whole_images(encoders, sensor, self.readouts))
             made[part] = Described(features, opened.targets)
-        number = {chip.name: at for at, chip in enumerate(parts["train"])}
         found = []
         for count, kind in product(self.per_class or (None,), self.probes):
-            chosen = {seed: [[number[chip.name] for chip in few] for few in self._labelled(parts["train"], count, seed)]
-                      for seed in seeds}  # fmt: skip
+            chosen = [self._chosen(parts["train"], count, seed) for seed in seeds]
             rows = {row: self._row(made, row, chosen, kind) for row in made["train"].features}
-            size = (len(classes), f"{len(chosen[seeds[-1]][-1])} images", f"{len(parts['test'])} images")
+            learnt = max(map(len, chosen[-1].values()))
+            size = (len(classes), f"{learnt} images", f"{len(parts['test'])} images")
             few = "" if count == max(self.per_class, default=None) else f", {count} labels a class"
             how = ", nearest neighbours" if kind == "knn" else ""
             measured, measure = ("mAP micro", average_precision) if self.several else ("OA", share_right)
             found.append(Answers(f"{self.title}{few}{how}", measured, measure, *size, rows))
         return found
 
-    def _labelled(self, chips: Sequence[Chip], count: int | None, seed: int) -> list[list[Chip]]:
-        """The images that a seed learns from, for each draw of labels."""
-        first = seed * self.draws
-        return [choose_few(chips, draw, per_class=count, share=self.share) for draw in range(first, first + self.draws)]
+    def _chosen(self, chips: Sequence[Chip], count: int | None, seed: int) -> dict[int, list[int]]:
+        """Places of the chips that are learnt from, for each draw of labels of a seed."""
+        place = {chip.name: at for at, chip in enumerate(chips)}
+        draws = draws_of(seed, self.draws)
+        few = {draw: choose_few(chips, draw, per_class=count, share=self.share) for draw in draws}
+        return {draw: [place[chip.name] for chip in each] for draw, each in few.items()}
 
     def _row(
-        self, made: Mapping[str, "Described"], row: str, chosen: Mapping[int, Sequence[Sequence[int]]], kind: Kind
+        self, made: Mapping[str, "Described"], row: str, chosen: Sequence[Mapping[int, Sequence[int]]], kind: Kind
     ) -> list[Tensor]:
         """Outcomes of one row, for each seed."""
         answer = several_labels if self.several else partial(one_label, kind=kind)
         train, test = made["train"], made["test"]
-        return [
-            torch.stack([
-                answer(train.features[row][few], train.targets[few], test.features[row], test.targets, seed)
-                for few in draws
-            ]).mean(0)
-            for seed, draws in chosen.items()
-        ]  # fmt: skip
+
+        def outcome(few: Sequence[int], draw: int) -> Tensor:
+            return answer(train.features[row][few], train.targets[few], test.features[row], test.targets, draw)
+
+        return [torch.stack([outcome(few, draw) for draw, few in each.items()]).mean(0) for each in chosen]
 
 
 class Described(NamedTuple):

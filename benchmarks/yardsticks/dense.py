@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from alliance.encoder import AllianceEncoder
 from alliance.sensors import Sensor
 from benchmarks.yardsticks.describing import Places, all_places
-from benchmarks.yardsticks.scoring import MEASURES, Answers
+from benchmarks.yardsticks.scoring import MEASURES, Answers, draws_of
 from datasets.imagery.labels import IGNORE
 from datasets.labelled.tiles import Sample
 from engine.probing import Labelled, LinearProbe, fit_linear
@@ -61,6 +62,7 @@ class DenseTask:
     open: Callable[[Path, Mapping[str, Sensor]], Parts]
     patch: int  # pixels, of raw statistics
     per_class: int | None = None  # labelled pixels of a draw; None: of half the pieces, `MOST` in all
+    draws: int = 1  # of labels for each seed, whose outcomes are added up
 
     def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
@@ -72,19 +74,26 @@ class DenseTask:
         seen = [_learnt(parts.train, piece, makers) for piece in range(parts.train.number)]
         owner = np.repeat(np.arange(len(seen)), [len(each.labels) for each in seen])
         labels = np.concatenate([each.labels for each in seen])
-        draws = [draw_pixels(owner, labels, seed, self.per_class) for seed in seeds]
-        probes = {
-            (question, row): [
-                fit_linear(
-                    Labelled(joined(question, _stacked(seen, row))[draw], labels[draw]), seed=seed, strengths=STRENGTHS
-                )
-                for seed, draw in zip(seeds, draws, strict=True)
+        draws = [
+            {draw: draw_pixels(owner, labels, draw, self.per_class) for draw in draws_of(seed, self.draws)}
+            for seed in seeds
+        ]
+        probes = {}
+        for question, row in product(self.questions, makers):
+            features = joined(question, _stacked(seen, row))
+            probes[question, row] = [
+                [
+                    fit_linear(Labelled(features[few], labels[few]), seed=draw, strengths=STRENGTHS)
+                    for draw, few in each.items()
+                ]
+                for each in draws
             ]
-            for question in self.questions
-            for row in makers
-        }
         outcomes = _scored(parts, makers, probes)
-        size = (parts.classes, f"{len(draws[-1])} pixels", f"{len(set(parts.test.units))} images")
+        size = (
+            parts.classes,
+            f"{len(max(draws[-1].values(), key=len))} pixels",
+            f"{len(set(parts.test.units))} images",
+        )
         return [
             Answers(
                 question.title,
@@ -143,19 +152,21 @@ def _stacked(seen: Sequence[Learnt], row: str) -> Features:
 
 
 def _scored(
-    parts: Parts, makers: Mapping[str, Places], probes: Mapping[tuple[Question, str], Sequence[LinearProbe]]
+    parts: Parts, makers: Mapping[str, Places], probes: Mapping[tuple[Question, str], Sequence[Sequence[LinearProbe]]]
 ) -> dict[tuple[Question, str], list[Tensor]]:
-    """Confusion matrices of every image that is scored (n, k, k), for each draw."""
+    """Confusion matrices of every image that is scored (n, k, k), for each seed those of its probes together."""
     k, names = parts.classes, list(dict.fromkeys(parts.test.units))
     found = {key: [torch.zeros(len(names), k, k) for _ in each] for key, each in probes.items()}
     for number in range(parts.test.number):
         sample, unit = _whole(parts.test.read(number), makers), names.index(parts.test.units[number])
         for row, maker in makers.items():
             features = {role: describe(sample.images[role]) for role, describe in maker.of.items()}
-            for (question, other), learnt in probes.items():
-                for outcome, probe in zip(found[question, other], learnt if other == row else (), strict=other == row):
-                    answers = torch.from_numpy(probe.classes(joined(question, features)))
-                    outcome[unit] += _confusion(sample.label, answers, maker.patch, k)
+            for question in dict.fromkeys(question for question, _ in probes):
+                queries = joined(question, features)
+                for outcome, learnt in zip(found[question, row], probes[question, row], strict=True):
+                    for probe in learnt:
+                        answers = torch.from_numpy(probe.classes(queries))
+                        outcome[unit] += _confusion(sample.label, answers, maker.patch, k)
     return found
 
 

@@ -54,6 +54,11 @@ class Answers(NamedTuple):
         return told | {"rows": summarise(self.rows, self.measure, others)}
 
 
+def draws_of(seed: int, count: int) -> range:
+    """Numbers of so many draws of labels of a seed; no two seeds share one."""
+    return range(seed * count, (seed + 1) * count)
+
+
 def summarise(
     rows: Mapping[str, Sequence[Tensor]], measure: Measure, others: Sequence[str], *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:

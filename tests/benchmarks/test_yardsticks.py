@@ -183,6 +183,13 @@ def test_pixels_that_one_band_tells_are_told_and_the_table_says_so(tmp_path: Pat
     scores = {row: each["score"][0] for row, each in record["rows"].items()}
     assert list(scores) == ["raw", "pixels", "pretrained"] and scores["pixels"] > 97
     assert 50 < scores["raw"] < 80
+    (one,), (both,) = (
+        each.answers(tmp_path, encoders, {"two": TWO}, seeds)
+        for each, seeds in ((task, [2, 3]), (replace(task, draws=2), [1]))
+    )
+    assert all(
+        torch.equal(both.rows[row][0], one.rows[row][0] + one.rows[row][1]) for row in one.rows
+    )  # draws of a seed, added up
     line = table({"set": {"tasks": [record], "steps": 3, "seconds": 1.0}}).splitlines()[2]
     assert line.startswith("| bright (OA; 2) | 1008 pixels / 8 images |") and f"| {scores['pixels']:.1f} (" in line
 
