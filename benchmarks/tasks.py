@@ -3,7 +3,7 @@
 For every set that is in the folder, a nano encoder learns from images without labels for some minutes, none of them scored later.
 Linear probes of its features stand beside those of the same encoder without training, of Galileo nano where its bands are there,
 of raw statistics (mean, deviation, radial log power; of pixels: mean and deviation of the patch) and of the pixels' values. Every
-row gets the same labels, three times drawn. With --budget 2 all takes about 35 minutes on one core. Results are written set by
+row gets the same labels, drawn anew for each of three seeds. With --budget 2 all takes about 35 minutes on one core. Results are written set by
 set; the same command goes on where an earlier one stopped. --pad compares PAD on floods with each image alone and early fusion.
 """
 

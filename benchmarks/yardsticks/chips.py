@@ -36,8 +36,8 @@ class ChipTask:
     data: ChipSet
     size: int  # pixels, to which images are resized
     per_class: tuple[int, ...] = ()  # labelled images of a draw, one question for each number; none: all of the share
-    draws: int = 1  # of labels for each seed, whose outcomes are averaged
     share: float = 1.0  # the same, of those to learn from
+    draws: int = 1  # of labels for each seed, whose outcomes are averaged
     several: bool = False
     readouts: tuple[ReadOut, ...] = ("groups",)  # the first makes the row of an encoder, others further rows
     probes: tuple[Kind, ...] = ("linear",)  # of one label; each asks for itself
