@@ -62,7 +62,7 @@ class DenseTask:
     open: Callable[[Path, Mapping[str, Sensor]], Parts]
     patch: int  # pixels, of raw statistics
     per_class: int | None = None  # labelled pixels of a draw; None: of half the pieces, `MOST` in all
-    draws: int = 1  # of labels for each seed, whose outcomes are added up
+    draws: int = 5  # of labels for each seed, whose outcomes are added up
 
     def answers(
         self, folder: Path, encoders: Mapping[str, AllianceEncoder], sensors: Mapping[str, Sensor], seeds: Sequence[int]
@@ -89,11 +89,8 @@ class DenseTask:
                 for each in draws
             ]
         outcomes = _scored(parts, makers, probes)
-        size = (
-            parts.classes,
-            f"{len(max(draws[-1].values(), key=len))} pixels",
-            f"{len(set(parts.test.units))} images",
-        )
+        learnt = max(map(len, draws[-1].values()))
+        size = (parts.classes, f"{learnt} pixels", f"{len(set(parts.test.units))} images")
         return [
             Answers(
                 question.title,

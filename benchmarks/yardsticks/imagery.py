@@ -245,29 +245,26 @@ SETS = (
         name="dubai", patch=8, tile=128, unlabelled=images_of("dubai", "train", {"optical": "rgb-uint8"}),
         tasks=(
             DenseTask(questions=(Question("Dubai: segmentation", ("optical",)),), sensors={"optical": "rgb-uint8"},
-                      open=described("dubai", HALVES, Cut(256)), patch=8, draws=5),
+                      open=described("dubai", HALVES, Cut(256)), patch=8),
             DUBAI,
         ),
     ),
     Imagery(name="bigearthnet", unlabelled=chips_of(BIGEARTHNET, folders=True), tasks=(BIGEARTHNET,), patch=8),
     Imagery(
         name="ombria_flood", patch=4, unlabelled=images_of("ombria-flood", "train", OMBRIA),
-        tasks=(DenseTask(questions=FLOODS, sensors=OMBRIA, open=described("ombria-flood", HALVES, None, every=2), patch=4,
-                         draws=5),),
+        tasks=(DenseTask(questions=FLOODS, sensors=OMBRIA, open=described("ombria-flood", HALVES, None, every=2), patch=4),),
     ),
     Imagery(
         name="oscd", patch=4, tile=56, unlabelled=sites_of_oscd,
-        tasks=(DenseTask(questions=(SITES,), sensors=dict.fromkeys(SITES.roles, "sentinel2-l1c"), open=open_oscd, patch=4,
-                         draws=5),),
+        tasks=(DenseTask(questions=(SITES,), sensors=dict.fromkeys(SITES.roles, "sentinel2-l1c"), open=open_oscd, patch=4),),
     ),
     Imagery(
         name="indian_pines", patch=2, tile=BLOCK, unlabelled=unlabelled_pines,
-        tasks=(DenseTask(questions=(PINES,), sensors={"passive": AVIRIS.name}, open=open_pines, patch=2, per_class=20,
-                         draws=5),),
+        tasks=(DenseTask(questions=(PINES,), sensors={"passive": AVIRIS.name}, open=open_pines, patch=2, per_class=20),),
     ),
     Imagery(
         name="terramesh_tiles", patch=4, tile=56, unlabelled=halves_of_terramesh,
         tasks=(DenseTask(questions=COVER, sensors={role: name for role, (name, _) in TERRAMESH.items()}, open=open_terramesh,
-                         patch=4, draws=5),),
+                         patch=4),),
     ),
 )  # fmt: skip

@@ -25,7 +25,7 @@ Measure = Callable[[Tensor], float]  # outcomes of some images, an entry each ->
 
 
 class Interval(NamedTuple):
-    """A share, and the ends between which it lies for 95 in 100 drawings of the scored images and of the draws; nan for too few images."""
+    """A share, and the ends between which it lies for 95 in 100 drawings of the scored images and of the seeds; nan for too few images."""
 
     value: float
     low: float
@@ -45,7 +45,9 @@ class Answers(NamedTuple):
     classes: int
     learnt: str
     scored: str
-    rows: dict[str, list[Tensor]]  # outcomes (n, ...) of the n images for each draw of labels, the same in all rows
+    rows: dict[
+        str, list[Tensor]
+    ]  # outcomes (n, ...) of the n images for each seed, over the same draws of labels in all rows
 
     def record(self, others: Sequence[str] = (RAW, UNTRAINED)) -> dict[str, Any]:
         """What is written of it; see `summarise`."""
@@ -62,9 +64,9 @@ def draws_of(seed: int, count: int) -> range:
 def summarise(
     rows: Mapping[str, Sequence[Tensor]], measure: Measure, others: Sequence[str], *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Of every row its mean score over draws of labels, and how much that is above other rows, in percent.
+    """Of every row its mean score over the seeds, and how much that is above other rows, in percent.
 
-    For an interval images and draws are drawn anew, the same for all rows: where every draw has a pretraining of its own, the interval
+    For an interval images and seeds are drawn anew, the same for all rows: where every seed has a pretraining of its own, the interval
     counts how much these differ, as far as so few can tell.
 
     Args:

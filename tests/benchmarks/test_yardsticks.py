@@ -172,7 +172,7 @@ def test_pixels_that_one_band_tells_are_told_and_the_table_says_so(tmp_path: Pat
 
     parts = Parts(Pieces(8, piece, list("abcdefgh")), Pieces(8, lambda n: piece(n + 8), list("abcdefgh")), 2)
     task = DenseTask(questions=(Question("bright", ("optical",), measured="OA"),), sensors={"optical": "two"},
-                     open=lambda *_: parts, patch=4)  # fmt: skip
+                     open=lambda *_: parts, patch=4, draws=1)  # fmt: skip
     encoders = {"pretrained": AllianceEncoder(SMALL, [TWO]).eval()}
     (found,) = task.answers(tmp_path, encoders, {"two": TWO}, range(2))
     record = found.record()
